@@ -27,7 +27,9 @@ class Entry:
         return self.n_parameters * bytes_per_parameter / 1e9
 
 
-def _llama(layers: int, d: int, heads: int, kv: int, mlp: int, vocab: int, *, head_dim: int = 0, tied=False, qkv_bias=False):
+def _llama(
+    layers: int, d: int, heads: int, kv: int, mlp: int, vocab: int, *, head_dim: int = 0, tied=False, qkv_bias=False
+):
     head_dim = head_dim or d // heads
     attention = d * head_dim * (2 * heads + 2 * kv) + (head_dim * (heads + 2 * kv) if qkv_bias else 0)
     return vocab * d * (1 if tied else 2) + layers * (attention + 3 * d * mlp + 2 * d) + d
@@ -59,7 +61,9 @@ def _entries() -> list[Entry]:
         n = _llama(*shape, **more)
         for twin in ("", "-Instruct"):
             alias = f"llama-{version}-{size}{twin.lower()}"
-            out.append(Entry(alias, f"meta-llama/{prefix}{twin}", "llama-3", shape[0], shape[1], n, "bfloat16", gated=True))
+            out.append(
+                Entry(alias, f"meta-llama/{prefix}{twin}", "llama-3", shape[0], shape[1], n, "bfloat16", gated=True)
+            )
     for size, shape, tied in (
         ("0.5B", (24, 896, 14, 2, 4864, 151936), True), ("1.5B", (28, 1536, 12, 2, 8960, 151936), True),
         ("3B", (36, 2048, 16, 2, 11008, 151936), True), ("7B", (28, 3584, 28, 4, 18944, 152064), False),

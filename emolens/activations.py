@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -186,7 +186,11 @@ class Activations:
         for prefix in ("neutral_tokens.", ""):
             if (prefix or "self.") in metadata:
                 header = json.loads(metadata[prefix or "self."])
-                own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix) and "." not in k[len(prefix) :]}
+                own = {
+                    k.removeprefix(prefix): t
+                    for k, t in tensors.items()
+                    if k.startswith(prefix) and "." not in k[len(prefix) :]
+                }
                 parts[prefix] = Activations(
                     hook_point=header["hook_point"],
                     layers=tuple(header["layers"]),
@@ -298,21 +302,23 @@ def collect(
     plans = [_plan(e, pooling, i, labels[i]["id"]) for i, e in enumerate(encoded)]
     used = [i for i, plan in enumerate(plans) if plan]
     if not used:
-        raise ValueError(f"every text is shorter than skip={pooling.skip} tokens; lower skip, or use short='second_half'")
+        raise ValueError(
+            f"every text is shorter than skip={pooling.skip} tokens; lower skip, or use short='second_half'"
+        )
     samples = {i: _plan(encoded[i], sampling, i, "") for i in used if sampling and labels[i]["split"] == "neutral"}
 
     passes = _Pass(hook_point, layers, pooling.kind == "tokens")
     device = getattr(model.cfg, "device", "cpu")
-    with tqdm(total=sum(len(encoded[i].ids) for i in used), unit="tok", unit_scale=True, disable=not progress, delay=0.5) as bar:
+    with tqdm(
+        total=sum(len(encoded[i].ids) for i in used), unit="tok", unit_scale=True, disable=not progress, delay=0.5
+    ) as bar:
         bar.set_description(f"{hook_point} of {len(used)} texts")
         for batch in _batches(encoded, used, batch_tokens, batch_size):
             _forward(model, passes, encoded, plans, samples, batch, padding_side, device)
             bar.update(sum(len(encoded[i].ids) for i in batch))
 
     renumber = {old: new for new, old in enumerate(used)}
-    infos = tuple(
-        TextInfo(**labels[i], sha256=text_hash(encoded[i].text), n_tokens=len(encoded[i].ids)) for i in used
-    )
+    infos = tuple(TextInfo(**labels[i], sha256=text_hash(encoded[i].text), n_tokens=len(encoded[i].ids)) for i in used)
     record = {
         "model": info,
         "prepend_bos": prepend_bos,
@@ -342,7 +348,11 @@ def check_layers(model: HookedModel, hook_point: HookPoint, layers: Sequence[int
             raise ValueError(f"layer {layer!r} does not exist; this model has layers 0 to {n - 1}")
         # an unknown name is silently ignored by one backend and an empty cache in another
         if hook_name(hook_point, layer) not in model.hook_dict:
-            have = [p for p in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") if hook_name(p, layer) in model.hook_dict]  # type: ignore[arg-type]
+            have = [
+                p
+                for p in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+                if hook_name(p, layer) in model.hook_dict
+            ]  # type: ignore[arg-type]
             hint = " (a parallel-residual model adds attention and MLP at once)" if hook_point == "resid_mid" else ""
             raise KeyError(f"this model has no {hook_name(hook_point, layer)}{hint}; it has: {', '.join(have)}")
     return layers
@@ -404,7 +414,11 @@ def _plan(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:
             return []
         raise ValueError(
             f"text {name or index} has {n} tokens, nothing is left after the first {start}"
-            + ("; lower skip, or use short='second_half' or 'skip'" if n > 1 else "; one token is only an attention sink")
+            + (
+                "; lower skip, or use short='second_half' or 'skip'"
+                if n > 1
+                else "; one token is only an attention sink"
+            )
         )
     positions = list(range(start, n))
     if pooling.limit is not None and len(positions) > pooling.limit:
@@ -416,7 +430,9 @@ def _plan(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:
 def _span(span: tuple[int, int] | str, text: str, index: int) -> tuple[int, int]:
     if isinstance(span, str):
         if not span or text.count(span) != 1:
-            raise ValueError(f"char_span: {span!r} occurs {text.count(span) if span else 0} times in text {index}; it must occur once")
+            raise ValueError(
+                f"char_span: {span!r} occurs {text.count(span) if span else 0} times in text {index}; it must occur once"
+            )
         start = text.index(span)
         return start, start + len(span)
     start, end = span
@@ -448,7 +464,9 @@ class _Pass:
         self.histogram = torch.zeros((len(layers), NORM_BINS), dtype=torch.int64)
         self.sinks: list[Tensor] = []
 
-    def result(self, part: str, renumber: dict[int, int], texts: tuple[TextInfo, ...], info: dict[str, Any]) -> Activations:
+    def result(
+        self, part: str, renumber: dict[int, int], texts: tuple[TextInfo, ...], info: dict[str, Any]
+    ) -> Activations:
         pieces = self.parts[part]
         text = torch.tensor([renumber[i] for p in pieces for i in p["text"]])
         position = torch.tensor([q for p in pieces for q in p["position"]])
@@ -525,16 +543,22 @@ def _forward(
             ordinary_at["main"] &= ordinary[main[0], main[1]].cpu()
         else:
             w = weight * ordinary
-            w = torch.where(w.sum(-1, keepdim=True) > 0, w, weight)  # "last" or a span may be the first token, if asked for
+            w = torch.where(
+                w.sum(-1, keepdim=True) > 0, w, weight
+            )  # "last" or a span may be the first token, if asked for
             # the sum runs in float32 whatever the model's dtype
             pooled[slot] = torch.einsum("bpd,bp->bd", x, w / w.sum(-1, keepdim=True)).cpu()
         if len(sample[0]):
             tokens_at["sample"][slot] = x[sample[0], sample[1]].cpu()
             ordinary_at["sample"] &= ordinary[sample[0], sample[1]].cpu()
 
-    hooks = [(hook_name(passes.hook_point, layer), partial(hook, slot=slot)) for slot, layer in enumerate(passes.layers)]
+    hooks = [
+        (hook_name(passes.hook_point, layer), partial(hook, slot=slot)) for slot, layer in enumerate(passes.layers)
+    ]
     hooks.append(("hook_embed", partial(hook, slot=-1)))
-    with torch.no_grad():  # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
+    with (
+        torch.no_grad()
+    ):  # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
         model.run_with_hooks(
             tokens, attention_mask=mask, return_type=None, stop_at_layer=max(passes.layers) + 1, fwd_hooks=hooks
         )
@@ -546,7 +570,13 @@ def _forward(
         at, text, position = pooled, list(batch), [-1] * b
         ordinary = torch.ones(b, dtype=torch.bool)
     passes.parts["main"].append(
-        {"rows": torch.stack([at[s] for s in slots], 1), "embed": at[-1], "text": text, "position": position, "ordinary": ordinary}
+        {
+            "rows": torch.stack([at[s] for s in slots], 1),
+            "embed": at[-1],
+            "text": text,
+            "position": position,
+            "ordinary": ordinary,
+        }
     )
     passes.sinks.append(sinks)
     if len(sample[0]):
@@ -586,18 +616,23 @@ def histogram_median(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " lay
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write beside the target and move into place: a reader never sees half a file."""
+    """Write tensors with their metadata, whole or not at all."""
+    with written_whole(path) as part:
+        save_file(tensors, part, metadata)
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-    os.close(handle)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_safetensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

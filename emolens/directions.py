@@ -138,7 +138,9 @@ class EmotionDirections:
         """
         layer = self.layer if layer is None else layer
         if layer not in self.layers:
-            raise ValueError(f"layer {layer} has no directions here; there are layers {', '.join(map(str, self.layers))}")
+            raise ValueError(
+                f"layer {layer} has no directions here; there are layers {', '.join(map(str, self.layers))}"
+            )
         return self.layers.index(layer)
 
     def at(self, layers: int | Sequence[int]) -> EmotionDirections:
@@ -206,7 +208,9 @@ class EmotionDirections:
             ValueError: if there is more than one direction here.
         """
         if len(self.emotions) != 1:
-            raise ValueError(f"nearest() is of one direction, here are {len(self.emotions)}; take one, as in v['{self.emotions[0]}']")
+            raise ValueError(
+                f"nearest() is of one direction, here are {len(self.emotions)}; take one, as in v['{self.emotions[0]}']"
+            )
         whole = self.among or self
         cosine = einsum(self.unit(layer), whole.unit(layer), "one d_model, emotion d_model -> emotion")
         ranked = sorted(zip(whole.emotions, cosine.tolist(), strict=True), key=lambda pair: -pair[1])
@@ -225,7 +229,13 @@ class EmotionDirections:
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not np.isfinite(factor):
             raise TypeError(f"directions are multiplied by a finite number, not {factor!r}")
         names = tuple(f"{factor:g} {e}" for e in self.emotions)
-        return replace(self, emotions=names, vectors=self.vectors * factor, calibration=None, operands=self.operands or self.emotions)
+        return replace(
+            self,
+            emotions=names,
+            vectors=self.vectors * factor,
+            calibration=None,
+            operands=self.operands or self.emotions,
+        )
 
     __rmul__ = __mul__
 
@@ -254,7 +264,10 @@ class EmotionDirections:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with JSON metadata, atomically. No pickle, no paths of this machine."""
-        tensors = {k: getattr(self, k).contiguous() for k in ("vectors", "reference", "neutral_mean", "norm_median", "reliability")}
+        tensors = {
+            k: getattr(self, k).contiguous()
+            for k in ("vectors", "reference", "neutral_mean", "norm_median", "reliability")
+        }
         if self.calibration is not None:
             for k in Calibration.__dataclass_fields__:
                 tensors[f"calibration.{k}"] = getattr(self.calibration, k).contiguous()
@@ -290,7 +303,9 @@ def _model_key(info: Mapping[str, Any]) -> tuple[Any, ...]:
 
 # --- the estimators ---------------------------------------------------------------------------------------------------
 
-Fit = Callable[[Float[Tensor, "text layer d_model"], Int[Tensor, " text"], list[str]], Float[Tensor, "emotion layer d_model"]]
+Fit = Callable[
+    [Float[Tensor, "text layer d_model"], Int[Tensor, " text"], list[str]], Float[Tensor, "emotion layer d_model"]
+]
 
 
 def mean_difference(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
@@ -342,7 +357,9 @@ def antonym_contrast(
         raise ValueError("no antonyms known: give antonyms={'joy': 'sadness', ...}")
     for a, b in pairs.items():
         if a not in names or b not in names:
-            raise ValueError(f"antonym pair {a!r}, {b!r}: both must be among the collected emotions: {', '.join(names)}")
+            raise ValueError(
+                f"antonym pair {a!r}, {b!r}: both must be among the collected emotions: {', '.join(names)}"
+            )
     chosen = [n for n in names if n in pairs]
 
     def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
@@ -376,7 +393,9 @@ def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> Emoti
             mean = stack.mean(1)
             first = torch.linalg.svd(stack, full_matrices=False).Vh[:, 0]
             along = einsum(first, mean, "layer d_model, layer d_model -> layer")
-            out.append(first * torch.where(along < 0, -1.0, 1.0)[:, None] * torch.linalg.vector_norm(mean, dim=-1)[:, None])
+            out.append(
+                first * torch.where(along < 0, -1.0, 1.0)[:, None] * torch.linalg.vector_norm(mean, dim=-1)[:, None]
+            )
         return torch.stack(out)
 
     return _directions(acts, fit, "pca", remove_neutral, n_folds=4)
@@ -415,7 +434,9 @@ def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
         for k in range(rows.shape[1]):
             x = rows[:, k].double().numpy()
             scale = np.where(x.std(0) > 1e-12, x.std(0), 1.0) * np.sqrt(x.shape[1])
-            model = LogisticRegression(C=float(c) * 100, max_iter=300, tol=1e-3).fit((x - x.mean(0)) / scale, labels.numpy())
+            model = LogisticRegression(C=float(c) * 100, max_iter=300, tol=1e-3).fit(
+                (x - x.mean(0)) / scale, labels.numpy()
+            )
             weights = model.coef_ if len(model.coef_) > 1 else np.vstack([-model.coef_, model.coef_])
             out.append(torch.from_numpy((weights - weights.mean(0)) / scale).float())
         return torch.stack(out, 1)
@@ -506,11 +527,15 @@ def _directions(
 ) -> EmotionDirections:
     """Fit on every main text, then calibrate by fitting again without each topic (or each of `n_folds` groups of topics)."""
     if acts.row_position.numel() and int(acts.row_position.max()) >= 0:
-        raise ValueError("these activations are single tokens; collect with mean_over_tokens(), last_token() or char_span()")
+        raise ValueError(
+            "these activations are single tokens; collect with mean_over_tokens(), last_token() or char_span()"
+        )
     main = acts.select(lambda t: t.emotion is not None and t.split == "main")
     names = _emotion_names(acts)
     if len(names) < 2:
-        raise ValueError(f"directions need at least two emotions, found {len(names)}: collect an emotion set, or give emotions=")
+        raise ValueError(
+            f"directions need at least two emotions, found {len(names)}: collect an emotion set, or give emotions="
+        )
     neutral = acts.select(lambda t: t.split == "neutral")
     labels = torch.tensor([names.index(t.emotion or "") for t in main.texts])
     topics = [t.topic or t.id for t in main.texts]
@@ -519,7 +544,9 @@ def _directions(
     components = None
     if remove_neutral:
         if acts.neutral_tokens is None:
-            raise ValueError("remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None")
+            raise ValueError(
+                "remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None"
+            )
         components = neutral_components(acts.neutral_tokens.rows, remove_neutral)
 
     def fit_clean(rows: Tensor, y: Tensor, of: list[str]) -> Tensor:
@@ -529,7 +556,9 @@ def _directions(
     vectors = fit_clean(main.rows, labels, topics)
     reference = class_means(main.rows, labels).mean(0)
     rows_names = emotions or names
-    calibration = _calibrate(main, labels, topics, person, fit_clean, vectors, reference, neutral, acts.neutral_tokens, n_folds)
+    calibration = _calibrate(
+        main, labels, topics, person, fit_clean, vectors, reference, neutral, acts.neutral_tokens, n_folds
+    )
     counts = [int((labels == i).sum()) for i in range(len(names))]
     nowhere = torch.full_like(reference, torch.nan)
     return EmotionDirections(
@@ -576,7 +605,11 @@ def _calibrate(
     if len(names) < 2:
         return None
     leave_one_out = [(t,) for t in names] if len(names) <= 64 else None
-    folds = leave_one_out if n_folds is None and leave_one_out else stats.topic_folds(person, n_folds=min(n_folds or 16, len(names)))
+    folds = (
+        leave_one_out
+        if n_folds is None and leave_one_out
+        else stats.topic_folds(person, n_folds=min(n_folds or 16, len(names)))
+    )
     topic = np.asarray(topics)
     held_out = torch.zeros(len(topics), len(vectors), len(main.layers))
     for fold in folds:
@@ -602,7 +635,7 @@ def _calibrate(
             if (at == b).sum() >= 20:
                 token_mean[b], token_std[b] = s[at == b].mean(0), s[at == b].std(0).clamp_min(1e-12)
         for b in range(bins):  # a bin that short neutral texts never reach takes its neighbour's values
-            near = min((c for c in range(bins) if not token_mean[c].isnan().any()), key=lambda c: abs(c - b), default=b)  # noqa: B023
+            near = min((c for c in range(bins) if not token_mean[c].isnan().any()), key=lambda c: abs(c - b), default=b)
             token_mean[b], token_std[b] = token_mean[near], token_std[near]
         token_band = band((s - token_mean[at]) / token_std[at])
     return Calibration(mean, std, band(z), token_mean, token_std, token_band)
@@ -626,7 +659,9 @@ def _reliability(main: Activations, labels: Tensor, topics: list[str], fit: Fit 
         for part in (inside, ~inside):
             if len(labels[part].unique()) < int(labels.max()) + 1:
                 return out
-            halves.append(fit(main.rows[part], labels[part], [t for t, p in zip(topics, part.tolist(), strict=True) if p]))
+            halves.append(
+                fit(main.rows[part], labels[part], [t for t, p in zip(topics, part.tolist(), strict=True) if p])
+            )
         total += torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
     c = total / n_splits
     return 2 * c / (1 + c).clamp_min(1e-6)

@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,11 +118,17 @@ class EmotionSet:
     language: str
     emotions: tuple[Emotion, ...]
     topics: tuple[Topic, ...]
-    stories: dict[str, tuple[Story, ...]] = field(repr=False)
-    neutral: tuple[Story | Dialogue, ...] = field(repr=False)
-    description: str = field(default="", repr=False)
-    source: str = field(default="", repr=False)
-    sha256: str | None = field(default=None, repr=False)
+    stories: dict[str, tuple[Story, ...]]
+    neutral: tuple[Story | Dialogue, ...]
+    description: str = ""
+    source: str = ""
+    sha256: str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"EmotionSet({self.name}: {len(self.emotions)} emotions x {len(self.topics)} topics, {len(self.texts())} stories, "
+            f"{len(self.neutral)} neutral texts, {self.language})"
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,7 +162,9 @@ class EmotionSet:
         if len(kept) < 2:
             raise ValueError(f"a set needs at least two emotions, got {list(names)}")
         inside = lambda name: name if name in names else None  # noqa: E731  (used twice in one line)
-        emotions = tuple(e.model_copy(update={"antonym": inside(e.antonym), "opposite": inside(e.opposite)}) for e in kept)
+        emotions = tuple(
+            e.model_copy(update={"antonym": inside(e.antonym), "opposite": inside(e.opposite)}) for e in kept
+        )
         return replace(self, emotions=emotions, stories={n: self.stories[n] for n in names}, sha256=None)
 
 
@@ -186,7 +194,9 @@ def load_emotion_set(name_or_path: str | Path) -> EmotionSet:
     if path.is_dir():
         path = path / "set.yaml"
     if not path.is_file():
-        raise FileNotFoundError(_unknown("emotion set", given, list_emotion_sets()) + " (or give a folder with a set.yaml)")
+        raise FileNotFoundError(
+            _unknown("emotion set", given, list_emotion_sets()) + " (or give a folder with a set.yaml)"
+        )
     return _load(path, ())
 
 
@@ -223,7 +233,11 @@ def _load(path: Path, seen: tuple[Path, ...]) -> EmotionSet:
         stories[emotion.name] = told
     if base is not None:  # a view keeps the antonyms that it contains
         emotions = [
-            e.model_copy(update={k: None for k in ("antonym", "opposite") if getattr(e, k) not in names and _inherited(spec, e, k)})
+            e.model_copy(
+                update={
+                    k: None for k in ("antonym", "opposite") if getattr(e, k) not in names and _inherited(spec, e, k)
+                }
+            )
             for e in emotions
         ]
     result = EmotionSet(
@@ -360,7 +374,9 @@ def _read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 line = event.start_mark.line + 1
-                raise ValueError(f"{path}:{line}: aliases (*{event.anchor}) are not used in emotion sets; write the value out")
+                raise ValueError(
+                    f"{path}:{line}: aliases (*{event.anchor}) are not used in emotion sets; write the value out"
+                )
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -370,7 +386,9 @@ def _read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
         tab = " (a tab is not allowed as indentation: use spaces)" if "\\t" in str(problem) else ""
         raise ValueError(f"{path}{where}: not valid YAML: {problem}{tab}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path}:1: expected a mapping with keys such as `name` and `emotions`, found {type(data).__name__}")
+        raise ValueError(
+            f"{path}:1: expected a mapping with keys such as `name` and `emotions`, found {type(data).__name__}"
+        )
     lines: dict[tuple, int] = {}
     _lines(root, (), lines)
     return lines, data
@@ -413,7 +431,9 @@ def _read_jsonl(path: Path, model: Any) -> list[Any]:
         try:
             data = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}") from error
+            raise ValueError(
+                f"{path}:{number}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}"
+            ) from error
         out.append(_validate(model, data, path, number))
     return out
 
@@ -446,13 +466,17 @@ def load_norms(name_or_path: str | Path = "glasgow_2019") -> dict[str, Norm]:
     if not path.is_file():
         path = Path(name_or_path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(_unknown("norms table", str(name_or_path), sorted(p.stem for p in folder.glob("*.csv"))))
+        raise FileNotFoundError(
+            _unknown("norms table", str(name_or_path), sorted(p.stem for p in folder.glob("*.csv")))
+        )
     norms: dict[str, Norm] = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(row for row in file if not row.startswith("#"))
         missing = {"word", "valence", "arousal", "dominance"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"{path}: column {sorted(missing)[0]!r} is missing; needed: word, valence, arousal, dominance")
+            raise ValueError(
+                f"{path}: column {sorted(missing)[0]!r} is missing; needed: word, valence, arousal, dominance"
+            )
         for row in reader:
             if row.get("match", "exact") == "exact":
                 try:
@@ -513,10 +537,14 @@ def check_emotion_set(s: EmotionSet, *, seed: int = 0) -> Check:
             violations.append(f"{t.id}: names the emotion: {', '.join(sorted(set(found)))}")
     person = Counter(t.person for _, t in s.texts())
     if person["first"] != person["third"]:
-        violations.append(f"grammatical person is not balanced: {person['first']} first-person, {person['third']} third-person stories")
+        violations.append(
+            f"grammatical person is not balanced: {person['first']} first-person, {person['third']} third-person stories"
+        )
     texts = [(t.id, t.text) for _, t in stories] + [(n.id, n.text) for n in s.neutral]
     pairs = list(_near_duplicates(texts))
-    violations += [f"{a} and {b}: character 5-gram Jaccard {j:.2f} (allowed below {NEAR_DUPLICATE})" for a, b, j in pairs]
+    violations += [
+        f"{a} and {b}: character 5-gram Jaccard {j:.2f} (allowed below {NEAR_DUPLICATE})" for a, b, j in pairs
+    ]
     openings: dict[str, list[str]] = defaultdict(list)
     for name, text in texts:
         openings[" ".join(text.lower().split()[:4])].append(name)

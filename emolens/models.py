@@ -204,7 +204,7 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         folded = bool(getattr(cfg, "layer_norm_folding", False)) or str(cfg.normalization_type).endswith("Pre")
         processing: dict[str, bool | str] = {"fold_ln": folded}
         compatible = not hooked and not getattr(model, "compatibility_mode", False)
-        processing |= {key: False if compatible else "unknown" for key in PROCESSING[1:]}
+        processing |= dict.fromkeys(PROCESSING[1:], False if compatible else "unknown")
         label = name or str(cfg.model_name)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
         _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture)
@@ -256,7 +256,9 @@ def _resolve(name: str, revision: str | None) -> _Source:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise OSError(f"{name}: not a GGUF file; give a .gguf file, or a directory with config.json and safetensors")
+                raise OSError(
+                    f"{name}: not a GGUF file; give a .gguf file, or a directory with config.json and safetensors"
+                )
         return _Source(name, str(path.resolve().parent), path.name, gguf_file=path.name, local=True)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
         return _Source(name, name, name, revision)
@@ -343,7 +345,9 @@ def _explained(source: _Source) -> Iterator[None]:
         has = lambda *kinds: any(isinstance(e, kinds) for e in chain)  # noqa: E731  (a name for three lines)
         if source.local:
             if "safetensors" in str(error) and "no file named" in str(error).lower():
-                message = f"{source.label}: no safetensors weights there (pickled weights are not read); convert them first"
+                message = (
+                    f"{source.label}: no safetensors weights there (pickled weights are not read); convert them first"
+                )
                 raise OSError(message) from error
             raise
         if has(errors.GatedRepoError):
@@ -395,7 +399,9 @@ def _backend(backend: str | None) -> Backend:
     if backend not in ("hooked", "bridge"):
         raise ValueError(f"backend={backend!r}; allowed: 'hooked', 'bridge'")
     if backend == "hooked" and not has_hooked:
-        raise ValueError("transformer-lens 4 has no HookedTransformer: install transformer-lens<4, or use backend='bridge'")
+        raise ValueError(
+            "transformer-lens 4 has no HookedTransformer: install transformer-lens<4, or use backend='bridge'"
+        )
     return backend  # type: ignore[return-value]  # checked above
 
 
@@ -428,17 +434,29 @@ def _check_memory(
     if device_map is not None:
         return  # accelerate may spread it over devices, memory and disk
     if device.type == "cuda":
-        free = sum(torch.cuda.mem_get_info(i)[0] for i in range(n_devices)) if n_devices > 1 else torch.cuda.mem_get_info(device)[0]
+        free = (
+            sum(torch.cuda.mem_get_info(i)[0] for i in range(n_devices))
+            if n_devices > 1
+            else torch.cuda.mem_get_info(device)[0]
+        )
     else:
         free = psutil.virtual_memory().available
     need = n_parameters * dtype.itemsize * HEADROOM
     if need > free:
         family = source.entry.family if source.entry else None
-        fits = [e for e in CATALOGUE.values() if e.n_parameters * dtype.itemsize * HEADROOM <= free and e.n_parameters < n_parameters]
+        fits = [
+            e
+            for e in CATALOGUE.values()
+            if e.n_parameters * dtype.itemsize * HEADROOM <= free and e.n_parameters < n_parameters
+        ]
         fits = [e for e in fits if e.family == family] or fits
         smaller = max(fits, key=lambda e: e.n_parameters, default=None)
         half = " (or dtype='bfloat16')" if dtype.itemsize == 4 and need / 2 <= free else ""
-        hint = f"the nearest smaller one that fits is {smaller.alias!r}{half}" if smaller else "no model of the catalogue fits"
+        hint = (
+            f"the nearest smaller one that fits is {smaller.alias!r}{half}"
+            if smaller
+            else "no model of the catalogue fits"
+        )
         raise MemoryError(
             f"{source.name} needs about {need / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
             f"{free / 1e9:.1f} GB are free on {device.type}; {hint}"
@@ -461,7 +479,13 @@ def _bridge_map(n_devices: int) -> str | None:
 
 
 def _bridge(
-    hf_model: Any, tokenizer: Any, name: str, device: torch.device, processing: dict[str, bool], prepend: bool, placed: bool
+    hf_model: Any,
+    tokenizer: Any,
+    name: str,
+    device: torch.device,
+    processing: dict[str, bool],
+    prepend: bool,
+    placed: bool,
 ) -> Any:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -485,7 +509,13 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 
 def _set_info(
-    model: Any, name: str, source: str, revision: str | None, backend: str, processing: dict[str, bool | str], architecture: str
+    model: Any,
+    name: str,
+    source: str,
+    revision: str | None,
+    backend: str,
+    processing: dict[str, bool | str],
+    architecture: str,
 ) -> None:
     info = ModelInfo(
         name=name,
@@ -608,7 +638,9 @@ def encode(model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | Non
     return out
 
 
-def render_chat(model: HookedModel, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+def render_chat(
+    model: HookedModel, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+) -> str:
     """Chat messages as the text that the model was trained on, by its own template.
 
     Raises:

@@ -58,7 +58,9 @@ class Scores:
     def labels(self) -> list[str]:
         """The highest emotion of each row, or "none" inside the neutral band."""
         best, index = self.values.max(1)
-        return [self.emotions[i] if v > self.band else "none" for v, i in zip(best.tolist(), index.tolist(), strict=True)]
+        return [
+            self.emotions[i] if v > self.band else "none" for v, i in zip(best.tolist(), index.tolist(), strict=True)
+        ]
 
     def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
         """The k highest emotions of each row with their z."""
@@ -150,7 +152,7 @@ def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[flo
         at = end
     out.append(escape(text[at:]).replace("\n", "<br>"))
     # isolate right-to-left marks, so that a hostile text cannot reorder the page around it
-    return f'<bdi>{"".join(out)}</bdi>'
+    return f"<bdi>{''.join(out)}</bdi>"
 
 
 def score(
@@ -207,7 +209,9 @@ def score(
         values, band = v.z(acts.rows)[:, :, 0], float(cal.band[0])
         spans = tuple((0, len(e.text)) for e in encoded)
     if not np.isfinite(band):
-        raise ValueError("these directions know no neutral text: collect an emotion set that has some, to know what 'none' is")
+        raise ValueError(
+            "these directions know no neutral text: collect an emotion set that has some, to know what 'none' is"
+        )
     training = set(v.info["training_texts"])
     flags = tuple(
         tuple(name for name, on in (("short", t.n_tokens <= SHORT), ("training", t.sha256 in training)) if on)
@@ -236,7 +240,9 @@ def check_model(model: HookedModel, directions: EmotionDirections, *, allow_othe
     """
     here, there = model_info(model).to_dict(), directions.info["model"]
     if here["d_model"] != there["d_model"]:
-        raise ValueError(f"these directions have width {there['d_model']} ({there['name']}), this model {here['d_model']} ({here['name']})")
+        raise ValueError(
+            f"these directions have width {there['d_model']} ({there['name']}), this model {here['d_model']} ({here['name']})"
+        )
     same = here["fingerprint"] == there["fingerprint"] and here["process_weights"] == there["process_weights"]
     if same:
         return
@@ -247,7 +253,9 @@ def check_model(model: HookedModel, directions: EmotionDirections, *, allow_othe
             "or pass allow_other_model=True for a twin such as base and instruct"
         )
     if here["tokenizer"] != there["tokenizer"]:
-        raise ValueError(f"{here['name']} has another tokenizer than {there['name']}; allow_other_model needs the same one")
+        raise ValueError(
+            f"{here['name']} has another tokenizer than {there['name']}; allow_other_model needs the same one"
+        )
 
 
 # --- logit lens -------------------------------------------------------------------------------------------------------
@@ -300,7 +308,10 @@ def logit_lens(
     check_model(model, directions)
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # HookedModel with a tokenizer, checked by encode
     v = directions.at(directions.layer if layer is None else layer)
-    first = {e: [tokenizer(" " + w, add_special_tokens=False).input_ids[0] for w in target_words.get(e, ())] for e in v.emotions}
+    first = {
+        e: [tokenizer(" " + w, add_special_tokens=False).input_ids[0] for w in target_words.get(e, ())]
+        for e in v.emotions
+    }
     # a first token that several emotions share says nothing about either
     shared = {t for e in first for t in first[e] if any(t in first[o] for o in first if o != e)}
     first = {e: sorted(set(ids) - shared) for e, ids in first.items()}
@@ -328,7 +339,9 @@ def logit_lens(
     null = []
     for _ in range(n_random):
         random = torch.randn(vectors.shape, generator=generator)
-        null.append(float(np.nanmean(aucs(lens(random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms)))))
+        null.append(
+            float(np.nanmean(aucs(lens(random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms))))
+        )
     p = stats.permutation_p(float(np.nanmean(auc)), null)
     words: dict[str, list[str]] = {e: [] for e in v.emotions}
     if p < 0.05:

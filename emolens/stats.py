@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +195,9 @@ def logistic_scores(train: Array, labels: NDArray[np.integer], test: Array, *, c
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = train.mean(0), train.std(0)
-    scale = np.where(scale > 1e-12, scale, 1.0) * np.sqrt(train.shape[1])  # unit norm, not unit entries: one C for any width
+    scale = np.where(scale > 1e-12, scale, 1.0) * np.sqrt(
+        train.shape[1]
+    )  # unit norm, not unit entries: one C for any width
     model = LogisticRegression(C=c * 100, max_iter=300, tol=1e-3)
     model.fit((train - mean) / scale, labels)
     scores = model.decision_function((test - mean) / scale)
@@ -212,24 +215,32 @@ def tfidf(train: Sequence[str], test: Sequence[str], language: str = "en") -> tu
     return vectorizer.fit_transform(train).toarray(), vectorizer.transform(test).toarray()
 
 
-def tfidf_scores(
-    texts: Sequence[str], labels: Sequence[str], topics: Sequence[str], folds: Sequence[Sequence[str]], language: str = "en",
-    *, estimator: str = "logistic",
-) -> Array:  # fmt: skip
-    """Held-out scores `[text class]` from words alone; classes in alphabetical order.
-
-    Args:
-        estimator: "logistic" (features as scikit-learn's TF-IDF scales them, C = 10) or "mean_difference".
-    """
+def logistic_words(train: Array, labels: NDArray[np.integer], test: Array) -> Array:
+    """Logistic regression on TF-IDF features, which are of unit length already (C = 10); decision values."""
     from sklearn.linear_model import LogisticRegression
 
+    scores = LogisticRegression(C=10.0, max_iter=300).fit(train, labels).decision_function(test)
+    return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
+
+
+def tfidf_scores(
+    texts: Sequence[str],
+    labels: Sequence[str],
+    topics: Sequence[str],
+    folds: Sequence[Sequence[str]],
+    language: str = "en",
+    *,
+    estimator: Literal["logistic", "mean_difference"] = "logistic",
+) -> Array:
+    """Held-out scores `[text class]` from words alone; classes in alphabetical order."""
     names, y = np.unique(labels, return_inverse=True)
 
     def fit_score(train: NDArray[np.intp], test: NDArray[np.intp]) -> Array:
         x, z = tfidf([texts[i] for i in train], [texts[i] for i in test], language)
-        if estimator == "mean_difference":
-            return centroid_scores(x, y[train], z, len(names))
-        scores = LogisticRegression(C=10.0, max_iter=300).fit(x, y[train]).decision_function(z)
-        return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
+        return (
+            centroid_scores(x, y[train], z, len(names))
+            if estimator == "mean_difference"
+            else logistic_words(x, y[train], z)
+        )
 
     return heldout_scores(fit_score, topics, folds, len(names))

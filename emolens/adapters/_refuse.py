@@ -28,7 +28,9 @@ def features(hf_config: Any) -> None:
         if method != "gguf":  # a GGUF file is dequantised by transformers at load
             raise ConversionError(f"weights quantised with {method!r} are not converted; use backend='bridge'")
     if getattr(hf_config, "use_sliding_window", False):
-        raise ConversionError("sliding-window attention (use_sliding_window=True) is not converted; use backend='bridge'")
+        raise ConversionError(
+            "sliding-window attention (use_sliding_window=True) is not converted; use backend='bridge'"
+        )
 
 
 def activation(name: str, allowed: tuple[str, ...] = ("silu", "gelu", "gelu_new", "gelu_fast", "relu")) -> str:

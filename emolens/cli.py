@@ -1,0 +1,327 @@
+"""The command line. Heavy imports happen inside the commands, so that help answers at once.
+
+Exit codes: 0 done; 1 a check found violations; 2 the request was wrong (unknown name, bad file, wrong option); 3 the machine or the
+network said no (memory, disk, hub); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find, read and test emotion directions in language models.\n\nStart with: emolens study --model smollm2-135m-instruct-q4 --set core",
+)
+sets = typer.Typer(no_args_is_help=True, help="Look at emotion sets and check them.")
+app.add_typer(sets, name="sets")
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Short name (see `emolens models`), hub name, directory or .gguf file.")
+]
+Set = Annotated[str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml.")]
+Seed = Annotated[int, typer.Option(help="Seed of folds, resamples and random directions.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; the default is float32 on a CPU.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision, or a Pythia step such as step3000.")]
+
+
+@app.command()
+def study(
+    model: Model = "smollm2-135m-instruct-q4",
+    set: Set = "core",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors, results and report.")] = Path("study"),
+    external: Annotated[Path | None, typer.Option(help="Folder with goemotions_test.tsv and emobank.csv.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="More permutations, every layer, all external texts.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study in the folder.")] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Run the whole protocol and write a report.
+
+    Example: emolens study --model pythia-160m --set core --out study-pythia
+    """
+    from rich.console import Console
+
+    console = Console()
+    console.print("loading ...", style="dim")
+    from emolens.models import load_model
+    from emolens.study import run_study
+
+    command = "emolens " + " ".join(a if " " not in a else repr(a) for a in _shown(sys.argv[1:]))
+    result = run_study(
+        load_model(model, device=device, dtype=dtype, revision=revision),
+        set,
+        out=out,
+        seed=seed,
+        full=full,
+        external=external,
+        overwrite=overwrite,
+        command=command,
+        say=lambda line: console.print(line, highlight=False, markup=False),
+    )
+    from rich.table import Table
+
+    table = Table("experiment", "primary row", "value [95 %]", "control", box=None, header_style="bold")
+    for r in result.primary():
+        interval = f" [{r.low:.2f}, {r.high:.2f}]" if r.low is not None and r.high is not None else ""
+        table.add_row(r.experiment, r.metric, f"{r.value:.3f}{interval}", r.control or "")
+    console.print(table)
+
+
+@app.command()
+def extract(
+    model: Model = "smollm2-135m-instruct-q4",
+    set: Set = "core",
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the directions.")] = Path("vectors.safetensors"),
+    method: Annotated[
+        str, typer.Option(help="mean_difference, antonym_contrast, pca, lda or logistic.")
+    ] = "mean_difference",
+    hook_point: Annotated[
+        str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
+    ] = "resid_post",
+    layers: Annotated[str | None, typer.Option(help="Blocks, such as 10,15,20; the default is all.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Compute directions and save them, without a study.
+
+    Example: emolens extract --model qwen2.5-0.5b --set core --layers 12,16 --out qwen.safetensors
+    """
+    del seed  # the estimators draw nothing; the option is there so that every command takes it
+    from typing import get_args
+
+    from emolens import directions
+    from emolens._typing import HookPoint
+    from emolens.activations import collect
+    from emolens.emotion_sets import load_emotion_set
+    from emolens.models import load_model
+
+    methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
+    if method not in methods:
+        raise ValueError(f"--method {method}; allowed: {', '.join(methods)}")
+    if hook_point not in get_args(HookPoint):
+        raise ValueError(f"--hook-point {hook_point}; allowed: {', '.join(get_args(HookPoint))}")
+    try:
+        chosen = [int(k) for k in layers.split(",")] if layers else None
+    except ValueError:
+        raise ValueError(f"--layers {layers}; give block numbers such as 10,15,20") from None
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder")
+    emotions = load_emotion_set(set)
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+    acts = collect(loaded, emotions, hook_point, layers=chosen)  # type: ignore[arg-type]  # checked above
+    v = getattr(directions, method)(acts)
+    v.save(out)
+    typer.echo(f"{out}: {v!r}")
+
+
+@app.command()
+def score(
+    texts: Annotated[list[str], typer.Argument(help="Texts to read; - reads lines from standard input.")],
+    vectors: Annotated[
+        Path, typer.Option("--vectors", "-v", help="Directions, as written by study or extract.")
+    ] = Path("study/vectors.safetensors"),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The default is the model they were made with.")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Score every token.")] = False,
+    layer: Annotated[int | None, typer.Option(help="Block; the default is the one that the study froze.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the coloured view to this file.")] = None,
+    allow_other_model: Annotated[bool, typer.Option("--allow-other-model", help="Accept a twin of the model.")] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Read emotions from text with saved directions.
+
+    Example: emolens score --vectors study/vectors.safetensors "She read the letter twice and sat down on the stairs."
+    """
+    del seed  # nothing is drawn
+    from emolens.directions import load_directions
+    from emolens.models import load_model
+    from emolens.readout import score as read
+
+    if texts == ["-"]:
+        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise ValueError("no text given")
+    v = load_directions(vectors)
+    info = v.info["model"]
+    loaded = load_model(
+        model or info["name"], device=device, dtype=dtype or info["dtype"], revision=revision or info["revision"]
+    )
+    scores = read(loaded, v, texts, per="token" if tokens else "text", layer=layer, allow_other_model=allow_other_model)
+    typer.echo(repr(scores))
+    if html is not None:
+        html.write_text(
+            f"<!doctype html><meta charset='utf-8'><title>emolens</title>{scores.to_html()}", encoding="utf-8"
+        )
+        typer.echo(f"wrote {html}")
+
+
+@app.command()
+def models() -> None:
+    """List the models known by a short name, with what they need.
+
+    Example: emolens models
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from emolens._catalogue import CATALOGUE
+
+    table = Table(
+        "name",
+        "hub repository",
+        "layers",
+        "d_model",
+        "parameters",
+        "float32",
+        "bfloat16",
+        "",
+        box=None,
+        header_style="bold",
+    )
+    for e in CATALOGUE.values():
+        n = f"{e.n_parameters / 1e9:.2f} B" if e.n_parameters > 1e9 else f"{e.n_parameters / 1e6:.0f} M"
+        note = "gated" if e.gated else ("GGUF in a package" if e.gguf_package else "")
+        table.add_row(
+            e.alias,
+            e.repo,
+            str(e.n_layers),
+            str(e.d_model),
+            n,
+            f"{e.gigabytes(4):.1f} GB",
+            f"{e.gigabytes(2):.1f} GB",
+            note,
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "Any other Llama-3, Qwen-2.5 or Pythia model loads by its hub name, a directory or a .gguf file.", style="dim"
+    )
+
+
+@sets.command("list")
+def sets_list() -> None:
+    """List the shipped sets.
+
+    Example: emolens sets list
+    """
+    from emolens.emotion_sets import list_emotion_sets, load_emotion_set
+
+    for name in list_emotion_sets():
+        typer.echo(repr(load_emotion_set(name)))
+
+
+@sets.command("show")
+def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder with a set.yaml.")] = "core") -> None:
+    """Show the emotions of a set and their human norms.
+
+    Example: emolens sets show core
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from emolens.emotion_sets import load_emotion_set, load_norms
+
+    s, norms = load_emotion_set(name), load_norms()
+    table = Table(
+        "emotion",
+        "adjective",
+        "family",
+        "antonym",
+        "opposite",
+        "target words",
+        "valence",
+        "arousal",
+        box=None,
+        header_style="bold",
+    )
+    for e in s.emotions:
+        n = norms.get(e.norm_key or "")
+        table.add_row(
+            e.name,
+            e.adjective,
+            e.family,
+            e.antonym,
+            e.opposite,
+            ", ".join(e.target_words),
+            f"{n.valence:.1f}" if n else "-",
+            f"{n.arousal:.1f}" if n else "-",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"norms: Glasgow (Scott et al. 2019), scale 1..9, exact form, {sum(e.norm_key in norms for e in s.emotions)} of {len(s.emotions)} words",
+        style="dim",
+    )
+
+
+@sets.command("check")
+def sets_check(
+    name: Annotated[str, typer.Argument(help="Shipped set, or a folder with a set.yaml.")] = "core", seed: Seed = 0
+) -> None:
+    """Check a set as stimuli; exit code 1 if a rule is broken.
+
+    Example: emolens sets check ./my_set
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from emolens.emotion_sets import check_emotion_set, load_emotion_set
+
+    result = check_emotion_set(load_emotion_set(name), seed=seed)
+    table = Table(box=None, show_header=False)
+    for key, value in result.numbers.items():
+        table.add_row(key, value)
+    console = Console(highlight=False)
+    console.print(table)
+    for violation in result.violations:
+        console.print(f"violation: {violation}", markup=False)
+    console.print("no violations" if not result.violations else f"{len(result.violations)} violations", style="bold")
+    if result.violations:
+        raise typer.Exit(1)
+
+
+def _shown(arguments: list[str]) -> list[str]:
+    """Arguments without the user's home folder, for a page that is shared."""
+    return [a.replace(str(Path.home()), "~") for a in arguments]
+
+
+def main() -> None:
+    """Run the command line; errors are one line, not a traceback (set EMOLENS_TRACEBACK=1 to see it)."""
+    import os
+
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes", err=True)
+        sys.exit(130)
+    except (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+        _fail(error, 2, os.environ)
+    except (OSError, MemoryError, ArithmeticError, RuntimeError) as error:
+        _fail(error, 3, os.environ)
+
+
+def _fail(error: BaseException, code: int, environment) -> None:
+    if environment.get("EMOLENS_TRACEBACK"):
+        raise error
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    typer.echo(f"emolens: {' '.join(str(message).split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What every experiment is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emolens import stats
+from emolens._typing import HookedModel
+from emolens.activations import Activations
+from emolens.directions import EmotionDirections, neutral_components
+from emolens.emotion_sets import EmotionSet
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a study with everything needed to read it; absent is None."""
+
+    experiment: str
+    metric: str
+    value: float
+    primary: bool = False
+    estimator: str | None = None
+    readout: str | None = None
+    hook: str | None = None
+    layer: int | str | None = None
+    emotion: str | None = None
+    split: str | None = None
+    control: str | None = None
+    dose: float | None = None
+    low: float | None = None
+    high: float | None = None
+    null_mean: float | None = None
+    null_high: float | None = None
+    p: float | None = None
+    q: float | None = None
+    n: int | None = None
+    unit_of_n: str | None = None
+    seed: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: a value that is not a number is absent too."""
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in asdict(self).items()}
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
+
+
+def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: Any) -> Row:
+    """A row from a number or an estimate with its interval."""
+    if isinstance(value, stats.Estimate):
+        fields |= {"low": value.low, "high": value.high}
+        value = value.value
+    return Row(experiment, metric, float(value), **fields)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything an experiment may use. `layer` was frozen by cross-validation on the stories."""
+
+    model: HookedModel
+    emotions: EmotionSet
+    acts: Activations
+    directions: EmotionDirections
+    layer: int
+    seed: int = 0
+    full: bool = False
+    external: Path | None = None
+
+    @cached_property
+    def main(self) -> Activations:
+        """The stories of the main split."""
+        return self.acts.select(lambda t: t.split == "main" and t.emotion is not None)
+
+    @cached_property
+    def labels(self) -> NDArray[np.intp]:
+        return np.array([self.emotions.names.index(t.emotion or "") for t in self.main.texts])
+
+    @cached_property
+    def topics(self) -> list[str]:
+        return [t.topic or "" for t in self.main.texts]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The stories themselves, in the order of the rows."""
+        return [s.text for _, s in self.emotions.texts()]
+
+    @cached_property
+    def family_labels(self) -> NDArray[np.intp]:
+        families = sorted(set(self.emotions.families.values()))
+        return np.array([families.index(self.emotions.families[t.emotion or ""]) for t in self.main.texts])
+
+    @cached_property
+    def folds(self) -> list[tuple[str, ...]]:
+        """The outer folds: whole topics, stratified by person."""
+        return stats.topic_folds({t.name: t.person for t in self.emotions.topics}, seed=self.seed)
+
+    def neutral_components(self, held_out: tuple[str, ...], share: float = 0.5) -> list[torch.Tensor] | None:
+        """Neutral components from the neutral texts of the training topics only."""
+        tokens = self.acts.neutral_tokens
+        if tokens is None:
+            return None
+        kept = tokens.select(lambda t: t.topic not in held_out)
+        return neutral_components(kept.rows, share)
+
+    def without(self, topics: Sequence[str]) -> Activations:
+        """The collection without some topics: no story, neutral text or neutral token of theirs."""
+        kept = self.acts.select(lambda t: t.topic not in topics)
+        if kept.neutral_tokens is None:
+            return kept
+        return replace(kept, neutral_tokens=kept.neutral_tokens.select(lambda t: t.topic not in topics))
+
+    def inner_folds(self, held_out: tuple[str, ...], n_folds: int = 3) -> list[tuple[str, ...]]:
+        """Folds of the training topics, for choices that must not see the held-out ones."""
+        kept = {t.name: t.person for t in self.emotions.topics if t.name not in held_out}
+        return stats.topic_folds(kept, n_folds=n_folds, seed=self.seed)

@@ -1,0 +1,195 @@
+"""Figures with their controls in them. Every function takes rows or directions and returns a matplotlib figure; nothing is computed
+here that is not in the rows. Colours are safe for colour-blind readers, and no meaning rests on colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from emolens import geometry
+from emolens.directions import EmotionDirections
+from emolens.emotion_sets import Norm
+from emolens.experiments.base import Row
+
+INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2e8b6f"
+RELIABLE = 0.5  # directions with a lower split-half reliability are greyed
+
+
+def _figure(width: float = 7.2, height: float = 3.6) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> list[Row]:
+    """Rows of a metric whose fields have the given values."""
+    return [
+        r
+        for r in rows
+        if r.experiment == experiment and r.metric == metric and all(getattr(r, k) == v for k, v in fields.items())
+    ]
+
+
+def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
+    """Held-out top-1 at every layer, with TF-IDF, embeddings, shuffled labels and chance."""
+    figure, axes = _figure()
+    curve = [r for r in find(rows, "separability", "emotion top1 by layer") if r.control is None]
+    x = [int(r.layer) for r in curve if r.layer is not None]
+    axes.plot(x, [r.value for r in curve], color=ORANGE, marker="o", ms=3, label="mean difference, residual stream")
+    axes.fill_between(x, [_n(r.low) for r in curve], [_n(r.high) for r in curve], color=ORANGE, alpha=0.18, lw=0)
+    for control, colour, style, name in (
+        ("tfidf", BLUE, "--", "TF-IDF, same estimator"),
+        ("embed", GREEN, "-.", "embeddings, same estimator"),
+    ):
+        for r in find(rows, "separability", "emotion top1", control=control, estimator="mean_difference")[:1]:
+            axes.axhline(r.value, color=colour, ls=style, lw=1.4, label=f"{name}: {r.value:.2f}")
+    for r in find(rows, "separability", "emotion top1", control="shuffled labels", estimator="mean_difference")[:1]:
+        axes.axhspan(
+            0, _n(r.null_high), color=GREY, alpha=0.25, lw=0, label=f"shuffled labels, 95 % below {_n(r.null_high):.2f}"
+        )
+    for r in find(rows, "separability", "emotion top1", control="chance")[:1]:
+        axes.axhline(r.value, color=INK, lw=1, ls=":", label=f"chance: {r.value:.2f}")
+    axes.set(xlabel="layer (block, resid_post)", ylabel="held-out top-1", ylim=(0, None))
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def readouts(rows: Sequence[Row]) -> Figure:
+    """The same vectors read in four ways: what centring is worth."""
+    figure, axes = _figure(height=2.4)
+    names = ["uncentred", "uncentred cosine", "neutral-centred", "centred", "calibrated"]
+    found = [(n, find(rows, "separability", "emotion top1", readout=n, estimator="mean_difference")) for n in names]
+    kept = [(n, rs[0]) for n, rs in found if rs]
+    axes.barh([n for n, _ in kept], [r.value for _, r in kept], color=[GREY] * (len(kept) - 1) + [ORANGE], height=0.62)
+    for i, (_, r) in enumerate(kept):
+        axes.plot([_n(r.low), _n(r.high)], [i, i], color=INK, lw=1.2)
+        axes.text(_n(r.high) + 0.012, i, f"{r.value:.2f}", va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlabel="held-out top-1 of the same vectors")
+    return figure
+
+
+def margins(rows: Sequence[Row]) -> Figure:
+    """Paired differences to each twin, on held-out topics and on other people's text."""
+    lines = []
+    for metric, what in (
+        ("emotion top1", "top-1, held-out topics"),
+        ("emotion auc", "AUC, held-out topics"),
+        ("macro auc", "AUC, GoEmotions"),
+    ):
+        for estimator in ("mean_difference", "logistic"):
+            for control in ("tfidf", "embed"):
+                for r in rows:
+                    if r.metric == f"{metric} minus {control}" and r.estimator == estimator:
+                        lines.append((f"{what}\n{estimator.replace('_', ' ')} - {control}", r))
+    figure, axes = _figure(height=0.6 + 0.42 * max(len(lines), 1))
+    for i, (_, r) in enumerate(lines):
+        sure = _n(r.low) > 0 or _n(r.high) < 0
+        axes.plot([_n(r.low), _n(r.high)], [i, i], color=ORANGE if sure else GREY, lw=2.2)
+        axes.plot(
+            r.value, i, "o" if sure else "o", color=ORANGE if sure else GREY, mfc=ORANGE if sure else "white", ms=6
+        )
+    axes.axvline(0, color=INK, lw=1)
+    axes.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="paired difference with 95 % interval (hollow: it includes 0)")
+    return figure
+
+
+def transfer_by_label(rows: Sequence[Row]) -> Figure:
+    """AUC of each GoEmotions label, zero-shot, beside TF-IDF fitted on the same stories."""
+    found = sorted(find(rows, "transfer", "auc by label"), key=lambda r: r.value)
+    figure, axes = _figure(height=0.7 + 0.32 * max(len(found), 1))
+    for i, r in enumerate(found):
+        axes.plot([_n(r.low), _n(r.high)], [i, i], color=ORANGE, lw=2)
+        axes.plot(r.value, i, "o", color=ORANGE, label="directions" if i == 0 else None)
+        axes.plot(_n(r.null_mean), i, "D", color=BLUE, mfc="white", label="TF-IDF" if i == 0 else None)
+    axes.axvline(0.5, color=INK, lw=1, ls=":")
+    axes.set_yticks(range(len(found)), [f"{r.emotion} (n={r.n})" for r in found], fontsize=9)
+    axes.set(xlabel="AUC (0.5 is chance)", xlim=(0.3, 1.0))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def cosine_matrix(directions: EmotionDirections, *, layer: int | None = None) -> Figure:
+    """Cosines in the order of a cluster tree; emotions with unreliable directions have grey names."""
+    slot = directions.slot(layer)
+    cosine = directions.cosine(layer=layer).numpy()
+    order = geometry.cluster_order(directions.vectors[:, slot].numpy()) if len(cosine) > 2 else list(range(len(cosine)))
+    size = 2.2 + 0.19 * len(cosine)
+    figure, axes = _figure(size + 0.9, size)
+    image = axes.imshow(cosine[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1)
+    names = [directions.emotions[i] for i in order]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for label, i in zip(list(axes.get_yticklabels()) + list(axes.get_xticklabels()), order * 2, strict=True):
+        reliability = float(directions.reliability[i, slot])
+        label.set_color(INK if reliability >= RELIABLE or np.isnan(reliability) else "#b0b6c2")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="cosine")
+    return figure
+
+
+def circumplex(
+    directions: EmotionDirections,
+    norms: Mapping[str, Norm],
+    keys: Mapping[str, str | None],
+    *,
+    layer: int | None = None,
+) -> Figure:
+    """Components 1 and 2, rotated onto human valence and arousal: where the model's directions lie and where people put the words."""
+    from scipy.spatial import procrustes
+
+    figure, axes = _figure(7.2, 5.6)
+    known = [i for i, e in enumerate(directions.emotions) if keys.get(e) in norms]
+    if len(known) < 4:
+        axes.text(0.5, 0.5, "fewer than four emotions have human norms", ha="center", transform=axes.transAxes)
+        return figure
+    found = [norms[keys[directions.emotions[i]] or ""] for i in known]
+    people = np.array([[n.valence, n.arousal] for n in found])
+    scores = geometry.components(directions.vectors[known, directions.slot(layer)], 2)[0].numpy()
+    a, b, _ = procrustes((people - people.mean(0)) / people.std(0), scores)
+    for i, (x, y) in enumerate(zip(a, b, strict=True)):
+        axes.plot([x[0], y[0]], [x[1], y[1]], color=GREY, lw=0.8, zorder=1)
+        axes.plot(*x, "D", color=BLUE, mfc="white", ms=5, label="people (Glasgow norms)" if i == 0 else None)
+        axes.plot(*y, "o", color=ORANGE, ms=5, label="model, PC1 and PC2 rotated" if i == 0 else None)
+        axes.annotate(directions.emotions[known[i]], y, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.axhline(0, color=GREY, lw=0.6)
+    axes.axvline(0, color=GREY, lw=0.6)
+    axes.set(xlabel="valence", ylabel="arousal", xticks=[], yticks=[])
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.1), ncols=2)
+    return figure
+
+
+def layer_similarity(rows: Sequence[Row]) -> Figure:
+    """How alike the cosine matrix of each layer is to that of the reported layer."""
+    figure, axes = _figure(height=2.6)
+    found = find(rows, "geometry", "rsa of layers with the reported one")
+    axes.plot([int(r.layer or 0) for r in found], [r.value for r in found], color=INK, marker="o", ms=3)
+    axes.set(xlabel="layer", ylabel="RSA with the reported layer", ylim=(0, 1.02))
+    return figure
+
+
+def svg(figure: Figure, title: str) -> str:
+    """The figure as inline SVG that scales with the page; `title` is read out by screen readers."""
+    import io
+    from html import escape
+
+    text = io.StringIO()
+    # a salt of its own, so that clip paths of several figures in one page keep different names
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    body = text.getvalue()
+    body = body[body.index("<svg") :]
+    head, rest = body.split(">", 1)
+    return f'{head} role="img" aria-label="{escape(title)}" style="width:100%;height:auto">{rest}'
+
+
+def _n(value: float | None) -> float:
+    return float("nan") if value is None else value

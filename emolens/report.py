@@ -1,0 +1,412 @@
+"""The report: one self-contained page that opens with the answer in plain words.
+
+Every sentence of the answer is made from rows by fixed rules (an interval that includes 0 is "not shown"), so a weak result reads as a
+weak result. Everything that a model, a set or a file says is escaped. No scripts, no outside files; readable offline, on paper and on
+a phone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emolens import plots
+from emolens.activations import written_whole
+from emolens.directions import EmotionDirections
+from emolens.emotion_sets import EmotionSet, load_norms
+from emolens.experiments.base import Row
+from emolens.plots import find
+from emolens.readout import LogitLens, Scores
+
+STYLE = """
+:root{color-scheme:light}
+*{box-sizing:border-box}
+body{margin:0;background:#f6f4f0;color:#1d2433;font:16px/1.6 Georgia,'Times New Roman',serif}
+main{max-width:60rem;margin:0 auto;padding:1.2rem}
+h1,h2,h3,th,.k,figcaption,table{font-family:system-ui,-apple-system,'Segoe UI',sans-serif}
+h1{font-size:1.7rem;line-height:1.25;margin:.6rem 0}
+h2{font-size:1.2rem;margin:2.2rem 0 .4rem;padding-top:.6rem;border-top:2px solid #d9622b}
+.k{color:#667085;font-size:.85rem}
+.answer{background:#fff;border-radius:10px;padding:.4rem 1.2rem;box-shadow:0 1px 3px #0002}
+.answer li{margin:.55rem 0}
+.yes::before,.no::before{display:inline-block;min-width:5.4em;font:600 .78rem system-ui,sans-serif;border-radius:9px;padding:.05em .6em;margin-right:.6em;text-align:center}
+.yes::before{content:'shown';background:#dff1e9;color:#1c6b50}
+.no::before{content:'not shown';background:#ece9e3;color:#5d5648}
+figure{margin:1rem 0;background:#fff;border-radius:10px;padding:.8rem;box-shadow:0 1px 3px #0002}
+figcaption{font-size:.85rem;color:#475069;margin-top:.4rem}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.85rem;background:#fff;min-width:100%}
+th,td{padding:.28rem .6rem;text-align:left;border-bottom:1px solid #e7e3db;vertical-align:top}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+tr.primary td{background:#fff4ec;font-weight:600}
+pre{background:#1d2433;color:#f6f4f0;padding:.8rem;border-radius:8px;overflow-x:auto;font-size:.82rem;white-space:pre-wrap;overflow-wrap:anywhere}
+details{margin:.6rem 0}summary{cursor:pointer;font-family:system-ui,sans-serif}
+@media (max-width:34rem){body{font-size:15px}main{padding:.7rem}h1{font-size:1.35rem}figure{padding:.4rem}}
+@media print{body{background:#fff}figure,.answer{box-shadow:none;break-inside:avoid}}
+"""
+
+
+def write_report(
+    path: str | Path,
+    rows: Sequence[Row],
+    provenance: dict[str, Any],
+    directions: EmotionDirections,
+    emotions: EmotionSet,
+    *,
+    samples: Scores | None = None,
+    lenses: Sequence[LogitLens] = (),
+) -> None:
+    """Write the page, atomically."""
+    page = render(rows, provenance, directions, emotions, samples=samples, lenses=lenses)
+    with written_whole(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def render(
+    rows: Sequence[Row],
+    provenance: dict[str, Any],
+    directions: EmotionDirections,
+    emotions: EmotionSet,
+    *,
+    samples: Scores | None = None,
+    lenses: Sequence[LogitLens] = (),
+) -> str:
+    """The page as a string."""
+    model = provenance["model"]
+    title = f"Emotion directions in {model['name']}"
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">",
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>",
+        f"<p class='k'>emolens {escape(provenance['emolens'])}, set “{escape(emotions.name)}”, {len(emotions.names)} emotions, "
+        f"{len(emotions.texts())} stories on {len(emotions.topics)} topics</p>",
+        f"<h1>{escape(title)}</h1>",
+        "<div class='answer'><ul>" + "".join(_answers(rows, emotions)) + "</ul></div>",
+        "<p>" + _limits(model) + "</p>",
+        "<h2>Can the directions tell emotions apart on topics they never saw?</h2>",
+        _figure(plots.accuracy_by_layer(rows), "Accuracy by layer",
+            "Share of held-out stories whose own emotion scores highest, by layer. Everything is fitted on the other topics. Band: 95 % interval over topics. "
+            "The dashed lines are the same estimator on word counts (TF-IDF) and on the token embeddings of the same stories: what is above them is not just vocabulary."),
+        _figure(plots.readouts(rows), "Accuracy by readout",
+            "One set of vectors read in five ways. Without subtracting a reference (top), the component that all texts share drowns the emotions."),
+        _figure(plots.margins(rows), "Paired differences",
+            "The claim of a probe is its margin over the same estimator on words. Each line is a paired difference on the same texts."),
+        _estimators(rows),
+    ]  # fmt: skip
+    if find(rows, "person", "top1 cross minus mixed"):
+        parts += ["<h2>From “I” to “she”</h2>", _table([r for r in rows if r.experiment == "person"])]
+    if find(rows, "transfer", "auc by label"):
+        parts += [
+            "<h2>On other people's text</h2><p>Directions, layer and spread are frozen on the stories; nothing is fitted on the texts below.</p>",
+            _figure(plots.transfer_by_label(rows), "Transfer to GoEmotions",
+                "Area under the ROC curve for each label on Reddit comments (GoEmotions, Demszky et al. 2020). Diamonds: TF-IDF centroids from the same stories."),
+            _table([r for r in rows if r.experiment == "transfer" and r.metric != "auc by label"]),
+        ]  # fmt: skip
+    norms, keys = load_norms(), {e.name: e.norm_key for e in emotions.emotions}
+    parts += [
+        "<h2>The shape of the space</h2>",
+        _figure(plots.cosine_matrix(directions), "Cosine matrix",
+            f"Cosines of the directions at layer {directions.layer}, ordered by similarity. Grey names: split-half reliability below {plots.RELIABLE}. "
+            "Centred directions are negative on average by construction."),
+        _figure(plots.circumplex(directions, norms, keys), "Circumplex",
+            "First two components, rotated onto human ratings (Glasgow Norms, Scott et al. 2019), with a line from each word's rating to the model's direction. The rotation uses the ratings, so this picture is an illustration; the table is the test."),
+        _table([r for r in rows if r.experiment == "geometry" and r.metric not in ("split-half reliability", "rsa of layers with the reported one")]),
+    ]  # fmt: skip
+    if find(rows, "geometry", "rsa of layers with the reported one"):
+        parts.append(
+            _figure(
+                plots.layer_similarity(rows),
+                "Similarity of layers",
+                "Spearman correlation of each layer's cosine matrix with that of the reported layer.",
+            )
+        )
+    parts += ["<h2>What the vocabulary sees</h2>", _lens(rows, lenses)]
+    if samples is not None:
+        parts += [
+            "<h2>Reading new text</h2><p>Texts that are in no set, token by token: the emotions that rise highest in each. Colour starts outside the band of neutral text.</p>",
+            f"<figure>{samples.to_html()}</figure>",
+        ]
+    parts += [
+        "<h2>Each emotion</h2>",
+        _emotions(rows, directions),
+        "<h2>Where this comes from</h2>",
+        _provenance(provenance),
+        _all_rows(rows),
+    ]
+    return "".join(parts) + "</main></body></html>"
+
+
+# --- the answer in words ----------------------------------------------------------------------------------------------
+
+
+def _li(shown: bool, text: str) -> str:
+    return f"<li class='{'yes' if shown else 'no'}'>{text}</li>"
+
+
+def _answers(rows: Sequence[Row], emotions: EmotionSet) -> list[str]:
+    out = []
+    k = len(emotions.names)
+    for r in find(rows, "separability", "emotion top1", readout="calibrated", estimator="mean_difference"):
+        if r.control == "shuffled labels":
+            family = find(
+                rows,
+                "separability",
+                "family top1",
+                readout="calibrated",
+                estimator="mean_difference",
+                control="shuffled labels",
+            )
+            more = (
+                f" Of the {len(set(emotions.families.values()))} families it names the right one in {_pct(family[0].value)} {_ci(family[0], True)}."
+                if family
+                else ""
+            )
+            out.append(_li((r.low or 0) > (r.null_high or 1), (
+                f"<b>The residual stream separates {k} emotions on topics it never saw.</b> Mean-difference directions read the right one in "
+                f"{_pct(r.value)} of held-out stories {_ci(r, True)}; chance is {_pct(1 / k)}, and with shuffled labels 95 % of runs stay below {_pct(r.null_high)}.{more}")))  # fmt: skip
+    out += _margin(
+        rows,
+        "separability",
+        "emotion top1 minus tfidf",
+        "mean_difference",
+        "It is more than vocabulary, on held-out topics",
+        "top-1 minus the same estimator on TF-IDF",
+        percent=True,
+    )
+    out += _margin(
+        rows,
+        "separability",
+        "emotion top1 minus tfidf",
+        "logistic",
+        "The same with logistic regression on both sides",
+        "top-1 minus TF-IDF",
+        percent=True,
+    )
+    out += _margin(
+        rows,
+        "transfer",
+        "macro auc minus tfidf",
+        "mean_difference",
+        "It carries over to other people's text (GoEmotions, zero-shot) better than words do",
+        "macro-AUC minus TF-IDF",
+    )
+    for r in find(rows, "transfer", "macro auc", estimator="mean_difference", control="shuffled labels"):
+        out.append(
+            _li(
+                (r.low or 0) > (r.null_high or 1),
+                f"<b>Zero-shot on GoEmotions the directions beat chance</b>: macro-AUC {r.value:.2f} {_ci(r)}, shuffled-label directions {_num(r.null_mean)} (95 % below {_num(r.null_high)}).",
+            )
+        )
+    for axis in ("valence", "arousal"):
+        for r in find(rows, "transfer", "r", estimator="mean_difference", control="shuffled labels", emotion=axis):
+            out.append(
+                _li(
+                    (r.low or 0) > 0 and (r.p or 1) < 0.05,
+                    f"<b>The {axis} axis reads EmoBank's {axis}</b>: r = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} against shuffled labels.",
+                )
+            )
+    for r in find(rows, "person", "top1 cross minus mixed"):
+        costs = (r.high or 0) < 0
+        text = (
+            "Directions learned from “I” read “she” less well, and the other way round"
+            if costs
+            else "Directions carry over between “I” and “she”: no loss is measurable"
+        )
+        out.append(
+            _li(
+                not costs,
+                f"<b>{text}</b>: top-1 {100 * r.value:+.1f} points {_ci(r, True)} against halves that mix both.",
+            )
+        )
+    best = [r for r in rows if r.experiment == "geometry" and r.primary]
+    for r in best:
+        warn = (
+            f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set."
+            if "underpowered" in (r.unit_of_n or "")
+            else ""
+        )
+        out.append(
+            _li(
+                (r.p or 1) < 0.05,
+                f"<b>A leading component lines up with human valence</b>: {escape(r.metric)} = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} for the maximum over components and layers.{warn}",
+            )
+        )
+    for r in find(rows, "logit_lens", "mean auc of target words"):
+        if r.primary:
+            out.append(
+                _li(
+                    (r.p or 1) < 0.05,
+                    f"<b>The directions write emotion words on the vocabulary</b> (logit lens at layer {r.layer}): AUC {r.value:.2f}, random directions {_num(r.null_mean)}, p = {_num(r.p, 3)}.",
+                )
+            )
+    return out
+
+
+def _margin(
+    rows: Sequence[Row], experiment: str, metric: str, estimator: str, claim: str, what: str, *, percent: bool = False
+) -> list[str]:
+    out = []
+    for r in find(rows, experiment, metric, estimator=estimator):
+        shown = (r.low or 0) > 0
+        value = f"{100 * r.value:+.1f} points" if percent else f"{r.value:+.3f}"
+        interval = _ci(r, percent) if percent else f"[{_num(r.low, 3)}, {_num(r.high, 3)}]"
+        verdict = (
+            ""
+            if shown
+            else (" The interval lies below 0: words do better." if (r.high or 0) < 0 else " The interval includes 0.")
+        )
+        out.append(_li(shown, f"<b>{claim}</b>: {what} {value} {interval}.{verdict}"))
+    return out
+
+
+def _limits(model: dict[str, Any]) -> str:
+    return (
+        "<b>What this does not show.</b> Reading is not causing: that a direction can be read does not mean that the model uses it; "
+        "steering and ablation are separate tests. The stories were written by a language model, so a margin on them says less than one on other "
+        f"people's text. It is one model, {escape(model['name'])} ({escape(str(model['source']))}, {escape(model['dtype'])}), one set and one seed. "
+        "“Shown” means that the 95 % interval excludes the control, not that the effect is large."
+    )
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _figure(figure: Any, title: str, caption: str) -> str:
+    return f"<figure>{plots.svg(figure, title)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _estimators(rows: Sequence[Row]) -> str:
+    """Every estimator on the same held-out texts, beside its twins."""
+    kinds = [("mean_difference", "calibrated"), ("lda", "calibrated"), ("pca", "calibrated"), ("logistic", "decision")]
+    lines = []
+    for estimator, readout in kinds:
+        for control in (None, "tfidf", "embed"):
+            cells = [estimator.replace("_", " ") if control is None else f"&nbsp;&nbsp;on {control}"]
+            for metric in ("emotion top1", "emotion top5", "emotion auc", "family top1", "family auc"):
+                own = [
+                    r
+                    for r in find(rows, "separability", metric, estimator=estimator)
+                    if (r.control == control or (control is None and r.control == "shuffled labels"))
+                    and (control is not None or r.readout == readout)
+                ]
+                cells.append(f"{own[0].value:.2f} {_ci(own[0])}" if own else "")
+            if any(cells[1:]):
+                lines.append(
+                    "<tr>" + "".join(f"<td class='{'n' if i else ''}'>{c}</td>" for i, c in enumerate(cells)) + "</tr>"
+                )
+    head = "".join(
+        f"<th>{h}</th>" for h in ("estimator", "emotion top-1", "top-5", "AUC", "family top-1", "family AUC")
+    )
+    return f"<div class='wide'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Rows as they are, the primary one marked."""
+    lines = []
+    for r in rows:
+        what = " · ".join(
+            escape(str(x)) for x in (r.metric, r.estimator and r.estimator.replace("_", " "), r.emotion, r.split) if x
+        )
+        null = (
+            ""
+            if r.null_high is None and r.null_mean is None
+            else f"{_num(r.null_mean)}" + (f" (95 % below {_num(r.null_high)})" if r.null_high is not None else "")
+        )
+        cells = [
+            what,
+            f"{_num(r.value, 3)} {_ci(r)}",
+            escape(r.control or ""),
+            null,
+            _num(r.p, 3),
+            f"{r.n} {escape(r.unit_of_n or '')}" if r.n else "",
+        ]
+        lines.append(
+            f"<tr class='{'primary' if r.primary else ''}'>"
+            + "".join(f"<td class='{'n' if i in (1, 4) else ''}'>{c}</td>" for i, c in enumerate(cells))
+            + "</tr>"
+        )
+    head = "".join(f"<th>{h}</th>" for h in ("what", "value [95 %]", "control", "null", "p", "n"))
+    return f"<div class='wide'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _lens(rows: Sequence[Row], lenses: Sequence[LogitLens]) -> str:
+    parts = [_table([r for r in rows if r.experiment == "logit_lens"])]
+    for lens in lenses:
+        if not any(lens.words.values()):
+            parts.append(f"<p>At layer {lens.layer} the lens does not pass its test, so no words are shown.</p>")
+            continue
+        body = "".join(
+            f"<tr><td>{escape(e)}</td><td>{escape('  '.join(repr(w)[1:-1] for w in words))}</td><td class='n'>{_num(lens.auc[e])}</td></tr>"
+            for e, words in lens.words.items()
+        )
+        parts.append(
+            f"<details><summary>Highest tokens at layer {lens.layer}</summary><div class='wide'><table><tr><th>emotion</th><th>tokens</th><th>AUC</th></tr>{body}</table></div></details>"
+        )
+    return "".join(parts)
+
+
+def _emotions(rows: Sequence[Row], directions: EmotionDirections) -> str:
+    slot, lines = directions.slot(), []
+    aucs = {r.emotion: r for r in find(rows, "separability", "emotion auc one-vs-rest")}
+    for i, e in enumerate(directions.emotions):
+        r = aucs.get(e)
+        near = ", ".join(f"{escape(n)} {c:+.2f}" for n, c in directions[e].nearest(k=3))
+        reliability = float(directions.reliability[i, slot])
+        lines.append(
+            f"<tr><td>{escape(e)}</td><td class='n'>{f'{r.value:.2f} {_ci(r)}' if r else ''}</td><td class='n'>{_num(r.null_high) if r else ''}</td>"
+            f"<td class='n'>{_num(r.q, 3) if r else ''}</td><td class='n'>{_num(reliability)}</td><td>{near}</td></tr>"
+        )
+    head = "".join(
+        f"<th>{h}</th>"
+        for h in (
+            "emotion",
+            "AUC, held-out topics",
+            "random, 95 % below",
+            "q",
+            "reliability",
+            "nearest directions (cosine)",
+        )
+    )
+    return f"<div class='wide'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _provenance(p: dict[str, Any]) -> str:
+    m = p["model"]
+    processing = [k for k, on in m["process_weights"].items() if on] or ["none"]
+    facts = {
+        "model": f"{m['name']} ({m['source']}, {m['architecture']}, {m['n_layers']} layers, d_model {m['d_model']}, {m['dtype']}, backend {m['backend']})",
+        "weights": f"fingerprint {m['fingerprint']}, processing: {', '.join(map(str, processing))}",
+        "set": f"{p['set']['name']}, sha256 {p['set']['sha256'][:16]}; {p['set']['source']}",
+        "reading": f"mean over ordinary tokens from the {p['pooling']['skip']}th on, resid_post, layer {p['layer']} frozen by topic-held-out accuracy on the stories",
+        "attention sink": f"first token {np.median(p['sink_ratio']):.0f} times the median norm (median over layers); left out",
+        "folds": "; ".join(", ".join(f) for f in p["folds"]),
+        "seed": str(p["seed"]),
+        "external text": ", ".join(p["external"]) or "none given",
+        "versions": ", ".join(f"{k} {v}" for k, v in p["versions"].items()),
+        "cost": f"{p['wall_seconds']:.0f} s, peak memory {p['peak_memory_gb']:.1f} GB",
+    }
+    body = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in facts.items())
+    return f"<pre>{escape(p['command'])}</pre><div class='wide'><table>{body}</table></div>"
+
+
+def _all_rows(rows: Sequence[Row]) -> str:
+    return f"<details><summary>All {len(rows)} rows (as in results.json)</summary>{_table(rows)}</details>"
+
+
+def _pct(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.0f} %"
+
+
+def _num(value: float | None, digits: int = 2) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _ci(r: Row, percent: bool = False) -> str:
+    if r.low is None or r.high is None:
+        return ""
+    return f"[{100 * r.low:.0f}, {100 * r.high:.0f}]" if percent else f"[{r.low:.2f}, {r.high:.2f}]"

@@ -1,0 +1,213 @@
+"""The whole protocol in one call: collect, choose a layer, fit, run every experiment with its controls, write it down.
+
+The folder ends with ``vectors.safetensors`` (directions ready for use), ``results.json`` (provenance and tidy rows) and ``index.html``
+(a self-contained report). An interrupted study resumes from the activations that it had collected; a folder that holds another
+study is refused. The same inputs and seed give identical rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from emolens import __version__
+from emolens._typing import HookedModel
+from emolens.activations import Activations, collect_resid_post, written_whole
+from emolens.directions import EmotionDirections, mean_difference
+from emolens.emotion_sets import EmotionSet, load_emotion_set
+from emolens.experiments import lens, norms, person, separability, transfer
+from emolens.experiments.base import Inputs, Row
+from emolens.models import load_model, model_info
+from emolens.readout import score
+from emolens.report import write_report
+
+# texts that are in no set, for the coloured view of the report
+SAMPLES = (
+    "The parcel had been left on the step in the rain. I knew the handwriting before I had turned it over, and I sat down in the hall "
+    "with my coat still on and laughed out loud, because he had kept it, all these years he had kept the silly thing.",
+    "Nobody had told her that the review was today. She read the first line, then the first line again. They had put his name on it. "
+    "Eleven months of her work, and they had put his name on it and asked her to bring the coffee.",
+    "The stairs creaked once. He had locked the door, he was nearly sure of it. He stood with the kettle in his hand and listened to the "
+    "house, and the house was quiet in the way that a person is quiet who does not want to be found.",
+    "The 14 tram leaves every ten minutes from the north side of the square. Tickets are sold at the kiosk and in the machine by the "
+    "door. Stamp the ticket when you get on, and keep it until you get off.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What a study found; `out` has the same as files."""
+
+    rows: list[Row]
+    provenance: dict[str, Any]
+    directions: EmotionDirections
+    out: Path
+
+    def primary(self) -> list[Row]:
+        """The one row of each experiment that was named before it was run."""
+        return [r for r in self.rows if r.primary]
+
+
+def run_study(
+    model: HookedModel | str,
+    emotions: EmotionSet | str = "core",
+    *,
+    out: str | Path = "study",
+    seed: int = 0,
+    full: bool = False,
+    external: str | Path | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Study:
+    """Run the protocol of emolens on a model and a set, and write vectors, rows and a report.
+
+    Args:
+        model: A loaded model, or a name for `load_model`.
+        emotions: A set, or its name or path.
+        out: A folder; made if it does not exist.
+        seed: Of folds, bootstraps, permutations and random directions.
+        full: More permutations, every layer for logistic regression, all external texts.
+        external: A folder with goemotions_test.tsv and emobank.csv, for the transfer to other people's text.
+        overwrite: Replace another study in the same folder.
+        command: What to print in the report as the command that made it.
+        say: Called with one line at each step.
+
+    Returns:
+        `Study`.
+
+    Raises:
+        FileExistsError: `out` holds another study.
+        OSError: `out` cannot be written; checked before anything is computed.
+    """
+    say = say or (lambda line: None)
+    started = time.time()
+    emotions = load_emotion_set(emotions) if isinstance(emotions, str) else emotions
+    if external is not None and not Path(external).is_dir():
+        raise FileNotFoundError(
+            f"external={external}: no such folder (expected goemotions_test.tsv and emobank.csv in it)"
+        )
+    folder = _prepare(out)
+    model = load_model(model) if isinstance(model, str) else model
+    info = model_info(model)
+    key = _key(info.to_dict(), emotions)
+    _refuse_other(folder, key, overwrite)
+
+    say(
+        f"model {info.name}: {info.n_layers} layers, d_model {info.d_model}; set {emotions.name}: {len(emotions.names)} emotions"
+    )
+    acts = _activations(model, emotions, folder, key, progress)
+    say(f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)")
+    inputs = Inputs(model, emotions, acts, None, -1, seed, full, Path(external) if external else None)  # type: ignore[arg-type]  # completed below
+    accuracy = separability.choose_layer(
+        inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
+    )
+    layer = acts.layers[int(accuracy.argmax())]
+    directions = replace(mean_difference(acts), layer=layer)
+    inputs = replace(inputs, directions=directions, layer=layer)
+    say(f"layer {layer} of {info.n_layers} frozen by cross-validation ({time.time() - started:.0f} s)")
+
+    rows: list[Row] = []
+    lens_rows, lenses = lens.run_with_words(inputs)
+    for experiment in (separability, person, transfer, norms):
+        rows += experiment.run(inputs)
+        say(f"{experiment.NAME} done ({time.time() - started:.0f} s)")
+    rows += lens_rows
+    samples = score(model, directions, list(SAMPLES), per="token")
+    provenance = {
+        "emolens": __version__,
+        "command": command or f"em.run_study({info.name!r}, {emotions.name!r}, seed={seed}, full={full})",
+        "key": key,
+        "model": info.to_dict(),
+        "set": {
+            "name": emotions.name,
+            "sha256": emotions.fingerprint,
+            "source": emotions.source,
+            "language": emotions.language,
+        },
+        "layer": layer,
+        "pooling": acts.info["pooling"],
+        "neutral_components": directions.info["neutral_k"],
+        "sink_ratio": [round(float(s), 1) for s in acts.sink_ratio],
+        "norm_median": [round(float(n), 2) for n in acts.norm_median],
+        "folds": inputs.folds,
+        "seed": seed,
+        "full": full,
+        "external": sorted(p.name for p in Path(external).glob("*") if p.suffix in (".tsv", ".csv"))
+        if external
+        else [],
+        "versions": {
+            p: version(p) for p in ("torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
+        },
+        "python": platform.python_version(),
+        "wall_seconds": round(time.time() - started, 1),
+        "peak_memory_gb": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 / (1000 if platform.system() == "Darwin" else 1), 2
+        ),
+    }
+    directions.save(folder / "vectors.safetensors")
+    with written_whole(folder / "results.json") as part:
+        data = {"provenance": provenance, "rows": [r.to_dict() for r in rows]}
+        part.write_text(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+    write_report(folder / "index.html", rows, provenance, directions, emotions, samples=samples, lenses=lenses)
+    (folder / "activations.safetensors").unlink(missing_ok=True)
+    say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
+    return Study(rows, provenance, directions, folder)
+
+
+def _prepare(out: str | Path) -> Path:
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder}: cannot write there ({error.strerror or error}); choose another folder") from error
+    return folder
+
+
+def _key(model: dict[str, Any], emotions: EmotionSet) -> str:
+    """Identity of a study: the weights, their processing, and the texts."""
+    parts = [model["fingerprint"], model["process_weights"], model["dtype"], emotions.fingerprint, "resid_post", 1]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _refuse_other(folder: Path, key: str, overwrite: bool) -> None:
+    file = folder / "results.json"
+    if overwrite or not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text())["provenance"]
+        other, what = found["key"] != key, f"{found['model']['name']} on {found['set']['name']}"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        other, what = True, "a results.json that is not a study's"
+    if other:
+        raise FileExistsError(
+            f"{folder} already holds another study ({what}); choose another folder, or overwrite=True (--overwrite)"
+        )
+
+
+def _activations(model: HookedModel, emotions: EmotionSet, folder: Path, key: str, progress: bool) -> Activations:
+    """Collected now, or by an interrupted run of this very study."""
+    file = folder / "activations.safetensors"
+    if file.is_file():
+        try:
+            acts = Activations.load(file)
+            if acts.info.get("study") == key:
+                return acts
+        except ValueError:
+            pass  # a file of another kind of run is replaced
+    acts = collect_resid_post(model, emotions, progress=progress)
+    acts = replace(acts, info=acts.info | {"study": key})
+    acts.save(file)
+    return acts
