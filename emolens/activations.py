@@ -125,7 +125,7 @@ class Activations:
 
     def __repr__(self) -> str:
         n, _, d = self.rows.shape
-        layers = f"{self.layers[0]}..{self.layers[-1]}" if len(self.layers) > 1 else str(self.layers[0])
+        layers = f"{min(self.layers)}..{max(self.layers)}" if len(self.layers) > 1 else str(min(self.layers))
         return f"Activations({self.hook_point}, layers {layers}, {n} rows x {d}, {len(self.texts)} texts)"
 
     @property
@@ -329,7 +329,7 @@ def collect(
         "antonyms": {e.name: e.antonym for e in texts.emotions if e.antonym} if isinstance(texts, EmotionSet) else None,
     }
     main = passes.result("main", renumber, infos, record)
-    if samples:
+    if sampling and samples:
         record = record | {"pooling": {k: v for k, v in asdict(sampling).items() if k != "spans"}}
         return replace(main, neutral_tokens=passes.result("sample", renumber, infos, record))
     return main
@@ -459,7 +459,8 @@ class _Pass:
     """Gathers what the hooks of one pass put aside."""
 
     def __init__(self, hook_point: HookPoint, layers: tuple[int, ...], by_token: bool) -> None:
-        self.hook_point, self.layers, self.by_token = hook_point, layers, by_token
+        self.hook_point: HookPoint = hook_point
+        self.layers, self.by_token = layers, by_token
         self.parts: dict[str, list[dict[str, Any]]] = {"main": [], "sample": []}
         self.histogram = torch.zeros((len(layers), NORM_BINS), dtype=torch.int64)
         self.sinks: list[Tensor] = []

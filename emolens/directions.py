@@ -100,7 +100,9 @@ class EmotionDirections:
 
     def __repr__(self) -> str:
         names = ", ".join(self.emotions[:4]) + (f", ... ({len(self.emotions)})" if len(self.emotions) > 4 else "")
-        layers = f"layers {self.layers[0]}..{self.layers[-1]}" if len(self.layers) > 1 else f"layer {self.layers[0]}"
+        layers = (
+            f"layers {min(self.layers)}..{max(self.layers)}" if len(self.layers) > 1 else f"layer {min(self.layers)}"
+        )
         return f"EmotionDirections({names}; {self.hook_point}, {layers}, d_model {self.vectors.shape[-1]}; {self.info['method']})"
 
     def __getitem__(self, key: str | Sequence[str] | tuple[str, int]) -> EmotionDirections:
@@ -292,7 +294,11 @@ def load_directions(path: str | Path) -> EmotionDirections:
         info=header["info"],
         operands=tuple(header["operands"]),
         calibration=Calibration(**parts) if parts else None,
-        **{k: t for k, t in tensors.items() if "." not in k},
+        vectors=tensors["vectors"],
+        reference=tensors["reference"],
+        neutral_mean=tensors["neutral_mean"],
+        norm_median=tensors["norm_median"],
+        reliability=tensors["reliability"],
     )
 
 

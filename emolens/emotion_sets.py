@@ -570,8 +570,8 @@ def _near_duplicates(texts: list[tuple[str, str]]) -> Iterator[tuple[str, str, f
     """Pairs whose sets of character 5-grams overlap (Jaccard) by `NEAR_DUPLICATE` or more."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counts = CountVectorizer(analyzer="char", ngram_range=(5, 5), binary=True, dtype=np.float32)
-    grams = counts.fit_transform([t for _, t in texts])
+    counts: Any = CountVectorizer(analyzer="char", ngram_range=(5, 5), binary=True)
+    grams = counts.fit_transform([t for _, t in texts]).astype(np.float32)
     sizes = np.asarray(grams.sum(1)).ravel()
     shared = (grams @ grams.T).tocoo()
     for i, j, both in zip(shared.row, shared.col, shared.data, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,11 @@ def rsa(vectors: Array, points: Array, *, n_permutations: int = 1000, seed: int 
     a = spatial.distance.pdist(unit(vectors))
     square = spatial.distance.squareform(spatial.distance.pdist(points))
     upper = np.triu_indices(len(points), 1)
-    rho = lambda order: float(sp.spearmanr(a, square[np.ix_(order, order)][upper]).statistic)  # noqa: E731
+
+    def rho(order: NDArray[np.integer]) -> float:
+        correlation: Any = sp.spearmanr(a, square[np.ix_(order, order)][upper])  # scipy's stub hides the tuple
+        return float(correlation[0])
+
     rng = np.random.default_rng(seed)
     observed = rho(np.arange(len(points)))
     return observed, stats.permutation_p(observed, [rho(rng.permutation(len(points))) for _ in range(n_permutations)])
@@ -124,9 +129,8 @@ def layer_rsa(vectors: Float[Tensor, "emotion layer d_model"]) -> Array:
     v = unit(vectors.double().numpy())
     cosines = np.einsum("eld,fld->lef", v, v)
     upper = np.triu_indices(v.shape[0], 1)
-    return (
-        np.atleast_2d(sp.spearmanr(cosines[:, upper[0], upper[1]].T).statistic) if len(cosines) > 1 else np.ones((1, 1))
-    )
+    ranks = sp.rankdata(cosines[:, upper[0], upper[1]], axis=1)
+    return np.atleast_2d(np.corrcoef(ranks))
 
 
 def cosine_null(n_emotions: int, d_model: int, *, n: int = 200, seed: int = 0) -> tuple[float, float]:

@@ -146,7 +146,7 @@ def load_model(
         tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
         placement = device_map or (_bridge_map(n_devices) if backend == "bridge" else None)
         with _quiet():
-            hf_model = AutoModelForCausalLM.from_pretrained(
+            hf_model: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 revision=source.revision,
                 config=None if source.gguf_file else hf_config,
@@ -157,7 +157,9 @@ def load_model(
                 trust_remote_code=trust_remote_code,
             )
     if placement is None and n_devices == 1:
-        hf_model = hf_model.to(device)  # before viewing: a later .to() would copy views one by one and untie them
+        hf_model = hf_model.to(
+            device=device
+        )  # before viewing: a later .to() would copy views one by one and untie them
     hf_model = hf_model.eval()
 
     prepend = tokenizer is not None and _adds_bos(tokenizer)

@@ -92,9 +92,7 @@ def margins(rows: Sequence[Row]) -> Figure:
     for i, (_, r) in enumerate(lines):
         sure = _n(r.low) > 0 or _n(r.high) < 0
         axes.plot([_n(r.low), _n(r.high)], [i, i], color=ORANGE if sure else GREY, lw=2.2)
-        axes.plot(
-            r.value, i, "o" if sure else "o", color=ORANGE if sure else GREY, mfc=ORANGE if sure else "white", ms=6
-        )
+        axes.plot(r.value, i, "o", color=ORANGE if sure else GREY, mfc=ORANGE if sure else "white", ms=6)
     axes.axvline(0, color=INK, lw=1)
     axes.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=8)
     axes.invert_yaxis()

@@ -7,7 +7,7 @@ of neutral text at the same position (tokens). Below the band of neutral text th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
@@ -288,7 +288,7 @@ class LogitLens:
 def logit_lens(
     model: HookedModel,
     directions: EmotionDirections,
-    target_words: dict[str, Sequence[str]],
+    target_words: Mapping[str, Sequence[str]],
     *,
     layer: int | None = None,
     n_random: int = 200,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,10 +208,11 @@ def tfidf(train: Sequence[str], test: Sequence[str], language: str = "en") -> tu
     """TF-IDF features with the vocabulary of the training texts; character n-grams where words are not spaced."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    vectorizer: Any  # scikit-learn's stubs know no sparse results
     if language in ("zh", "ja"):
-        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2, dtype=np.float32)
+        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2)
     else:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b", dtype=np.float32)
+        vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b")
     return vectorizer.fit_transform(train).toarray(), vectorizer.transform(test).toarray()
 
 
@@ -224,7 +225,7 @@ def logistic_words(train: Array, labels: NDArray[np.integer], test: Array) -> Ar
 
 
 def tfidf_scores(
-    texts: Sequence[str],
+    texts: list[str],
     labels: Sequence[str],
     topics: Sequence[str],
     folds: Sequence[Sequence[str]],

@@ -98,17 +98,17 @@ def run_study(
             f"external={external}: no such folder (expected goemotions_test.tsv and emobank.csv in it)"
         )
     folder = _prepare(out)
-    model = load_model(model) if isinstance(model, str) else model
-    info = model_info(model)
+    loaded: HookedModel = load_model(model) if isinstance(model, str) else model
+    info = model_info(loaded)
     key = _key(info.to_dict(), emotions)
     _refuse_other(folder, key, overwrite)
 
     say(
         f"model {info.name}: {info.n_layers} layers, d_model {info.d_model}; set {emotions.name}: {len(emotions.names)} emotions"
     )
-    acts = _activations(model, emotions, folder, key, progress)
+    acts = _activations(loaded, emotions, folder, key, progress)
     say(f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)")
-    inputs = Inputs(model, emotions, acts, None, -1, seed, full, Path(external) if external else None)  # type: ignore[arg-type]  # completed below
+    inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, Path(external) if external else None)  # type: ignore[arg-type]  # completed below
     accuracy = separability.choose_layer(
         inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
     )
@@ -123,7 +123,7 @@ def run_study(
         rows += experiment.run(inputs)
         say(f"{experiment.NAME} done ({time.time() - started:.0f} s)")
     rows += lens_rows
-    samples = score(model, directions, list(SAMPLES), per="token")
+    samples = score(loaded, directions, list(SAMPLES), per="token")
     provenance = {
         "emolens": __version__,
         "command": command or f"em.run_study({info.name!r}, {emotions.name!r}, seed={seed}, full={full})",

@@ -64,7 +64,7 @@ def to_hooked(
         model = HookedTransformer(cfg, None, move_to_device=False)
         if getattr(hf_model.config, "mlp_bias", False):
             for block in model.blocks:
-                block.mlp = _biased_gated_mlp(cfg)
+                block.add_module("mlp", _biased_gated_mlp(cfg))
             model.setup()  # names the new hook points
 
     loaded = dict(family.parameters(hf_model))

@@ -50,7 +50,7 @@ def run(inputs: Inputs) -> list[Row]:
         for name, acts in (("own person", own), ("other person", other)):
             labels = np.array([inputs.emotions.names.index(t.emotion or "") for t in acts.texts])
             right[name] = stats.top_k(v.z(acts.at([inputs.layer]).rows)[:, :, 0].numpy(), labels).astype(float)
-            order = np.lexsort((labels, [told.index(t.topic or "") for t in acts.texts]))
+            order = np.lexsort((labels, np.array([told.index(t.topic or "") for t in acts.texts])))
             right[name] = right[name][order]
             emotions = [
                 inputs.emotions.names[k] for k in np.sort(labels)

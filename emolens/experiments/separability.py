@@ -9,6 +9,7 @@ Primary row: top-1 of the emotions, mean difference, calibrated, layer chosen in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,10 +45,7 @@ def run(inputs: Inputs) -> list[Row]:
         nested = _nested(folds, labels, k)
         calibrated = nested["calibrated"]
         primary = what == "emotion"
-        twins = {
-            "tfidf": stats.tfidf_scores(inputs.texts, [str(f"{y:04d}") for y in labels], inputs.topics, inputs.folds, inputs.emotions.language, estimator="mean_difference"),
-            "embed": stats.heldout_scores(lambda a, b: stats.centroid_scores(_embed(inputs)[a], labels[a], _embed(inputs)[b], k), inputs.topics, inputs.folds, k),
-        }  # fmt: skip
+        twins = {"tfidf": _words(inputs, labels, "mean_difference"), "embed": _embeddings(inputs, labels, k)}
         null = _shuffled(folds, labels, k, n_shuffles, inputs.seed)
         out += _judge(
             f"{what}",
@@ -302,7 +300,7 @@ def _other_estimators(inputs: Inputs, labels: Labels, k: int, nested_layers: lis
         for held, slot in zip(inputs.folds, nested_layers, strict=True):
             v = estimator(inputs.without(held).at([inputs.acts.layers[slot]]))
             inside = np.isin(np.asarray(inputs.topics), held)
-            scores[inside] = v.z(inputs.main.rows[inside][:, [slot]])[:, :, 0].numpy()
+            scores[inside] = v.z(inputs.main.rows[torch.from_numpy(inside)][:, [slot]])[:, :, 0].numpy()
         out += _judge(
             "emotion", scores, labels, inputs, say | {"estimator": name, "readout": "calibrated", "layer": "nested"}
         )
@@ -318,25 +316,17 @@ def _logistic(inputs: Inputs, folds: list[_Fold], labels: Labels, k: int, what: 
     for fold in folds:
         inside, y = fold.inside.numpy(), labels[~fold.inside.numpy()]
         topic = np.asarray(fold.topics)
-        first = fold.inner[0]  # one inner split: the choice among a few layers is coarse anyway
-        there = np.isin(topic, first)
-        inner = [
-            stats.top_k(
-                stats.logistic_scores(fold.train[~there, j].numpy(), y[~there], fold.train[there, j].numpy()), y[there]
-            ).mean()
-            for j in grid
-        ]
+        there = np.isin(topic, fold.inner[0])  # one inner split: the choice among a few layers is coarse anyway
+        inner = []
+        for j in grid:
+            x = fold.train[:, j].numpy()
+            inner.append(stats.top_k(stats.logistic_scores(x[~there], y[~there], x[there]), y[there]).mean())
         j = grid[int(np.argmax(inner))]
         chosen.append(j)
         scores[inside] = stats.logistic_scores(fold.train[:, j].numpy(), y, fold.test[:, j].numpy())
         e = _embed(inputs)
         embed[inside] = stats.logistic_scores(e[~inside], y, e[inside])
-    twins = {
-        "tfidf": stats.tfidf_scores(
-            inputs.texts, [f"{y:04d}" for y in labels], inputs.topics, inputs.folds, inputs.emotions.language
-        ),
-        "embed": embed,
-    }
+    twins = {"tfidf": _words(inputs, labels, "logistic"), "embed": embed}
     null = _shuffled_logistic(folds, labels, k, chosen, 100 if inputs.full else 10, inputs.seed)
     tag = say | {"estimator": "logistic", "layer": "nested", "readout": "decision"}
     return _judge(what, scores, labels, inputs, tag, null=null) + _margins(what, scores, twins, labels, inputs, tag)
@@ -363,3 +353,17 @@ def _shuffled_logistic(
 
 def _embed(inputs: Inputs) -> Array:
     return inputs.main.embed.numpy()
+
+
+def _words(inputs: Inputs, labels: Labels, estimator: Literal["logistic", "mean_difference"]) -> Array:
+    names = [f"{y:04d}" for y in labels]  # sorts as the labels do
+    return stats.tfidf_scores(
+        inputs.texts, names, inputs.topics, inputs.folds, inputs.emotions.language, estimator=estimator
+    )
+
+
+def _embeddings(inputs: Inputs, labels: Labels, k: int) -> Array:
+    x = _embed(inputs)
+    return stats.heldout_scores(
+        lambda a, b: stats.centroid_scores(x[a], labels[a], x[b], k), inputs.topics, inputs.folds, k
+    )

