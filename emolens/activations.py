@@ -405,6 +405,8 @@ def _plan(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:
         assert pooling.spans is not None
         start, end = _span(pooling.spans[index], e.text, index)
         inside = [p for p, (a, b) in enumerate(e.offsets) if a < end and b > start and b > a]
+        if not inside:
+            raise ValueError(f"char_span: no token of text {index} lies in ({start}, {end}): {e.text[start:end]!r}")
         return inside
     start = pooling.skip
     if pooling.kind == "mean" and pooling.short == "second_half":
@@ -474,14 +476,14 @@ class _Pass:
         order = torch.argsort(text * 1_000_000 + position.clamp_min(0))  # texts as given, tokens as read
         rows = torch.cat([p["rows"] for p in pieces])[order]
         ordinary = torch.cat([p["ordinary"] for p in pieces])[order]
-        if self.by_token or part == "sample":  # a token that is a sink at some layer is no ordinary token
-            order, rows = order[ordinary], rows[ordinary]
-        bad = ~torch.isfinite(rows).all(-1).all(0)
+        bad = ~torch.isfinite(rows).all(-1).all(0)  # before the choice of ordinary tokens, which NaN never is
         if bad.any():
             layer = self.layers[int(bad.nonzero()[0])]
             raise FloatingPointError(
                 f"{self.hook_point} of layer {layer} is not finite; half precision overflows here: load with dtype='float32' or 'bfloat16'"
             )
+        if self.by_token or part == "sample":  # a token that is a sink at some layer is no ordinary token
+            order, rows = order[ordinary], rows[ordinary]
         return Activations(
             hook_point=self.hook_point,
             layers=self.layers,

@@ -54,6 +54,8 @@ class Story(_Strict):
 
 
 class Turn(_Strict):
+    """What one speaker says before the other answers."""
+
     speaker: Word
     text: Annotated[str, Field(min_length=1)]
 
@@ -159,8 +161,8 @@ class EmotionSet:
     def subset(self, names: Sequence[str]) -> EmotionSet:
         """The same set with some of its emotions, in the order given. Antonyms that are left out are dropped."""
         kept = [self[name] for name in names]
-        if len(kept) < 2:
-            raise ValueError(f"a set needs at least two emotions, got {list(names)}")
+        if len(kept) < 2 or len(set(names)) < len(kept):
+            raise ValueError(f"a set needs at least two emotions, each once, got {list(names)}")
         inside = lambda name: name if name in names else None  # noqa: E731  (used twice in one line)
         emotions = tuple(
             e.model_copy(update={"antonym": inside(e.antonym), "opposite": inside(e.opposite)}) for e in kept
@@ -242,7 +244,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> EmotionSet:
         ]
     result = EmotionSet(
         name=spec.name,
-        language=spec.language,
+        language=base.language if base and "language" not in spec.model_fields_set else spec.language,
         emotions=tuple(emotions),
         topics=topics,
         stories=stories,
@@ -291,10 +293,9 @@ def _neutral(spec: _Set, here: Path) -> tuple[Story | Dialogue, ...]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: neutral: no such folder (it may hold stories.jsonl and dialogues.jsonl)")
     out: list[Story | Dialogue] = []
-    if (folder / "stories.jsonl").is_file():
-        out += _read_jsonl(folder / "stories.jsonl", Story)
-    if (folder / "dialogues.jsonl").is_file():
-        out += _read_jsonl(folder / "dialogues.jsonl", Dialogue)
+    for name, model in (("stories.jsonl", Story), ("dialogues.jsonl", Dialogue)):
+        if (folder / name).is_file():
+            out += _read_jsonl(_inside(here, f"{spec.neutral}/{name}"), model)
     return tuple(out)
 
 
@@ -325,6 +326,8 @@ def _cross_check(s: EmotionSet, path: Path, lines: dict[tuple, int]) -> None:
         raise ValueError(f"{path}: two texts have the id {most[0]!r}")
     told = {e: Counter(t.topic for t in s.stories[e] if t.split == "main") for e in s.names}
     first = s.names[0]
+    if not any(told.values()):
+        raise ValueError(f"{path}: stories: not one emotion has a story of split main")
     for e in s.names[1:]:
         if told[e] != told[first]:
             odd = sorted((told[e] - told[first]) or (told[first] - told[e]))[0]
@@ -373,31 +376,36 @@ def _read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1
-                raise ValueError(
-                    f"{path}:{line}: aliases (*{event.anchor}) are not used in emotion sets; write the value out"
-                )
+                problem = f"aliases (*{event.anchor}) are not used in emotion sets; write the value out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        lines: dict[tuple, int] = {}
+        _lines(root, (), lines)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "nested too deeply"
+        deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or deep
         tab = " (a tab is not allowed as indentation: use spaces)" if "\\t" in str(problem) else ""
         raise ValueError(f"{path}{where}: not valid YAML: {problem}{tab}") from error
     if not isinstance(data, dict):
         raise ValueError(
             f"{path}:1: expected a mapping with keys such as `name` and `emotions`, found {type(data).__name__}"
         )
-    lines: dict[tuple, int] = {}
-    _lines(root, (), lines)
     return lines, data
 
 
 def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
+    if node is None:  # an empty file
+        return
     out[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if (*path, key.value) in out:  # YAML would silently keep the last
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
             _lines(value, (*path, key.value), out)
             out[(*path, key.value)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
@@ -414,7 +422,7 @@ def _validate(model: Any, data: Any, path: Path, lines: dict[tuple, int] | int) 
 
 def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) -> str:
     first = min(error.errors(), key=lambda e: -len(e["loc"]))  # the deepest branch of a union is the one that was meant
-    loc = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("list[", "str"))))
+    loc = tuple(part for part in first["loc"] if not (isinstance(part, str) and (part == "str" or part.startswith("list["))))
     line: int | None = lines if isinstance(lines, int) else None
     if isinstance(lines, dict):
         line = next((lines[loc[:k]] for k in range(len(loc), -1, -1) if loc[:k] in lines), 1)
@@ -430,10 +438,9 @@ def _read_jsonl(path: Path, model: Any) -> list[Any]:
             continue
         try:
             data = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(
-                f"{path}:{number}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}"
-            ) from error
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
+            problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+            raise ValueError(f"{path}:{number}: not valid JSON: {problem}") from error
         out.append(_validate(model, data, path, number))
     return out
 
@@ -470,19 +477,22 @@ def load_norms(name_or_path: str | Path = "glasgow_2019") -> dict[str, Norm]:
             _unknown("norms table", str(name_or_path), sorted(p.stem for p in folder.glob("*.csv")))
         )
     norms: dict[str, Norm] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(row for row in file if not row.startswith("#"))
-        missing = {"word", "valence", "arousal", "dominance"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path}: column {sorted(missing)[0]!r} is missing; needed: word, valence, arousal, dominance"
-            )
-        for row in reader:
-            if row.get("match", "exact") == "exact":
-                try:
-                    norms[row["word"]] = Norm(*(float(row[k]) for k in ("valence", "arousal", "dominance")))
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}:{reader.line_num}: {row.get('word')!r}: not a number") from error
+    rows = ["" if row.startswith("#") else row for row in _read_text(path).splitlines()]
+    comments = next((i for i, row in enumerate(rows) if row), len(rows))
+    reader = csv.DictReader(rows[comments:])
+    missing = {"word", "valence", "arousal", "dominance"} - set(reader.fieldnames or ())
+    if missing:
+        raise ValueError(f"{path}: column {sorted(missing)[0]!r} is missing; needed: word, valence, arousal, dominance")
+    for row in reader:
+        if row.get("match", "exact") == "exact":
+            where = f"{path}:{comments + reader.line_num}: {row['word']!r}"
+            try:
+                values = [float(row[k]) for k in ("valence", "arousal", "dominance")]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}: not a number") from error
+            if not np.isfinite(values).all():
+                raise ValueError(f"{where}: not a number")
+            norms[row["word"]] = Norm(*values)
     return norms
 
 

@@ -4,7 +4,9 @@ here that is not in the rows. Colours are safe for colour-blind readers, and no 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +17,7 @@ from emolens import geometry
 from emolens.directions import EmotionDirections
 from emolens.emotion_sets import Norm
 from emolens.experiments.base import Row
+from emolens.readout import Scores
 
 INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2e8b6f"
 RELIABLE = 0.5  # directions with a lower split-half reliability are greyed
@@ -191,3 +194,48 @@ def svg(figure: Figure, title: str) -> str:
 
 def _n(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+class CircuitsView:
+    """A circuitsvis picture that always shows from its bundled JavaScript, in a notebook, an exported page, online or not.
+
+    circuitsvis itself asks the network at each display and then links to a server; and a token such as ``</script>`` would end its
+    script. Here neither happens.
+    """
+
+    def __init__(self, figure: Any) -> None:
+        head, props = figure.local_src.rsplit("CircuitsVis.render(", 1)
+        props, tail = props.rsplit("</script>", 1)
+        name = "circuits-vis-" + hashlib.sha256(props.split(",", 1)[1].encode()).hexdigest()[:12]  # the same at every run
+        random = props.split('"')[1]
+        html = head + "CircuitsVis.render(" + props.replace("</", "<\\/").replace("<!--", "<\\!--") + "</script>" + tail
+        self.html = html.replace(random, name)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def save(self, path: str | Path) -> None:
+        """Write a page that opens offline."""
+        page = f"<!doctype html><html><head><meta charset='utf-8'><title>emolens</title></head><body>{self.html}</body></html>"
+        Path(path).write_text(page, encoding="utf-8")
+
+
+def explore_tokens(scores: Scores, *, text: int = 0, emotions: Sequence[str] | None = None) -> CircuitsView:
+    """Token scores of one text in circuitsvis: a button for each emotion, all values on hover.
+
+    Args:
+        scores: From ``em.score(..., per="token")``.
+        text: Which text.
+        emotions: Which emotions, in order; None takes all of them.
+    """
+    from circuitsvis.tokens import colored_tokens_multi
+
+    if scores.per != "token":
+        raise ValueError("explore_tokens shows single tokens: score(..., per='token')")
+    rows = [i for i, owner in enumerate(scores.text_of) if owner == text]
+    if not rows:
+        raise IndexError(f"there is no text {text}; there are {len(scores.texts)}")
+    names = list(emotions or scores.emotions)
+    columns = [scores.column(e) for e in names]
+    tokens = [scores.texts[text][slice(*scores.spans[i])] for i in rows]
+    return CircuitsView(colored_tokens_multi(tokens, scores.values[rows][:, columns], names))

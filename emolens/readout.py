@@ -70,6 +70,12 @@ class Scores:
             for vs, js in zip(values.tolist(), index.tolist(), strict=True)
         ]
 
+    def column(self, emotion: str) -> int:
+        """Column of an emotion; KeyError with the known ones otherwise."""
+        if emotion not in self.emotions:
+            raise KeyError(f"no emotion {emotion!r} here; there are: {', '.join(self.emotions)}")
+        return self.emotions.index(emotion)
+
     def __len__(self) -> int:
         return len(self.values)
 
@@ -108,10 +114,7 @@ class Scores:
             if emotions is None:  # the mean of the five highest tokens, so that one odd token does not choose
                 order = values.topk(min(5, len(rows)), dim=0).values.mean(0).argsort(descending=True)[:3].tolist()
             else:
-                unknown = [e for e in emotions if e not in self.emotions]
-                if unknown:
-                    raise KeyError(f"no emotion {unknown[0]!r} here; there are: {', '.join(self.emotions)}")
-                order = [self.emotions.index(e) for e in emotions]
+                order = [self.column(e) for e in emotions]
             for e in order:
                 spans = [self.spans[i] for i in rows]
                 parts.append(f'<div style="margin:4px 0"><b>{escape(self.emotions[e])}</b> ')

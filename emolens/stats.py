@@ -97,7 +97,7 @@ def permutation_p(observed: float, null: Sequence[float] | Array) -> float:
     0.5
     """
     null = np.asarray(null, dtype=float)
-    return float((np.sum(null >= observed) + 1) / (len(null) + 1))
+    return float((np.sum(~(null < observed)) + 1) / (len(null) + 1))  # NaN on either side is no evidence
 
 
 def benjamini_hochberg(p: Sequence[float] | Array) -> Array:
@@ -136,9 +136,9 @@ def macro_auc(scores: Array, labels: NDArray[np.integer]) -> float:
 
 
 def top_k(scores: Array, labels: NDArray[np.integer], k: int = 1) -> NDArray[np.bool_]:
-    """Whether each text's own class is among its k best columns."""
+    """Whether each text's own class is among its k best columns; a tie or a NaN counts against it."""
     own = np.take_along_axis(scores, labels[:, None], 1)
-    return (scores > own).sum(1) < k
+    return (~(scores < own)).sum(1) <= k
 
 
 def pearson(x: Array, y: Array) -> float:
@@ -150,9 +150,13 @@ def pearson(x: Array, y: Array) -> float:
 
 
 def partial_pearson(x: Array, y: Array, given: Array) -> float:
-    """Pearson r of x and y after the part of each that is linear in `given` is taken out."""
+    """Pearson r of x and y after the part of each that is linear in `given` is taken out; NaN when nothing is left of one."""
     design = np.column_stack([np.ones(len(given)), given])
-    residual = lambda a: a - design @ np.linalg.lstsq(design, a, rcond=None)[0]  # noqa: E731
+
+    def residual(a: Array) -> Array:
+        rest = a - design @ np.linalg.lstsq(design, a, rcond=None)[0]
+        return rest if rest.std() > 1e-9 * a.std() else np.zeros_like(a)  # what rounding leaves is not a residual
+
     return pearson(residual(np.asarray(x, float)), residual(np.asarray(y, float)))
 
 
@@ -190,7 +194,7 @@ def centroid_scores(train: Array, labels: NDArray[np.integer], test: Array, n_cl
 def logistic_scores(train: Array, labels: NDArray[np.integer], test: Array, *, c: float = 1.0) -> Array:
     """Multinomial logistic regression on features of unit variance; decision values.
 
-    `c` is the inverse of the L2 penalty on the mean loss per text, so that it means the same for any number of texts.
+    `c` = 1 is scikit-learn's C = 100 on rows of about unit norm; as there, it weighs the sum of the losses, not their mean.
     """
     from sklearn.linear_model import LogisticRegression
 

