@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         pca,
     )
     from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms
-    from emolens.plots import explore_tokens
     from emolens.models import catalogue, load_model, model_info, wrap
+    from emolens.plots import explore_tokens
     from emolens.readout import Scores, logit_lens, score
     from emolens.study import run_study

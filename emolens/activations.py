@@ -633,6 +633,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
+        part.chmod(0o644)  # safetensors makes private files; results are for sharing
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

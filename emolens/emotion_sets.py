@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Person = Literal["first", "third"]
 MAX_BYTES = 50_000_000  # of one file; a set of 205,200 stories is cut into one file an emotion
+MAX_DEPTH = 20  # of YAML; a set needs six, and the parser's time grows with the square of the depth
 
 
 class _Strict(BaseModel):
@@ -374,7 +375,11 @@ def _read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
     """The data of a YAML file and the line of every node, by its path."""
     text = _read_text(path)
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
             if isinstance(event, yaml.AliasEvent):
                 problem = f"aliases (*{event.anchor}) are not used in emotion sets; write the value out"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
@@ -403,9 +408,7 @@ def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if (*path, key.value) in out:  # YAML would silently keep the last
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
             _lines(value, (*path, key.value), out)
             out[(*path, key.value)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
@@ -422,7 +425,9 @@ def _validate(model: Any, data: Any, path: Path, lines: dict[tuple, int] | int) 
 
 def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) -> str:
     first = min(error.errors(), key=lambda e: -len(e["loc"]))  # the deepest branch of a union is the one that was meant
-    loc = tuple(part for part in first["loc"] if not (isinstance(part, str) and (part == "str" or part.startswith("list["))))
+    loc = tuple(
+        part for part in first["loc"] if not (isinstance(part, str) and (part == "str" or part.startswith("list[")))
+    )
     line: int | None = lines if isinstance(lines, int) else None
     if isinstance(lines, dict):
         line = next((lines[loc[:k]] for k in range(len(loc), -1, -1) if loc[:k] in lines), 1)

@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ class ModelInfo:
     """What emolens remembers of a loaded model, and writes into every file made from it.
 
     Attributes:
-        name: The name it was asked for by.
+        name: The alias or hub name it was asked for by; of a local model, its directory or file name.
         source: Hub repository, or the file name of a local model (never a path of the user's machine).
         revision: Hub revision or training step, if one was given.
         backend: "hooked" or "bridge".
@@ -126,7 +127,7 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device_map is not None and backend == "hooked":
         raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
-    if n_devices > torch.cuda.device_count() and n_devices > 1:
+    if n_devices < 1 or (n_devices > torch.cuda.device_count() and n_devices > 1):
         raise ValueError(f"n_devices={n_devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
 
     if source.entry is not None:  # known sizes: refuse before the first request
@@ -146,7 +147,7 @@ def load_model(
         tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
         placement = device_map or (_bridge_map(n_devices) if backend == "bridge" else None)
         with _quiet():
-            hf_model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 revision=source.revision,
                 config=None if source.gguf_file else hf_config,
@@ -155,7 +156,11 @@ def load_model(
                 dtype=torch_dtype,
                 device_map=placement,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_complete` names them instead
             )
+    hf_model, report = loaded
+    _complete(source, report)
     if placement is None and n_devices == 1:
         hf_model = hf_model.to(
             device=device
@@ -176,7 +181,8 @@ def load_model(
         )
     else:
         model = _bridge(hf_model, tokenizer, source.name, device, processing, prepend, placed=placement is not None)
-    _set_info(model, source.name, source.label, source.revision, backend, dict(processing), type(hf_model).__name__)
+    name = source.label if source.local and source.entry is None else source.name
+    _set_info(model, name, source.label, source.revision, backend, dict(processing), type(hf_model).__name__)
     if reference is not None:
         _compare(model, reference)
     return model
@@ -203,10 +209,12 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
     if getattr(model, "_emolens_info", None) is None:
         cfg = model.cfg
         hooked = type(model).__name__ == "HookedTransformer"
-        folded = bool(getattr(cfg, "layer_norm_folding", False)) or str(cfg.normalization_type).endswith("Pre")
+        untouched = not hooked and not getattr(model, "compatibility_mode", False)
+        folded = str(cfg.normalization_type).endswith("Pre")
+        if not hooked and not untouched:  # a bridge keeps its norms; folding leaves their gains at one
+            folded = bool((model.blocks[0].ln1.w == 1).all())  # type: ignore[attr-defined]  # a bridge has blocks
         processing: dict[str, bool | str] = {"fold_ln": folded}
-        compatible = not hooked and not getattr(model, "compatibility_mode", False)
-        processing |= dict.fromkeys(PROCESSING[1:], False if compatible else "unknown")
+        processing |= dict.fromkeys(PROCESSING[1:], False if untouched else "unknown")
         label = name or str(cfg.model_name)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
         _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture)
@@ -324,6 +332,11 @@ def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrain
             if given is None and source.local:
                 message = f"{source.label}: no tokenizer could be read there; pass tokenizer=, a name or a directory"
                 raise OSError(message) from error
+            if given is not None:
+                message = (
+                    f"tokenizer={place!r}: neither a directory with a tokenizer nor a hub name that can be reached"
+                )
+                raise ValueError(message) from error
             raise
     if not tokenizer.is_fast:
         raise ValueError(f"{source.label}: a fast tokenizer is needed, for the character offsets of tokens")
@@ -336,9 +349,14 @@ def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrain
 def _explained(source: _Source) -> Iterator[None]:
     """Turn the hub's errors into one line with the fix."""
     from huggingface_hub import errors
+    from safetensors import SafetensorError
 
     try:
         yield
+    except (SafetensorError, struct.error, IndexError) as error:  # what the readers raise on a file cut short
+        raise OSError(
+            f"{source.label}: the weights cannot be read, the file is damaged or cut short ({error})"
+        ) from error
     except (OSError, ValueError) as error:
         chain, link = [], error
         while link is not None:
@@ -351,6 +369,8 @@ def _explained(source: _Source) -> Iterator[None]:
                     f"{source.label}: no safetensors weights there (pickled weights are not read); convert them first"
                 )
                 raise OSError(message) from error
+            if source.gguf_file and "reshape" in str(error):  # the reader's word for a tensor that ends too early
+                raise OSError(f"{source.label}: this GGUF file is damaged or cut short ({error})") from error
             raise
         if has(errors.GatedRepoError):
             raise OSError(
@@ -466,10 +486,10 @@ def _check_memory(
 
 
 def _count_parameters(hf_config: Any) -> int:
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(), _quiet():
+    # not accelerate's init_empty_weights, under which tied embeddings are counted twice
+    with torch.device("meta"), _quiet():
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(hf_config).parameters())
 
 
@@ -495,11 +515,15 @@ def _bridge(
         hf_model,
         type(hf_model).__name__,
         hf_config=hf_model.config,
-        tokenizer=tokenizer,
+        tokenizer=None,
         device=None if placed else str(device),
         dtype=hf_model.dtype,
         model_name=name,
     )
+    if tokenizer is not None:
+        # subtle: past TransformerLens's property, which reloads a tokenizer with a BOS added, or calls its EOS a BOS
+        object.__setattr__(model, "_tokenizer", tokenizer)
+        model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     if any(processing.values()):
         model.enable_compatibility_mode(disable_warnings=True, **processing)
     model.cfg.default_prepend_bos = prepend
@@ -508,6 +532,18 @@ def _bridge(
 
 def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def _complete(source: _Source, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint with holes: transformers fills them with random numbers and only warns."""
+    wrong = [(key, "is missing") for key in sorted(report["missing_keys"])]
+    wrong += [
+        (key, f"has shape {list(found)}, its config says {list(wanted)}")
+        for key, found, wanted in sorted(report["mismatched_keys"])
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise OSError(f"{source.label}: the tensor {wrong[0][0]} {wrong[0][1]}{more}; the checkpoint is not complete")
 
 
 def _set_info(

@@ -49,6 +49,7 @@ def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
     for control, colour, style, name in (
         ("tfidf", BLUE, "--", "TF-IDF, same estimator"),
         ("embed", GREEN, "-.", "embeddings, same estimator"),
+        ("form", INK, (0, (5, 4)), "story form only, same estimator"),
     ):
         for r in find(rows, "separability", "emotion top1", control=control, estimator="mean_difference")[:1]:
             axes.axhline(r.value, color=colour, ls=style, lw=1.4, label=f"{name}: {r.value:.2f}")
@@ -87,7 +88,7 @@ def margins(rows: Sequence[Row]) -> Figure:
         ("macro auc", "AUC, GoEmotions"),
     ):
         for estimator in ("mean_difference", "logistic"):
-            for control in ("tfidf", "embed"):
+            for control in ("tfidf", "embed", "form"):
                 for r in rows:
                     if r.metric == f"{metric} minus {control}" and r.estimator == estimator:
                         lines.append((f"{what}\n{estimator.replace('_', ' ')} - {control}", r))
@@ -112,7 +113,7 @@ def transfer_by_label(rows: Sequence[Row]) -> Figure:
         axes.plot(r.value, i, "o", color=ORANGE, label="directions" if i == 0 else None)
         axes.plot(_n(r.null_mean), i, "D", color=BLUE, mfc="white", label="TF-IDF" if i == 0 else None)
     axes.axvline(0.5, color=INK, lw=1, ls=":")
-    axes.set_yticks(range(len(found)), [f"{r.emotion} (n={r.n})" for r in found], fontsize=9)
+    axes.set_yticks(range(len(found)), [f"{r.emotion} (n={r.n})" for r in found], fontsize=9, parse_math=False)
     axes.set(xlabel="AUC (0.5 is chance)", xlim=(0.3, 1.0))
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
@@ -127,8 +128,8 @@ def cosine_matrix(directions: EmotionDirections, *, layer: int | None = None) ->
     figure, axes = _figure(size + 0.9, size)
     image = axes.imshow(cosine[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1)
     names = [directions.emotions[i] for i in order]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)  # names are not formulas
+    axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     for label, i in zip(list(axes.get_yticklabels()) + list(axes.get_xticklabels()), order * 2, strict=True):
         reliability = float(directions.reliability[i, slot])
         label.set_color(INK if reliability >= RELIABLE or np.isnan(reliability) else "#b0b6c2")
@@ -160,7 +161,9 @@ def circumplex(
         axes.plot([x[0], y[0]], [x[1], y[1]], color=GREY, lw=0.8, zorder=1)
         axes.plot(*x, "D", color=BLUE, mfc="white", ms=5, label="people (Glasgow norms)" if i == 0 else None)
         axes.plot(*y, "o", color=ORANGE, ms=5, label="model, PC1 and PC2 rotated" if i == 0 else None)
-        axes.annotate(directions.emotions[known[i]], y, fontsize=8, xytext=(4, 4), textcoords="offset points")
+        axes.annotate(
+            directions.emotions[known[i]], y, fontsize=8, xytext=(4, 4), textcoords="offset points", parse_math=False
+        )
     axes.axhline(0, color=GREY, lw=0.6)
     axes.axvline(0, color=GREY, lw=0.6)
     axes.set(xlabel="valence", ylabel="arousal", xticks=[], yticks=[])
@@ -206,7 +209,9 @@ class CircuitsView:
     def __init__(self, figure: Any) -> None:
         head, props = figure.local_src.rsplit("CircuitsVis.render(", 1)
         props, tail = props.rsplit("</script>", 1)
-        name = "circuits-vis-" + hashlib.sha256(props.split(",", 1)[1].encode()).hexdigest()[:12]  # the same at every run
+        name = (
+            "circuits-vis-" + hashlib.sha256(props.split(",", 1)[1].encode()).hexdigest()[:12]
+        )  # the same at every run
         random = props.split('"')[1]
         html = head + "CircuitsVis.render(" + props.replace("</", "<\\/").replace("<!--", "<\\!--") + "</script>" + tail
         self.html = html.replace(random, name)

@@ -213,7 +213,8 @@ def score(
         spans = tuple((0, len(e.text)) for e in encoded)
     if not np.isfinite(band):
         raise ValueError(
-            "these directions know no neutral text: collect an emotion set that has some, to know what 'none' is"
+            "these directions know too little neutral text (at least 20 are needed): collect an emotion set that has more, "
+            "to know what 'none' is"
         )
     training = set(v.info["training_texts"])
     flags = tuple(
@@ -288,6 +289,16 @@ class LogitLens:
         return float(np.nanmean(list(self.auc.values())))
 
 
+def first_tokens(tokenizer: Any, target_words: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """The first token of each target word (with a leading space); one that several emotions share says nothing about any of them."""
+    first = {
+        e: [tokenizer(" " + w, add_special_tokens=False).input_ids[0] for w in words]
+        for e, words in target_words.items()
+    }
+    shared = {t for e in first for t in first[e] if any(t in first[o] for o in first if o != e)}
+    return {e: sorted(set(ids) - shared) for e, ids in first.items()}
+
+
 def logit_lens(
     model: HookedModel,
     directions: EmotionDirections,
@@ -307,17 +318,18 @@ def logit_lens(
         target_words: For each emotion the words that name it; the first token of each (with a leading space) is looked up.
         n_random: Random directions of the same norm for the null.
         k: Words shown for each emotion, if the test passes.
+
+    Raises:
+        ValueError: directions of another model; no target words that tell at least two emotions apart.
     """
     check_model(model, directions)
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # HookedModel with a tokenizer, checked by encode
     v = directions.at(directions.layer if layer is None else layer)
-    first = {
-        e: [tokenizer(" " + w, add_special_tokens=False).input_ids[0] for w in target_words.get(e, ())]
-        for e in v.emotions
-    }
-    # a first token that several emotions share says nothing about either
-    shared = {t for e in first for t in first[e] if any(t in first[o] for o in first if o != e)}
-    first = {e: sorted(set(ids) - shared) for e, ids in first.items()}
+    first = first_tokens(tokenizer, {e: target_words.get(e, ()) for e in v.emotions})
+    if sum(map(bool, first.values())) < 2:
+        raise ValueError(
+            "fewer than two emotions have target words whose first token is theirs alone in this tokenizer"
+        )
     columns = [(t, i) for i, e in enumerate(v.emotions) for t in first[e]]
     ids, owner = np.array([c[0] for c in columns]), np.array([c[1] for c in columns])
 

@@ -105,7 +105,7 @@ def render(
             "<h2>On other people's text</h2><p>Directions, layer and spread are frozen on the stories; nothing is fitted on the texts below.</p>",
             _figure(plots.transfer_by_label(rows), "Transfer to GoEmotions",
                 "Area under the ROC curve for each label on Reddit comments (GoEmotions, Demszky et al. 2020). Diamonds: TF-IDF centroids from the same stories."),
-            _table([r for r in rows if r.experiment == "transfer" and r.metric != "auc by label"]),
+            "<details><summary>All transfer rows</summary>" + _table([r for r in rows if r.experiment == "transfer" and r.metric != "auc by label"]) + "</details>",
         ]  # fmt: skip
     norms, keys = load_norms(), {e.name: e.norm_key for e in emotions.emotions}
     parts += [
@@ -144,107 +144,123 @@ def render(
 # --- the answer in words ----------------------------------------------------------------------------------------------
 
 
-def _li(shown: bool, text: str) -> str:
-    return f"<li class='{'yes' if shown else 'no'}'>{text}</li>"
-
-
 def _answers(rows: Sequence[Row], emotions: EmotionSet) -> list[str]:
+    """One line for each claim: shown if the interval (and the permutation test, where there is one) excludes the control."""
     out = []
     k = len(emotions.names)
-    for r in find(rows, "separability", "emotion top1", readout="calibrated", estimator="mean_difference"):
-        if r.control == "shuffled labels":
-            family = find(
-                rows,
-                "separability",
-                "family top1",
-                readout="calibrated",
-                estimator="mean_difference",
-                control="shuffled labels",
-            )
-            more = (
-                f" Of the {len(set(emotions.families.values()))} families it names the right one in {_pct(family[0].value)} {_ci(family[0], True)}."
-                if family
-                else ""
-            )
-            out.append(_li((r.low or 0) > (r.null_high or 1), (
-                f"<b>The residual stream separates {k} emotions on topics it never saw.</b> Mean-difference directions read the right one in "
-                f"{_pct(r.value)} of held-out stories {_ci(r, True)}; chance is {_pct(1 / k)}, and with shuffled labels 95 % of runs stay below {_pct(r.null_high)}.{more}")))  # fmt: skip
+    main = {"estimator": "mean_difference", "control": "shuffled labels"}
+    for r in find(rows, "separability", "emotion top1", readout="calibrated", **main):
+        family = find(rows, "separability", "family top1", readout="calibrated", **main)
+        more = (
+            f" Of the {len(set(emotions.families.values()))} families the right one in {_pct(family[0].value)} {_ci(family[0], True)}."
+            if family
+            else ""
+        )
+        claim = f"The residual stream separates {k} emotions on topics it never saw"
+        text = f"mean-difference directions read the right one in {_pct(r.value)} of held-out stories {_ci(r, True)}; chance is {_pct(1 / k)}, and with shuffled labels 95 % of runs stay below {_pct(r.null_high)}.{more}"
+        out.append(_li(_beats(r), claim, text))
+    top1 = "emotion top1 minus "
     out += _margin(
         rows,
         "separability",
-        "emotion top1 minus tfidf",
+        top1 + "tfidf",
         "mean_difference",
-        "It is more than vocabulary, on held-out topics",
+        "It is more than vocabulary",
         "top-1 minus the same estimator on TF-IDF",
         percent=True,
     )
     out += _margin(
         rows,
         "separability",
-        "emotion top1 minus tfidf",
+        top1 + "form",
+        "mean_difference",
+        "It is more than the way a story is built",
+        "top-1 minus the same estimator on sentence lengths, punctuation and quotes",
+        percent=True,
+    )
+    for r in find(rows, "separability", "emotion top1", control="form", estimator="mean_difference"):
+        if (r.low or 0) > 1 / k:
+            out.append(
+                _li(
+                    False,
+                    "Form plays no part",
+                    f"form alone reads {_pct(r.value)} {_ci(r, True)} of the held-out stories (chance {_pct(1 / k)}), so in these stories emotions differ in how they are told, and a direction may carry some of that.",
+                )
+            )
+    out += _margin(
+        rows,
+        "separability",
+        top1 + "tfidf",
         "logistic",
         "The same with logistic regression on both sides",
         "top-1 minus TF-IDF",
         percent=True,
     )
+    for r in find(rows, "transfer", "macro auc", **main):
+        out.append(
+            _li(
+                _beats(r),
+                "Zero-shot on other people's text (GoEmotions) the directions beat shuffled ones",
+                f"macro-AUC {r.value:.2f} {_ci(r)} against {_num(r.null_mean)} (95 % below {_num(r.null_high)}), p = {_num(r.p, 3)}; chance is .50.",
+            )
+        )
     out += _margin(
         rows,
         "transfer",
         "macro auc minus tfidf",
         "mean_difference",
-        "It carries over to other people's text (GoEmotions, zero-shot) better than words do",
-        "macro-AUC minus TF-IDF",
+        "There they do better than words",
+        "macro-AUC minus TF-IDF from the same stories",
     )
-    for r in find(rows, "transfer", "macro auc", estimator="mean_difference", control="shuffled labels"):
-        out.append(
-            _li(
-                (r.low or 0) > (r.null_high or 1),
-                f"<b>Zero-shot on GoEmotions the directions beat chance</b>: macro-AUC {r.value:.2f} {_ci(r)}, shuffled-label directions {_num(r.null_mean)} (95 % below {_num(r.null_high)}).",
-            )
-        )
     for axis in ("valence", "arousal"):
-        for r in find(rows, "transfer", "r", estimator="mean_difference", control="shuffled labels", emotion=axis):
+        for r in find(rows, "transfer", "r", emotion=axis, **main):
             out.append(
                 _li(
-                    (r.low or 0) > 0 and (r.p or 1) < 0.05,
-                    f"<b>The {axis} axis reads EmoBank's {axis}</b>: r = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} against shuffled labels.",
+                    _beats(r),
+                    f"The {axis} axis reads the {axis} of EmoBank's sentences",
+                    f"r = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} against shuffled labels.",
                 )
             )
     for r in find(rows, "person", "top1 cross minus mixed"):
-        costs = (r.high or 0) < 0
-        text = (
-            "Directions learned from “I” read “she” less well, and the other way round"
-            if costs
-            else "Directions carry over between “I” and “she”: no loss is measurable"
-        )
         out.append(
             _li(
-                not costs,
-                f"<b>{text}</b>: top-1 {100 * r.value:+.1f} points {_ci(r, True)} against halves that mix both.",
+                (r.high or 0) >= 0,
+                "Directions from “I” read “she” as well, and the other way round",
+                f"top-1 {100 * r.value:+.1f} points {_ci(r, True)} against directions from as many topics of both persons.",
             )
         )
-    best = [r for r in rows if r.experiment == "geometry" and r.primary]
-    for r in best:
-        warn = (
-            f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set."
-            if "underpowered" in (r.unit_of_n or "")
-            else ""
-        )
-        out.append(
-            _li(
-                (r.p or 1) < 0.05,
-                f"<b>A leading component lines up with human valence</b>: {escape(r.metric)} = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} for the maximum over components and layers.{warn}",
+    for r in rows:
+        if r.experiment == "geometry" and r.primary:
+            warn = (
+                f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set."
+                if "underpowered" in (r.unit_of_n or "")
+                else ""
             )
-        )
-    for r in find(rows, "logit_lens", "mean auc of target words"):
-        if r.primary:
             out.append(
                 _li(
                     (r.p or 1) < 0.05,
-                    f"<b>The directions write emotion words on the vocabulary</b> (logit lens at layer {r.layer}): AUC {r.value:.2f}, random directions {_num(r.null_mean)}, p = {_num(r.p, 3)}.",
+                    "A leading component lines up with human valence",
+                    f"{escape(r.metric)} = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} for the maximum over components and layers.{warn}",
+                )
+            )
+        if r.experiment == "logit_lens" and r.primary:
+            out.append(
+                _li(
+                    (r.p or 1) < 0.05,
+                    "The directions write emotion words on the vocabulary",
+                    f"logit lens at layer {r.layer}: AUC {r.value:.2f}, random directions {_num(r.null_mean)}, p = {_num(r.p, 3)}.",
                 )
             )
     return out
+
+
+def _li(shown: bool, claim: str, text: str) -> str:
+    return f"<li class='{'yes' if shown else 'no'}'><b>{claim}</b>: {text}</li>"
+
+
+def _beats(r: Row) -> bool:
+    """The interval lies above the mean of the null, and the permutation test rejects it."""
+    return (r.low or 0) > (r.null_mean or 0) and (1 if r.p is None else r.p) < 0.05
 
 
 def _margin(
@@ -260,7 +276,7 @@ def _margin(
             if shown
             else (" The interval lies below 0: words do better." if (r.high or 0) < 0 else " The interval includes 0.")
         )
-        out.append(_li(shown, f"<b>{claim}</b>: {what} {value} {interval}.{verdict}"))
+        out.append(_li(shown, claim, f"{what} {value} {interval}.{verdict}"))
     return out
 
 
@@ -269,7 +285,7 @@ def _limits(model: dict[str, Any]) -> str:
         "<b>What this does not show.</b> Reading is not causing: that a direction can be read does not mean that the model uses it; "
         "steering and ablation are separate tests. The stories were written by a language model, so a margin on them says less than one on other "
         f"people's text. It is one model, {escape(model['name'])} ({escape(str(model['source']))}, {escape(model['dtype'])}), one set and one seed. "
-        "“Shown” means that the 95 % interval excludes the control, not that the effect is large."
+        "“Shown” means that the 95 % interval excludes the control, not that the effect is large; “not shown” that it does not, or lies on the other side."
     )
 
 
@@ -285,7 +301,7 @@ def _estimators(rows: Sequence[Row]) -> str:
     kinds = [("mean_difference", "calibrated"), ("lda", "calibrated"), ("pca", "calibrated"), ("logistic", "decision")]
     lines = []
     for estimator, readout in kinds:
-        for control in (None, "tfidf", "embed"):
+        for control in (None, "tfidf", "embed", "form"):
             cells = [estimator.replace("_", " ") if control is None else f"&nbsp;&nbsp;on {control}"]
             for metric in ("emotion top1", "emotion top5", "emotion auc", "family top1", "family auc"):
                 own = [

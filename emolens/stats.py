@@ -6,6 +6,7 @@ p = (k + 1) / (n + 1), so it cannot be smaller than the number of permutations a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -155,7 +156,9 @@ def partial_pearson(x: Array, y: Array, given: Array) -> float:
 
     def residual(a: Array) -> Array:
         rest = a - design @ np.linalg.lstsq(design, a, rcond=None)[0]
-        return rest if rest.std() > 1e-9 * a.std() else np.zeros_like(a)  # what rounding leaves is not a residual
+        return (
+            rest if rest.std() > 1e-9 * np.abs(a).max() else np.zeros_like(a)
+        )  # what rounding leaves is not a residual
 
     return pearson(residual(np.asarray(x, float)), residual(np.asarray(y, float)))
 
@@ -218,6 +221,41 @@ def tfidf(train: Sequence[str], test: Sequence[str], language: str = "en") -> tu
     else:
         vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b")
     return vectorizer.fit_transform(train).toarray(), vectorizer.transform(test).toarray()
+
+
+def form_features(texts: Sequence[str]) -> Array:
+    """How a text is built rather than what it says: quoted share, sentences and their lengths, punctuation, digits, word length, contractions.
+
+    A baseline for texts written for a purpose: an emotion that is always told in short sentences can be read off the sentences.
+
+    >>> form_features(["One. Two! Three?"]).shape
+    (1, 14)
+    """
+    out = []
+    for text in texts:
+        words = text.split()
+        lengths = [
+            len(sentence.split()) for sentence in re.split(r"(?<=[.!?。！？])[\"'”’」]?\s*", text) if sentence.strip()
+        ] or [0]
+        quoted = sum(len(q) for q in re.findall(r"[\"“「][^\"”」]*[\"”」]", text)) / max(len(text), 1)
+        marks = [text.count(mark) / max(len(words), 1) for mark in ",?!;:…"]
+        digits = sum(c.isdigit() for c in text) / max(len(text), 1)
+        short = len(re.findall(r"['’][a-z]+\b", text)) / max(len(words), 1)
+        size = float(np.mean([len(w) for w in words])) if words else 0.0
+        out.append(
+            [
+                quoted,
+                np.log(len(lengths)),
+                np.mean(lengths),
+                np.std(lengths),
+                np.max(lengths),
+                *marks,
+                digits,
+                short,
+                size,
+            ]
+        )
+    return np.array(out, dtype=float)
 
 
 def logistic_words(train: Array, labels: NDArray[np.integer], test: Array) -> Array:

@@ -97,6 +97,10 @@ def run_study(
         raise FileNotFoundError(
             f"external={external}: no such folder (expected goemotions_test.tsv and emobank.csv in it)"
         )
+    if not emotions.neutral:
+        raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
+    if external is not None and not any((Path(external) / f).is_file() for f in ("goemotions_test.tsv", "emobank.csv")):
+        raise FileNotFoundError(f"external={external}: neither goemotions_test.tsv nor emobank.csv is there")
     folder = _prepare(out)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
     info = model_info(loaded)
@@ -189,7 +193,7 @@ def _refuse_other(folder: Path, key: str, overwrite: bool) -> None:
     try:
         found = json.loads(file.read_text())["provenance"]
         other, what = found["key"] != key, f"{found['model']['name']} on {found['set']['name']}"
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # no JSON, no UTF-8, or other JSON
         other, what = True, "a results.json that is not a study's"
     if other:
         raise FileExistsError(

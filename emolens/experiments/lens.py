@@ -7,16 +7,18 @@ that passes. Primary row: mean AUC at the reported layer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from emolens.experiments.base import Inputs, Row, row
-from emolens.readout import LogitLens, logit_lens
+from emolens.readout import LogitLens, first_tokens, logit_lens
 
 NAME = "logit_lens"
 
 
 def run(inputs: Inputs) -> list[Row]:
-    """Mean AUC at the reported layer and at the last one; none for a set without target words."""
+    """Mean AUC at the reported layer and at the last one; none for a set without target words that this tokenizer can tell apart."""
     rows, _ = run_with_words(inputs)
     return rows
 
@@ -24,7 +26,8 @@ def run(inputs: Inputs) -> list[Row]:
 def run_with_words(inputs: Inputs) -> tuple[list[Row], list[LogitLens]]:
     """The rows, and the lenses themselves for a table of words."""
     targets = {e.name: e.target_words for e in inputs.emotions.emotions}
-    if not any(targets.values()):
+    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # a model that has read the stories has one
+    if sum(map(bool, first_tokens(tokenizer, targets).values())) < 2:
         return [], []
     lenses = [
         logit_lens(

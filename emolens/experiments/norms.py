@@ -1,7 +1,7 @@
 """The geometry of the directions against human ratings, and how sure it is.
 
 Components 1-3 of the unit vectors against valence and arousal, with an interval over words and a permutation null of the maximum over
-every component and layer that could have been looked at; a ridge regression over held-out words; the same from the embeddings; RSA;
+every component and layer that could have been looked at; RSA with the distance in story form (`stats.form_features`); a ridge regression over held-out words; the same from the embeddings; RSA;
 clusters against Plutchik's families; reliability of each direction; similarity of layers. With few rated words the rows say so:
 claims about geometry belong to a set of many words. Primary row: |r| of the best of components 1-3 with valence.
 """
@@ -98,11 +98,17 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
     v = inputs.directions
     slot = v.slot(inputs.layer)
     cosine = v.cosine(layer=inputs.layer).numpy()
+    form = stats.form_features(inputs.texts)
+    form = np.stack([form[inputs.labels == k].mean(0) for k in range(len(inputs.emotions.names))])
+    form_rho, form_p = geometry.rsa(
+        v.vectors[:, slot].numpy(), (form - form.mean(0)) / form.std(0).clip(1e-12), seed=inputs.seed
+    )
     upper = np.triu_indices(len(cosine), 1)
     low, high = geometry.cosine_null(len(cosine), v.vectors.shape[-1], seed=inputs.seed)
     families = [inputs.emotions.families[e] for e in v.emotions]
     same = np.array([families[i] == families[j] for i, j in zip(*upper, strict=True)])
     out = [
+        row(NAME, "rsa with distance in story form", form_rho, p=form_p, control="Mantel", n=len(v.emotions), unit_of_n="emotions", **say),
         row(NAME, "share of cosines outside the null of random directions", float(np.mean((cosine[upper] < low) | (cosine[upper] > high))), null_high=high, null_mean=-1 / (len(cosine) - 1), control="random directions", n=len(same), unit_of_n="pairs", **say),
         row(NAME, "split-half reliability, median", float(v.reliability[:, slot].median()), n=len(v.emotions), unit_of_n="emotions", **say),
     ]  # fmt: skip

@@ -83,7 +83,10 @@ def load_goemotions(path: str | Path | None = None) -> Labelled:
     with Path(path).open(encoding="utf-8", newline="") as file:
         for number, line in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             try:
-                labels.append({GOEMOTIONS[int(i)] for i in line[1].split(",")})
+                ids = [int(i) for i in line[1].split(",")]
+                if min(ids) < 0:
+                    raise IndexError(min(ids))
+                labels.append({GOEMOTIONS[i] for i in ids})
                 texts.append(line[0])
             except (IndexError, ValueError) as error:
                 raise ValueError(
@@ -98,8 +101,12 @@ def load_emobank(path: str | Path) -> Labelled:
         try:
             rows = [r for r in csv.DictReader(file) if r["split"] == "test" and r["text"].strip()]
             v, a = (np.array([float(r[k]) for r in rows]) for k in ("V", "A"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: expected a CSV file with the columns split, V, A and text") from error
+    if not rows:
+        raise ValueError(
+            f"{path}: expected a CSV file with the columns split, V, A and text, and rows of the test split"
+        )
     return Labelled([r["text"] for r in rows], [set() for _ in rows], v, a)
 
 
