@@ -201,7 +201,7 @@ def _answers(rows: Sequence[Row], emotions: EmotionSet) -> list[str]:
             _li(
                 _beats(r),
                 "Zero-shot on other people's text (GoEmotions) the directions beat shuffled ones",
-                f"macro-AUC {r.value:.2f} {_ci(r)} against {_num(r.null_mean)} (95 % below {_num(r.null_high)}), p = {_num(r.p, 3)}; chance is .50.",
+                f"macro-AUC {r.value:.2f} {_ci(r)} against {_num(r.null_mean)} (95 % below {_num(r.null_high)}), p = {_num(r.p, 3)}; chance is .50.{_ceiling(rows)}",
             )
         )
     out += _margin(
@@ -256,6 +256,15 @@ def _answers(rows: Sequence[Row], emotions: EmotionSet) -> list[str]:
 
 def _li(shown: bool, claim: str, text: str) -> str:
     return f"<li class='{'yes' if shown else 'no'}'><b>{claim}</b>: {text}</li>"
+
+
+def _ceiling(rows: Sequence[Row]) -> str:
+    found = [r for r in find(rows, "transfer", "macro auc") if (r.control or "").startswith("supervised")]
+    return (
+        f" A regression fitted on these comments finds {found[0].value:.2f} at the same layer: what there was to be read."
+        if found
+        else ""
+    )
 
 
 def _beats(r: Row) -> bool:

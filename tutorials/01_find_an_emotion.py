@@ -101,7 +101,7 @@ v = em.mean_difference(acts, remove_neutral=0.5)
 v
 
 # %% [markdown]
-# Which emotions does the model keep close together? Nobody told it about Plutchik's families.
+# Which emotions does the model keep close together?
 
 # %%
 for emotion in ("grief", "rage", "joy", "boredom"):
@@ -109,6 +109,10 @@ for emotion in ("grief", "rage", "joy", "boredom"):
     print(f"{emotion:>8}: {near}")
 
 # %% [markdown]
+# Some neighbours are what you would expect: joy and ecstasy, boredom and annoyance, anticipation and vigilance. Others are not: rage lies
+# near joy, ecstasy near terror, anger near trust. A direction is whatever the stories of an emotion have in common *for this model*, and that
+# includes being carried away (joy, rage, terror) or talking with somebody (anger, trust). Keep this in mind in section 5.
+#
 # All pairs at once. Red is similar, blue is opposite; the order comes from a cluster tree. A grey name marks a direction that two halves of the
 # topics do not agree on (split-half reliability below one half): do not build on it.
 
@@ -141,7 +145,9 @@ truth = np.array([names.index(t.emotion) for t in test.texts])
 
 w = em.mean_difference(train, remove_neutral=None)
 accuracy = (w.z(test.rows).numpy().argmax(1) == truth[:, None]).mean(0)
-print(f"layer {w.layer}: {accuracy[w.layers.index(w.layer)]:.0%} of {len(truth)} stories; chance is {1 / len(names):.0%}")
+print(
+    f"layer {w.layer}: {accuracy[w.layers.index(w.layer)]:.0%} of {len(truth)} stories; chance is {1 / len(names):.0%}"
+)
 
 # %%
 # the claim of this cell, checked: far above chance
@@ -166,7 +172,9 @@ axes.plot(w.layers, accuracy, color="#d9622b", label="residual stream")
 axes.axhline(tfidf, color="#3c6eb4", ls="--", label=f"TF-IDF, same estimator ({tfidf:.0%})")
 axes.axhline(embed, color="#2e8b6f", ls="-.", label=f"embeddings, same estimator ({embed:.0%})")
 axes.axhline(1 / len(names), color="black", ls=":", label="chance")
-axes.set(xlabel="layer", ylabel="held-out top-1", ylim=(0, None), title="96 stories on four topics that were never seen")
+axes.set(
+    xlabel="layer", ylabel="held-out top-1", ylim=(0, None), title="96 stories on four topics that were never seen"
+)
 axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 axes.spines[["top", "right"]].set_visible(False)
 
@@ -201,7 +209,9 @@ with torch.no_grad():
 
 picture = torch.stack(
     [
-        (cache[f"blocks.{layer}.hook_resid_post"][0].float().cpu() - v.reference[k]) @ v["fear"].unit(layer)[0] / v.norm_median[k]
+        (cache[f"blocks.{layer}.hook_resid_post"][0].float().cpu() - v.reference[k])
+        @ v["fear"].unit(layer)[0]
+        / v.norm_median[k]
         for k, layer in enumerate(v.layers)
     ]
 )
@@ -270,8 +280,9 @@ again
 # ## What this does not show
 #
 # - **Reading is not causing.** The model may carry a direction that it does not use. Steering, ablation and patching are separate tests.
-# - **The stories are made.** They were written by a language model for this purpose. The study also tests the directions on other people's
-#   text (GoEmotions, EmoBank), where the margin over word counts is the honest number.
+# - **The stories are made.** They were written by a language model for this purpose, and emotions differ a little in how they are told. The study
+#   measures what can be read from story form alone, and tests the directions on other people's text (GoEmotions, EmoBank). For this small
+#   model that transfer is weak: the directions hold on new topics, but say little about Reddit comments.
 # - **One split of topics** was shown in section 5, without an interval. `em.run_study(model, stories)` gives all of them.
 # - **Tokens are noisy.** A coloured token is an observation, not a finding.
 #

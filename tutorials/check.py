@@ -19,7 +19,9 @@ def cells(notebook) -> list[tuple[str, str]]:
 def execute(notebook, folder: Path):
     from nbclient import NotebookClient
 
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     for cell in notebook.cells:  # what differs from run to run says nothing
         cell.metadata.pop("execution", None)
     return notebook
