@@ -148,6 +148,7 @@ def score(
     Example: emolens score --vectors study/vectors.safetensors "She read the letter twice and sat down on the stairs."
     """
     del seed  # nothing is drawn
+    from emolens._catalogue import CATALOGUE
     from emolens.directions import load_directions
     from emolens.models import load_model
     from emolens.readout import score as read
@@ -158,6 +159,8 @@ def score(
         raise ValueError("no text given")
     v = load_directions(vectors)
     info = v.info["model"]
+    if model is None and info["name"] not in CATALOGUE and "/" not in info["name"]:
+        raise ValueError(f"these directions were made with a local model, {info['name']}: say where it is with --model")
     loaded = load_model(
         model or info["name"], device=device, dtype=dtype or info["dtype"], revision=revision or info["revision"]
     )
@@ -232,6 +235,7 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
     Example: emolens sets show core
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from emolens.emotion_sets import load_emotion_set, load_norms
@@ -252,12 +256,8 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
     for e in s.emotions:
         n = norms.get(e.norm_key or "")
         table.add_row(
-            e.name,
-            e.adjective,
-            e.family,
-            e.antonym,
-            e.opposite,
-            ", ".join(e.target_words),
+            *(escape(x or "") for x in (e.name, e.adjective, e.family, e.antonym, e.opposite)),
+            escape(", ".join(e.target_words)),
             f"{n.valence:.1f}" if n else "-",
             f"{n.arousal:.1f}" if n else "-",
         )

@@ -148,6 +148,8 @@ class EmotionDirections:
     def at(self, layers: int | Sequence[int]) -> EmotionDirections:
         """The same directions at some layers; a single one becomes the default."""
         wanted = [layers] if isinstance(layers, int) else list(layers)
+        if not wanted:
+            raise ValueError("at() needs at least one layer")
         k = [self.slot(layer) for layer in wanted]
         return replace(
             self,
@@ -163,9 +165,12 @@ class EmotionDirections:
         )
 
     def unit(self, layer: int | None = None) -> Float[Tensor, "emotion d_model"]:
-        """Directions of norm one at a layer."""
+        """Directions of norm one at a layer; ValueError for a vector that is zero."""
         v = self.vectors[:, self.slot(layer)]
-        return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        if (norm == 0).any():
+            raise ValueError(f"{self.emotions[int((norm == 0).flatten().nonzero()[0])]!r} is zero and has no direction")
+        return v / norm
 
     def z(self, rows: Float[Tensor, "text layer d_model"]) -> Float[Tensor, "text emotion layer"]:
         """Calibrated scores of pooled texts: held-out standard deviations above the held-out mean.
@@ -284,6 +289,10 @@ def load_directions(path: str | Path) -> EmotionDirections:
         FileNotFoundError, ValueError: no such file; truncated, or another program's file.
     """
     tensors, metadata = read_safetensors(path, "emolens.directions.1")
+    needed = {"vectors", "reference", "neutral_mean", "norm_median", "reliability"}
+    if not needed <= set(tensors) or "emolens" not in metadata:
+        missing = sorted(needed - set(tensors)) or ["the header"]
+        raise ValueError(f"{path}: {missing[0]} is missing; the file was not written whole, or by another version")
     header = json.loads(metadata["emolens"])
     parts = {k.removeprefix("calibration."): t for k, t in tensors.items() if k.startswith("calibration.")}
     return EmotionDirections(

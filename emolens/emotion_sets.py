@@ -314,6 +314,8 @@ def _cross_check(s: EmotionSet, path: Path, lines: dict[tuple, int]) -> None:
             name = getattr(emotion, key)
             if name is not None and name not in s.names:
                 raise ValueError(f"{path}:{line(i)}: emotions.{i}.{key}: " + _unknown("emotion", name, s.names))
+            if name == emotion.name:
+                raise ValueError(f"{path}:{line(i)}: emotions.{i}.{key}: {name!r} cannot be its own {key}")
         for story in s.stories[emotion.name]:
             if story.topic not in person:
                 raise ValueError(f"{path}: story {story.id!r}: " + _unknown("topic", story.topic, person))

