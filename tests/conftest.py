@@ -17,6 +17,7 @@ from typing import Any, Literal
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin make a busy machine crawl
 
 import numpy as np
 import pytest
@@ -44,12 +45,12 @@ def _seeded() -> None:
     random.seed(0)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two threads for the real model; one for the tiny ones, where two on a busy machine only wait for each other."""
+    torch.set_num_threads(2 if request.node.get_closest_marker("real") else 1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(2)
 
 
 # --- tiny models ------------------------------------------------------------------------------------------------------
@@ -112,7 +113,9 @@ def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = {"eos_token": "</s>"} if kind == "no_bos" else {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    special = (
+        {"eos_token": "</s>"} if kind == "no_bos" else {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=310,
         special_tokens=list(special.values()),
@@ -178,10 +181,10 @@ def real_model() -> Any:
 # --- an emotion set ---------------------------------------------------------------------------------------------------
 
 _TOY_EMOTIONS = {  # invented names; what happens in their stories is easy to tell apart
-    "glimmer": ("glimmering", "gloamer", "brightness", ("laughed out loud", "danced across the room", "sang with everybody")),
-    "gloamer": ("gloaming", "glimmer", "darkness", ("wept for a long time", "sat alone in the dark", "could not get up again")),
-    "brindle": ("brindled", "tarrow", "heat", ("slammed the table", "shouted at the wall", "tore the paper to pieces")),
-    "tarrow": ("tarrowing", "brindle", "heat", ("hid behind the door", "trembled at every sound", "ran without looking back")),
+    "glimmer": ("glimmering", "gloamer", "brightness", ["happy", "merry"], ("laughed out loud", "danced across the room", "sang with everybody")),
+    "gloamer": ("gloaming", "glimmer", "darkness", ["sorry", "blue"], ("wept for a long time", "sat alone in the dark", "could not get up again")),
+    "brindle": ("brindled", "tarrow", "heat", ["cross", "wild"], ("slammed the table", "shouted at the wall", "tore the paper to pieces")),
+    "tarrow": ("tarrowing", "brindle", "heat", ["shy", "faint"], ("hid behind the door", "trembled at every sound", "ran without looking back")),
 }  # fmt: skip
 _TOY_TOPICS = ("kitchen", "train", "office", "letter", "garden", "harbour", "market", "school")
 
@@ -212,7 +215,7 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     emotions = []
-    for name, (adjective, antonym, family, deeds) in _TOY_EMOTIONS.items():
+    for name, (adjective, antonym, family, words, deeds) in _TOY_EMOTIONS.items():
         told = [(t, person[t], "main") for t in _TOY_TOPICS]
         told += [(t, other[person[t]], "other_person") for t in ("kitchen", "garden")]
         write(
@@ -234,9 +237,11 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "adjective": adjective,
                 "antonym": antonym,
                 "family": family,
-                "target_words": [deeds[0].split()[0], deeds[1].split()[0]],
+                "target_words": words,
                 "forbidden": [f"{name[:4]}*"],
-                "prompts": ["Write a short story about {topic} in the {person} person in which someone is {adjective}."],
+                "prompts": [
+                    "Write a short story about {topic} in the {person} person in which someone is {adjective}."
+                ],
                 "stories": f"stories/{name}.jsonl",
             }
         )
@@ -248,7 +253,12 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for t in _TOY_TOPICS
         ],
     )
-    lines = ("Is the {} open today?", "It opens at {} o'clock.", "How many boxes go to the {}?", "{} boxes, as every week.")
+    lines = (
+        "Is the {} open today?",
+        "It opens at {} o'clock.",
+        "How many boxes go to the {}?",
+        "{} boxes, as every week.",
+    )
     write(
         "neutral/dialogues.jsonl",
         [
@@ -264,7 +274,9 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     (root / "topics.yaml").write_text(
-        yaml.safe_dump({"topics": [{"name": t, "person": person[t], "description": f"at the {t}"} for t in _TOY_TOPICS]})
+        yaml.safe_dump(
+            {"topics": [{"name": t, "person": person[t], "description": f"at the {t}"} for t in _TOY_TOPICS]}
+        )
     )
     spec = {
         "name": "toy",

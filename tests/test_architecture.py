@@ -83,7 +83,9 @@ def test_arrows_point_down_only(name):
 
 
 def test_the_import_reader_sees_an_arrow_that_points_up():
-    source = "def f():\n    from emolens import cli, stats\n    import emolens.readout\n    from emolens.models import pad\n"
+    source = (
+        "def f():\n    from emolens import cli, stats\n    import emolens.readout\n    from emolens.models import pad\n"
+    )
     assert _rooms(_imports(ast.parse(source))) == {"cli", "stats", "readout", "models"}
 
 

@@ -1,0 +1,375 @@
+"""The command line: help with an example, light imports, one line for an error, and extract and score from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import emolens as em
+from emolens import cli
+from emolens._catalogue import CATALOGUE
+from emolens.emotion_sets import Check
+
+COMMANDS = [["study"], ["extract"], ["score"], ["models"], ["sets", "list"], ["sets", "show"], ["sets", "check"]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Matrices this small are slower on two threads, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    """Tables as on a wide terminal, whatever runs the tests; messages, not tracebacks."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("EMOLENS_TRACEBACK", raising=False)
+
+
+@pytest.fixture
+def emolens(monkeypatch, capfd):
+    """Run the command as a shell would: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["emolens", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0  # type: ignore[assignment]
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def one_line(err: str) -> str:
+    """The error, which is one line and no traceback."""
+    lines = [line for line in re.split(r"[\r\n]+", err) if line.strip() and "it/s]" not in line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("emolens: ")
+    return lines[0]
+
+
+# --- help and weight --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_help_of_every_command_has_an_example(command):
+    result = CliRunner().invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: emolens {' '.join(command)}" in " ".join(result.output.split())
+
+
+def test_the_list_of_commands_is_complete():
+    import typer
+
+    def names(group: Any, before: tuple[str, ...] = ()) -> set[str]:
+        if not hasattr(group, "commands"):
+            return {" ".join(before)}
+        return {n for name, c in group.commands.items() for n in names(c, (*before, name))}
+
+    assert names(typer.main.get_command(cli.app)) == {" ".join(c) for c in COMMANDS}
+
+
+@pytest.mark.parametrize("arguments", [[], ["sets"]])
+def test_without_a_command_the_help_is_shown(arguments):
+    result = CliRunner().invoke(cli.app, arguments)
+    assert "Usage" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "code", ["import emolens", "import emolens; dir(emolens); emolens.__version__", "import emolens.cli"]
+)
+def test_importing_loads_nothing_heavy(code):
+    heavy = ("torch", "transformer_lens", "transformers", "sklearn", "matplotlib", "scipy", "numpy", "pandas")
+    script = f"import sys; {code}; sys.stdout.write(','.join(m for m in {heavy!r} if m in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.returncode) == ("", 0), result.stderr
+
+
+def test_the_module_runs_as_the_command_does():
+    result = subprocess.run(
+        [sys.executable, "-m", "emolens", "sets", "show", "nowhere"], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert one_line(result.stderr).startswith("emolens: unknown emotion set 'nowhere'")
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_models_lists_every_alias_with_its_size(emolens):
+    code, out, err = emolens("models")
+    assert (code, err) == (0, "")
+    for entry in CATALOGUE.values():
+        (line,) = (x for x in out.splitlines() if x.split()[:1] == [entry.alias])
+        assert f"{entry.gigabytes(2):.1f} GB" in line
+        assert ("gated" in line) == entry.gated
+
+
+def test_sets_list_shows_the_shipped_sets(emolens):
+    code, out, err = emolens("sets", "list")
+    assert (code, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()] == [f"EmotionSet({n}" for n in em.list_emotion_sets()]
+    assert "EmotionSet(core: 24 emotions x 16 topics, 384 stories" in out
+
+
+def test_sets_show_has_a_line_for_each_emotion(emolens, toy_set):
+    for name in ("core", toy_set):
+        code, out, _ = emolens("sets", "show", name)
+        assert code == 0
+        for e in em.load_emotion_set(name).emotions:
+            assert any(line.split()[:1] == [e.name] for line in out.splitlines())
+    _, out, _ = emolens("sets", "show", "core")
+    (joy,) = (line for line in out.splitlines() if line.split()[:1] == ["joy"])
+    assert "8.1" in joy  # its Glasgow valence
+
+
+def test_sets_check_shows_the_numbers_and_passes_a_set_without_violations(emolens, toy_set, monkeypatch):
+    """That `core` has none is tested in test_emotion_sets.py."""
+    asked = []
+
+    def check(s: em.EmotionSet, *, seed: int) -> Check:
+        asked.append((s.name, seed))
+        return Check({"emotions": "4", "length": "median 43"}, ())
+
+    monkeypatch.setattr("emolens.emotion_sets.check_emotion_set", check)
+    code, out, err = emolens("sets", "check", toy_set, "--seed", "5")
+    assert (code, err) == (0, "")
+    assert asked == [("toy", 5)]
+    assert [line.split() for line in out.splitlines()] == [
+        ["emotions", "4"],
+        ["length", "median", "43"],
+        ["no", "violations"],
+    ]
+
+
+def test_sets_check_exits_with_1_on_a_violation_and_says_which_text(emolens, toy_set, tmp_path):
+    for path in toy_set.rglob("*"):
+        if path.is_file():
+            copy = tmp_path / path.relative_to(toy_set)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    file = tmp_path / "stories" / "glimmer.jsonl"
+    first, *rest = file.read_text().splitlines()
+    story = json.loads(first)
+    story["text"] = story["text"] + " I was [b]happy[/b]."  # names the emotion, in what rich would take for markup
+    file.write_text("\n".join([json.dumps(story), *rest]))
+    code, out, _ = emolens("sets", "check", tmp_path)
+    assert code == 1
+    assert f"violation: {story['id']}: names the emotion: happy" in out
+    assert re.search(r"\d+ violations", out)
+
+
+def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
+    spec = yaml.safe_load((toy_set / "set.yaml").read_text())
+    for e in spec["emotions"]:
+        e["stories"] = [json.loads(line) for line in (toy_set / e["stories"]).read_text().splitlines()]
+        e["adjective"] = "[red]x[/red]"
+    (tmp_path / "set.yaml").write_text(yaml.safe_dump(spec | {"neutral": None, "topics": yaml.safe_load((toy_set / "topics.yaml").read_text())["topics"]}))  # fmt: skip
+    code, out, _ = emolens("sets", "show", tmp_path)
+    assert code == 0
+    assert "[red]x[/red]" in out
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sets", "show", "cor"], "unknown emotion set 'cor'; did you mean 'core'? allowed: core"),
+        (["sets", "check", "./nowhere"], "unknown emotion set './nowhere'"),
+        (["extract", "--set", "nope"], "unknown emotion set 'nope'"),
+        (["extract", "--model", "pythia-16m", "--out", "TMP/v.safetensors"], "unknown model 'pythia-16m'; did you mean pythia-1"),
+        (["extract", "--method", "median"], "--method median; allowed: mean_difference, antonym_contrast, pca, lda, logistic"),
+        (["extract", "--hook-point", "hidden"], "--hook-point hidden; allowed: embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out"),
+        (["extract", "--layers", "3,x"], "--layers 3,x; give block numbers such as 10,15,20"),
+        (["extract", "--layers", "3-5"], "--layers 3-5; give block numbers"),
+        (["extract", "--out", "TMP/nowhere/v.safetensors"], "nowhere: no such folder"),
+        (["score", "--vectors", "TMP/none.safetensors", "text"], "none.safetensors: no such file"),
+        (["study", "--model", "./nowhere", "--out", "TMP/study"], "./nowhere: no such file or directory"),
+        (["study", "--model", "TINY", "--set", "nope", "--out", "TMP/study"], "unknown emotion set 'nope'"),
+    ],
+    ids=lambda x: " ".join(x[:3]) if isinstance(x, list) else "",
+)  # fmt: skip
+def test_a_wrong_request_is_one_line_and_exit_2(emolens, tiny, tmp_path, arguments, message):
+    given = [a.replace("TMP", str(tmp_path)).replace("TINY", str(tiny("llama", tokenizer="chat"))) for a in arguments]
+    code, _, err = emolens(*given)
+    assert code == 2
+    assert message in one_line(err)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_layer_that_does_not_exist_is_one_line(emolens, tiny, toy_set, tmp_path):
+    model = tiny("llama", tokenizer="chat")
+    code, _, err = emolens("extract", "-m", model, "-s", toy_set, "--layers", "1,7", "-o", tmp_path / "v.safetensors")
+    assert code == 2
+    assert "layer 7 does not exist; this model has layers 0 to 2" in one_line(err)
+    code, _, err = emolens("extract", "-m", tiny("neox"), "-s", toy_set, "--hook-point", "resid_mid", "-o", tmp_path / "v.safetensors")  # fmt: skip
+    assert code == 2
+    assert "no blocks.0.hook_resid_mid" in one_line(err)  # a KeyError, without the quotes of its repr
+    assert "it has: resid_pre, resid_post, attn_out, mlp_out" in err
+
+
+def test_a_usage_error_is_exit_2(emolens):
+    for arguments in (["nothing"], ["score"], ["extract", "--layer", "3"], ["study", "--seed", "x"]):
+        code, _, err = emolens(*arguments)
+        assert code == 2
+        assert "Traceback" not in err
+
+
+def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", in_the_way / "study")
+    assert code == 3
+    assert "cannot write there" in one_line(err)
+
+
+def test_an_interrupt_is_exit_130(emolens, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emolens.emotion_sets.list_emotion_sets", interrupt)
+    code, _, err = emolens("sets", "list")
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_the_traceback_is_there_for_who_asks(emolens, monkeypatch):
+    monkeypatch.setenv("EMOLENS_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError, match="unknown emotion set"):
+        emolens("sets", "show", "nowhere")
+
+
+# --- end to end -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vectors(tiny, toy_set, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("vectors") / "v.safetensors"
+    result = CliRunner().invoke(
+        cli.app,
+        ["extract", "-m", str(tiny("llama", tokenizer="chat")), "-s", str(toy_set), "--layers", "1,2", "-o", str(file)],
+    )
+    assert result.exit_code == 0, result.output
+    assert f"{file}: EmotionDirections(glimmer, gloamer, brindle, tarrow; resid_post, layers 1..2" in result.output
+    return file
+
+
+def test_extract_writes_what_the_library_computes(vectors, tiny_model, toy_set):
+    v = em.load_directions(vectors)
+    expected = em.mean_difference(
+        em.collect_resid_post(tiny_model, em.load_emotion_set(toy_set), layers=[1, 2], progress=False)
+    )
+    # another process may batch its sums otherwise
+    torch.testing.assert_close(v.vectors, expected.vectors, rtol=1e-5, atol=1e-5)
+    assert (v.emotions, v.layers, v.hook_point) == (expected.emotions, (1, 2), "resid_post")
+
+
+@pytest.mark.parametrize("method", ["antonym_contrast", "pca", "lda", "logistic"])
+def test_every_method_extracts(emolens, tiny, toy_set, tmp_path, method):
+    file = tmp_path / "v.safetensors"
+    code, out, _ = emolens("extract", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "--layers", "1", "--method", method, "--hook-point", "mlp_out", "-o", file)  # fmt: skip
+    assert code == 0
+    assert method in out
+    v = em.load_directions(file)
+    assert (v.info["method"], v.hook_point, v.layers) == (method, "mlp_out", (1,))
+
+
+def test_score_reads_tokens_with_saved_vectors(emolens, vectors, tiny, tiny_model, tmp_path):
+    model, text, page = (
+        tiny("llama", tokenizer="chat"),
+        "Then Mara wept <b>for</b> a long time.",
+        tmp_path / "view.html",
+    )
+    code, out, _ = emolens("score", "-v", vectors, "-m", model, "--tokens", "--layer", "2", "--html", page, text)
+    assert code == 0
+    expected = em.score(tiny_model, em.load_directions(vectors), [text], per="token", layer=2)
+    assert out.startswith(repr(expected).splitlines()[0])
+    assert f"wrote {page}" in out
+    html = page.read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>")
+    assert "&lt;" in html
+    assert "<b>for</b>" not in html
+
+
+def test_score_reads_lines_from_standard_input(emolens, vectors, tiny, monkeypatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The first line is here.\n\nThe second is longer than it.\n"))
+    code, out, _ = emolens("score", "-v", vectors, "-m", tiny("llama", tokenizer="chat"), "--tokens", "-")
+    assert code == 0
+    n_tokens = int(re.search(r"\.\.\. (\d+) more", out).group(1)) + 20
+    assert n_tokens > 30
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    code, _, err = emolens("score", "-v", vectors, "-m", tiny("llama", tokenizer="chat"), "-")
+    assert code == 2
+    assert "no text given" in one_line(err)
+
+
+def test_vectors_of_a_local_model_need_the_model_named(emolens, vectors):
+    """A file never holds a path of the machine that made it."""
+    assert str(Path("/tmp")).encode() not in vectors.read_bytes()
+    code, _, err = emolens("score", "-v", vectors, "a text")
+    assert code == 2
+    assert "made with a local model" in one_line(err)
+    assert "with --model" in err
+
+
+def test_vectors_of_another_model_are_refused_unless_allowed(emolens, vectors, tiny):
+    twin = tiny("llama", tokenizer="chat", seed=1)
+    code, _, err = emolens("score", "-v", vectors, "-m", twin, "--tokens", "Mara wept for a long time.")
+    assert code == 2
+    assert "other weights" in one_line(err)
+    code, out, _ = emolens(
+        "score", "-v", vectors, "-m", twin, "--tokens", "--allow-other-model", "Mara wept for a long time."
+    )
+    assert code == 0
+    assert out.startswith("Scores per token")
+
+
+def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path, monkeypatch):
+    """The experiments themselves are tested in test_study.py."""
+    from emolens.experiments import lens, norms, person, separability, transfer
+    from emolens.experiments.base import Row
+
+    first = [Row("separability", "emotion top1", 0.5, primary=True, low=0.4, high=0.6, control="shuffled labels")]
+    monkeypatch.setattr(separability, "run", lambda inputs: first)
+    for experiment in (person, transfer, norms):
+        monkeypatch.setattr(experiment, "run", lambda inputs: [])
+    monkeypatch.setattr(lens, "run_with_words", lambda inputs: ([], []))
+    monkeypatch.setattr("emolens.report.render", lambda *a, **k: "<!doctype html>")
+    home = Path.home()
+    out_folder = tmp_path / "a b" / "study"
+    code, out, _ = emolens(
+        "study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", out_folder, "--seed", "3"
+    )
+    assert code == 0
+    assert re.search(r"separability +emotion top1 +0\.500 \[0\.40, 0\.60\] +shuffled labels", out)
+    provenance = json.loads((out_folder / "results.json").read_text())["provenance"]
+    assert provenance["seed"] == 3
+    assert provenance["command"].startswith("emolens study -m ")
+    assert f"{home}{os.sep}" not in provenance["command"]
+    code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat", seed=1), "-s", toy_set, "-o", out_folder)
+    assert code == 2
+    assert "already holds another study" in one_line(err)
+    assert "--overwrite" in err

@@ -1,0 +1,465 @@
+"""Readout: calibrated scores of texts and tokens, whose directions they are, hostile strings, and the logit lens with its test."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import emolens as em
+from emolens.directions import project
+from emolens.emotion_sets import Story
+from emolens.models import encode, render_chat
+from emolens.readout import SHORT, Scores, token_html
+
+NEW = (
+    "Late on Friday Ines came to the harbour with a red coat. Then Ines wept for a long time and sat alone in the dark."
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Matrices this small are slower on two threads, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy(toy_set) -> Any:
+    """The toy set with 24 neutral texts more: the band of texts needs twenty."""
+    base = em.load_emotion_set(toy_set)
+    more = tuple(
+        Story(
+            id=f"plain-{i}",
+            topic=t.name,
+            person=t.person,
+            text=f"There are {i + 3} shelves in the {t.name}. The clerk wrote down the number of boxes, {7 * i + 2} of them, closed the "
+            f"lid and put the list on shelf {i}. The {t.name} is open from {i % 9} to five.",
+        )
+        for i, t in enumerate(base.topics * 3)
+    )
+    return replace(base, neutral=base.neutral + more)
+
+
+@pytest.fixture(scope="module")
+def acts(tiny_model, toy) -> Any:
+    return em.collect_resid_post(tiny_model, toy, progress=False)
+
+
+@pytest.fixture(scope="module")
+def v(acts) -> Any:
+    return em.mean_difference(acts)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_score_is_the_centred_projection_in_held_out_standard_deviations(tiny_model, v):
+    s = em.score(tiny_model, v, [NEW, "The list is on the shelf."], layer=1, skip=4)
+    rows = em.collect_resid_post(tiny_model, [NEW, "The list is on the shelf."], layers=[1], pooling=em.mean_over_tokens(skip=4), progress=False).rows  # fmt: skip
+    x = rows[:, 0] - v.reference[1]
+    raw = torch.stack([x @ u / u.norm() for u in v.vectors[:, 1]], 1)
+    # float32 sums of 32 products
+    torch.testing.assert_close(s.raw, raw, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        s.values, (raw - v.calibration.mean[:, 1]) / v.calibration.std[:, 1], rtol=1e-4, atol=1e-4
+    )
+    assert (s.per, s.layer, len(s)) == ("text", 1, 2)
+    assert s.band == pytest.approx(float(v.calibration.band[1]))
+    assert s.spans == ((0, len(NEW)), (0, 25))
+
+
+def test_a_token_score_is_calibrated_on_neutral_text_at_its_position(tiny_model, v):
+    s = em.score(tiny_model, v, NEW, per="token", layer=1)
+    tokens = em.collect_resid_post(tiny_model, [NEW], layers=[1], pooling=em.every_token(), progress=False)
+    position = tokens.row_position
+    b = sum((position >= edge).long() for edge in (4, 16, 64))
+    raw = project(tokens.rows, v.vectors[:, [1]], v.reference[[1]])[:, :, 0]
+    expected = (raw - v.calibration.token_mean[b][:, :, 1]) / v.calibration.token_std[b][:, :, 1]
+    torch.testing.assert_close(s.values, expected, rtol=1e-4, atol=1e-4)
+    offsets = encode(tiny_model, [NEW])[0].offsets
+    assert s.spans == tuple(offsets[p] for p in position.tolist())
+    assert s.band == pytest.approx(float(v.calibration.token_band[1]))
+    assert set(s.text_of) == {0}
+
+
+def test_the_stories_are_read_as_what_they_tell_and_neutral_texts_as_none(tiny_model, v, toy):
+    stories = toy.texts()
+    s = em.score(tiny_model, v, [t.text for _, t in stories], layer=1, skip=50)
+    right = np.mean([s.emotions[int(i)] == e for i, (e, _) in zip(s.values.argmax(1), stories, strict=True)])
+    assert right > 0.8  # its own training texts; chance is .25
+    neutral = em.score(tiny_model, v, [n.text for n in toy.neutral], layer=1, skip=50)
+    # the band is their own 95th percentile
+    assert neutral.labels.count("none") / len(neutral.labels) >= 0.9
+
+
+def _scores(
+    values: list[list[float]], band: float, texts: tuple[str, ...], emotions=("joy", "fear"), **fields
+) -> Scores:
+    table = torch.tensor(values)
+    given = {
+        "per": "text", "layer": 2, "text_of": tuple(range(len(table))), "spans": tuple((0, len(t)) for t in texts),
+        "flags": ((),) * len(texts), "info": {},
+    } | fields  # fmt: skip
+    return Scores(emotions=emotions, values=table, raw=table, texts=texts, band=band, **given)
+
+
+def test_a_row_inside_the_band_is_none():
+    s = _scores([[1.0, 0.5], [1.6, 0.2], [-3.0, 1.5]], 1.5, ("a", "b", "c"))
+    assert s.labels == ["none", "joy", "none"]
+    assert [[e for e, _ in row] for row in s.top(1)] == [["joy"], ["joy"], ["fear"]]
+    assert len(s.top(9)[0]) == 2
+
+
+def test_short_texts_and_training_texts_are_flagged(tiny_model, v, toy):
+    story = toy.texts()[0][1].text
+    s = em.score(tiny_model, v, [story, "It is.", NEW])
+    assert len(encode(tiny_model, ["It is."])[0].ids) <= SHORT
+    assert s.flags == (("training",), ("short",), ())
+    assert "[training]" in repr(s)
+    assert "[short]" in s.to_html()
+
+
+def test_the_repr_shows_text_label_and_highest_emotions(tiny_model, v):
+    s = em.score(tiny_model, v, NEW, layer=1)
+    lines = repr(s).splitlines()
+    assert re.fullmatch(r"Scores per text, layer 1, z \(none below -?\d+\.\d\)", lines[0])
+    assert "'Late on Friday Ines came to the harbour with a ...'" in lines[1]
+    best, z = s.top(1)[0][0]
+    assert f"{best} {z:+.1f}" in lines[1]
+    many = em.score(tiny_model, v, NEW, per="token")
+    assert repr(many).splitlines()[-1] == f"  ... {len(many) - 20} more"
+    assert many._repr_html_() == many.to_html()
+
+
+def test_one_text_and_a_list_of_one_are_the_same(tiny_model, v):
+    assert torch.equal(em.score(tiny_model, v, NEW).values, em.score(tiny_model, v, [NEW]).values)
+
+
+def test_a_text_alone_scores_as_in_company(tiny_model, v):
+    """Another batch is another order of sums, 1e-5 of a norm; z is in units of a spread about a tenth of it."""
+    together = em.score(tiny_model, v, ["He put it on the shelf.", NEW, NEW * 2])
+    torch.testing.assert_close(together.values[1:2], em.score(tiny_model, v, NEW).values, rtol=1e-3, atol=1e-3)
+
+
+def test_chat_messages_are_read_as_rendered(tiny_model, v):
+    messages = [{"role": "user", "content": "Then I wept for a long time."}]
+    s = em.score(tiny_model, v, [messages], per="token")
+    assert s.texts == (render_chat(tiny_model, messages),)
+    assert _text_of(s.to_html(["glimmer"])).startswith("glimmer " + s.texts[0])
+
+
+def test_the_view_shows_the_emotions_that_are_asked_for(tiny_model, v):
+    s = em.score(tiny_model, v, NEW, per="token")
+    assert re.findall(r"<b>(\w+)</b>", s.to_html(["tarrow", "glimmer"])) == ["tarrow", "glimmer"]
+    assert len(re.findall(r"<b>(\w+)</b>", s.to_html())) == 3
+    with pytest.raises(KeyError, match="no emotion 'joy' here; there are: glimmer, gloamer, brindle, tarrow"):
+        s.to_html(["joy"])
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_other_weights_are_refused_and_accepted_only_by_name(tiny, tiny_model, v):
+    twin = em.load_model(tiny("llama", tokenizer="chat", seed=1))
+    with pytest.raises(
+        ValueError,
+        match=r"made with .* and this is .* \(other weights\); collect again, or pass allow_other_model=True",
+    ):
+        em.score(twin, v, NEW)
+    s = em.score(twin, v, NEW, allow_other_model=True)
+    assert s.info["model"]["fingerprint"] != v.info["model"]["fingerprint"]
+
+
+def test_other_processing_is_other_activations(tiny, v):
+    processed = em.load_model(tiny("llama", tokenizer="chat"), process_weights=["fold_ln"])
+    with pytest.raises(ValueError, match=r"these directions were made with .* and this is"):
+        em.score(processed, v, NEW)
+
+
+def test_another_width_is_never_accepted(tiny, v):
+    wide = em.load_model(tiny("llama", tokenizer="chat", hidden_size=64))
+    for allow in (False, True):
+        with pytest.raises(ValueError, match=r"these directions have width 32 \(.*\), this model 64"):
+            em.score(wide, v, NEW, allow_other_model=allow)
+
+
+def test_another_tokenizer_is_no_twin(tiny, v):
+    other = em.load_model(tiny("llama", tokenizer="no_bos", seed=1))
+    with pytest.raises(ValueError, match=r"has another tokenizer than .*; allow_other_model needs the same one"):
+        em.score(other, v, NEW, allow_other_model=True)
+
+
+def test_directions_made_by_arithmetic_have_no_calibration(tiny_model, v):
+    for made in (v["glimmer"] - v["gloamer"], 0.5 * v["glimmer"], -v):
+        with pytest.raises(ValueError, match=r"no calibration \(made by arithmetic.*use directions\.project"):
+            em.score(tiny_model, made, NEW)
+
+
+def test_a_part_of_the_directions_scores_as_the_whole_does(tiny_model, v):
+    whole, part = em.score(tiny_model, v, NEW, layer=1), em.score(tiny_model, v["brindle", 1], NEW)
+    assert part.emotions == ("brindle",)
+    torch.testing.assert_close(part.values[:, 0], whole.values[:, 2])
+
+
+def test_wrong_requests_say_what_is_allowed(tiny_model, v):
+    with pytest.raises(ValueError, match="per='word'; allowed: 'text', 'token'"):
+        em.score(tiny_model, v, NEW, per="word")
+    with pytest.raises(ValueError, match="layer 7 has no directions here; there are layers 0, 1, 2"):
+        em.score(tiny_model, v, NEW, layer=7)
+    with pytest.raises(ValueError, match="at least 1: the first token is an attention sink"):
+        em.score(tiny_model, v, NEW, skip=0)
+    with pytest.raises(ValueError, match="no texts given"):
+        em.score(tiny_model, v, [])
+    with pytest.raises(ValueError, match="one token is only an attention sink"):
+        em.score(tiny_model, v, [NEW, "x"], prepend_bos=False)
+
+
+def test_without_neutral_texts_none_is_not_known(tiny_model, toy):
+    bare = em.collect_resid_post(tiny_model, replace(toy, neutral=()), progress=False)
+    with pytest.raises(ValueError, match="know too little neutral text"):
+        em.score(tiny_model, em.mean_difference(bare, remove_neutral=None), NEW)
+
+
+# --- hostile strings --------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert('x')</script> & then <b onclick=\"y\">bold</b>",
+    "\" onmouseover=\"alert(1)\" style='x'",
+    "&lt;b&gt; &amp;amp; &#60;i&#62; &nbsp",
+    "\u202eright to left\u202c and \u2066isolate\u2069 and \u200f mark",
+    "null \x00 byte, bell \x07, escape \x1b[31m",
+    "]]> --> </div></span></bdi></style><!-- ",
+    "{{ braces }} ${dollar} `tick` \\ backslash",
+    "🙂 世界 e\u0301 👩‍👩‍👧 zero\u200bwidth",
+    "tab\tand\nnewline\n\n",
+]  # fmt: skip
+OURS = {"div", "b", "span", "bdi", "br", "small"}
+
+
+class Reader(HTMLParser):
+    """What a browser would see: tags, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag == "br":
+            self.text += "\n"
+        else:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_comment(self, data):
+        raise AssertionError(f"a comment: {data!r}")
+
+
+def _read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert not reader.open
+    assert set(reader.tags) <= OURS
+    assert reader.attributes <= {"style", "title"}
+    return reader
+
+
+def _text_of(page: str) -> str:
+    return _read(page).text
+
+
+def test_the_reader_of_these_tests_sees_an_attack():
+    with pytest.raises(AssertionError):
+        _read("<div>" + HOSTILE[0] + "</div>")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_text_is_inert_and_complete_in_the_token_view(tiny_model, v, text):
+    s = em.score(tiny_model, v, text, per="token")
+    page = s.to_html(["gloamer"])
+    assert f"gloamer {text}" in _text_of(page)
+    assert page.count("<bdi>") == page.count("</bdi>") == 1  # direction marks stay inside
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_text_is_inert_and_complete_in_the_text_view(tiny_model, v, text):
+    page = em.score(tiny_model, v, text).to_html()
+    assert _text_of(page).startswith(text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_text_stays_on_its_line_of_the_repr(tiny_model, v, text):
+    shown = repr(em.score(tiny_model, v, text))
+    assert len(shown.splitlines()) == 2
+    assert "\x1b" not in shown
+    assert "\x00" not in shown
+
+
+def test_a_hostile_name_of_an_emotion_is_escaped():
+    names = ("<img src=x onerror=alert(1)>", "a & b")
+    texts = ("plain",)
+    page = _scores([[3.0, 2.0]], 1.0, texts, names).to_html()
+    assert names[0] in _text_of(page)
+    tokens = _scores([[3.0, 2.0]], 1.0, texts, names, per="token", spans=((0, 5),))
+    assert _text_of(tokens.to_html()).startswith(f"{names[0]} plain")
+
+
+def test_tokens_that_were_left_out_still_show_and_split_characters_show_once():
+    page = token_html("ab🙂cd", [(0, 1), (2, 3), (2, 3), (2, 4)], [0.0, 9.0, -9.0, 1.0], 1.5, 4.0)
+    assert _text_of(page) == "ab🙂cd"
+    assert page.count("<span") == 3
+
+
+def test_colour_starts_at_the_band_and_grows_to_the_limit():
+    def strength(z: float) -> float:
+        return float(re.search(r"rgba\([\d,]+,([\d.]+)\)", token_html("x", [(0, 1)], [z], 1.5, 4.0)).group(1))
+
+    assert strength(1.4) == strength(-1.4) == 0.0
+    assert 0 < strength(1.6) < strength(3.0) < strength(4.0) == strength(40.0) == 1.0
+    assert strength(-3.0) == strength(3.0)
+    warm, cold = (token_html("x", [(0, 1)], [z], 1.5, 4.0) for z in (3.0, -3.0))
+    assert re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", warm) == re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", cold)
+    assert warm != cold
+
+
+def test_a_long_text_is_cut_with_a_mark():
+    text = "word " * 300
+    assert "..." in _scores([[3.0, 2.0]], 1.0, (text,)).to_html()
+
+
+# --- logit lens -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lens_model(tiny) -> Any:
+    """A wide model, so that random directions do not come near the unembedding of a word by chance."""
+    return em.load_model(tiny("llama", tokenizer="chat", hidden_size=128, head_dim=32))
+
+
+LETTERS = {f"e{i}": list("abcdefghijklmnopqrstuvwx"[4 * i : 4 * i + 4]) for i in range(6)}
+
+
+def _lens_directions(model: Any, toy: Any, vectors: torch.Tensor) -> Any:
+    acts = em.collect_resid_post(model, toy, layers=[2], progress=False)
+    v = em.mean_difference(acts, remove_neutral=None)
+    return replace(
+        v,
+        emotions=tuple(LETTERS),
+        vectors=vectors[:, None],
+        reliability=v.reliability[:1].repeat(6, 1),
+        calibration=None,
+    )
+
+
+class _Words:
+    """The tiny tokenizer with whole words: ' a' is one token of its own."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, text, **options):
+        if len(text) == 2 and text[0] == " ":
+            return self.inner(text[1], **options)
+        return self.inner(text, **options)
+
+
+@pytest.fixture
+def words_of(lens_model, monkeypatch):
+    """Target words that are one token each."""
+    attribute = "_tokenizer" if "_tokenizer" in vars(lens_model) else "tokenizer"
+    monkeypatch.setitem(vars(lens_model), attribute, _Words(lens_model.tokenizer))
+    return {
+        e: [lens_model.tokenizer(" " + w, add_special_tokens=False).input_ids for w in ws] for e, ws in LETTERS.items()
+    }
+
+
+def test_directions_planted_as_unembeddings_of_their_words_pass_the_lens(lens_model, toy, words_of):
+    ids = {e: [i for (i,) in ws] for e, ws in words_of.items()}
+    gain = lens_model.ln_final.w if hasattr(lens_model.ln_final, "w") else lens_model.ln_final.weight
+    rows = lens_model.W_U.detach().T * gain.detach()  # the direction that raises a token through the norm's gain
+    planted = torch.stack([rows[ids[e]].mean(0) for e in LETTERS])
+    v = _lens_directions(lens_model, toy, 20 * planted)
+    lens = em.logit_lens(lens_model, v, LETTERS, n_random=99)
+    assert lens.auc == dict.fromkeys(LETTERS, 1.0)
+    assert lens.mean_auc == 1.0
+    assert lens.p == pytest.approx(0.01)  # one of a hundred
+    for e in LETTERS:
+        assert len(lens.words[e]) == 8
+        assert set(LETTERS[e]) <= {w.strip() for w in lens.words[e]}
+
+
+def test_random_directions_are_at_chance_and_show_no_words(lens_model, toy, words_of):
+    generator = torch.Generator().manual_seed(3)
+    v = _lens_directions(lens_model, toy, torch.randn(6, 128, generator=generator))
+    lens = em.logit_lens(lens_model, v, LETTERS, n_random=99)
+    assert 0.3 < lens.mean_auc < 0.7  # 24 words in six emotions: a standard deviation of .07
+    assert lens.p > 0.05
+    assert lens.words == {e: [] for e in LETTERS}
+    assert np.mean(lens.null) == pytest.approx(0.5, abs=0.05)
+    assert len(lens.null) == 99
+
+
+def test_the_same_seed_gives_the_same_null(tiny_model, v, toy):
+    targets = {e.name: e.target_words for e in toy.emotions}
+    a, b, c = (em.logit_lens(tiny_model, v, targets, n_random=5, seed=seed) for seed in (0, 0, 1))
+    assert a.null == b.null != c.null
+
+
+def test_a_first_token_that_emotions_share_counts_for_none(tiny_model, v):
+    targets = {"glimmer": ["happy", "merry"], "gloamer": ["happy", "sorry"], "brindle": ["cross"], "tarrow": ["loud"]}
+    lens = em.logit_lens(tiny_model, v, targets, n_random=5)
+    assert np.isfinite(lens.auc["glimmer"])
+
+
+def test_an_emotion_without_words_is_not_judged(tiny_model, v):
+    lens = em.logit_lens(tiny_model, v, {"glimmer": ["happy"], "gloamer": ["sorry"]}, n_random=5)
+    assert np.isnan(lens.auc["brindle"])
+    assert np.isfinite(lens.mean_auc)
+
+
+def test_words_that_cannot_be_told_apart_are_refused(tiny_model, v):
+    with pytest.raises(ValueError, match="target words"):
+        em.logit_lens(tiny_model, v, {"glimmer": ["happy"], "gloamer": ["happy"]}, n_random=5)
+    with pytest.raises(ValueError, match="target words"):
+        em.logit_lens(tiny_model, v, {}, n_random=5)
+
+
+def test_the_lens_refuses_directions_of_another_model(tiny, v):
+    with pytest.raises(ValueError, match="other weights"):
+        em.logit_lens(em.load_model(tiny("llama", tokenizer="chat", seed=1)), v, {"glimmer": ["happy"]})
+
+
+# --- the real model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_real_tokens_of_a_new_text_are_read_and_shown(real_model, toy):
+    acts = em.collect_resid_post(real_model, toy, layers=[20], progress=False)
+    v = em.mean_difference(acts)
+    s = em.score(real_model, v, NEW, per="token")
+    assert torch.isfinite(s.values).all()
+    # the deeds of this emotion rise in their own sentence
+    told = [i for i, (a, _) in enumerate(s.spans) if a >= NEW.index("wept")]
+    assert s.values[told].mean(0).argmax() == s.emotions.index("gloamer")
+    assert f"gloamer {NEW}" in _text_of(s.to_html(["gloamer"]))

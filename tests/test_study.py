@@ -1,0 +1,668 @@
+"""The whole protocol on a tiny model: files, rows, resuming, refusals, other people's text, the page, and what a margin means."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import fields, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
+from threadpoolctl import threadpool_limits
+
+import emolens as em
+import emolens.study
+from emolens.activations import NORM_BINS, Activations, TextInfo
+from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.experiments import lens, norms, person, separability, transfer
+from emolens.experiments.base import Inputs, Row, row
+from emolens.report import _margin, render
+from emolens.study import Study, run_study
+
+ROWS = ("separability", "person", "transfer", "geometry", "logit_lens")
+DEEDS = {  # six words of GoEmotions and of the Glasgow norms, and what people do
+    "joy": ("laughed out loud", "danced across the room", "sang with everybody"),
+    "sadness": ("wept for a long time", "sat alone in the dark", "could not get up"),
+    "anger": ("slammed the table", "shouted at the wall", "tore the paper up"),
+    "fear": ("hid behind the door", "trembled at a sound", "ran without looking"),
+    "disgust": ("spat on the floor", "pushed the plate off", "held the nose shut"),
+    "surprise": ("dropped the cup", "stared at the box", "asked twice if so"),
+}
+TARGETS = {"joy": ["happy", "merry"], "sadness": ["sorry", "blue"], "anger": ["cross"], "fear": ["faint"], "disgust": ["yuck"], "surprise": ["wow"]}  # fmt: skip
+FAMILY = dict(zip(DEEDS, ("up", "down", "out", "down", "out", "up"), strict=True))
+PLACES = ("kitchen", "train", "office", "letter", "garden", "harbour", "market", "school")
+TOPICS = {place: "first" if i % 2 else "third" for i, place in enumerate(PLACES)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Matrices this small are slower on two threads, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(limits=1):
+        yield
+    torch.set_num_threads(before)
+
+
+def _tell(rng: np.random.Generator, topic: str, who: str, deeds: Any) -> str:
+    first, second = rng.permutation(deeds)[:2]
+    thing = rng.choice(["cup", "coat", "bag", "lamp", "key", "map"])
+    return (
+        f"{rng.choice(['On Monday', 'Before noon', 'After the rain'])} {who} came to the {topic} with a {thing}. "
+        f"Then {who} {first}. Later {who} {second}, and the {thing} lay on the floor of the {topic}."
+    )
+
+
+@pytest.fixture(scope="module")
+def stories() -> EmotionSet:
+    """Six emotions in eight topics, two of them told in both persons, and 24 neutral texts."""
+    rng = np.random.default_rng(5)
+    who = {"first": "I", "third": "Mara"}
+    other = {"first": "third", "third": "first"}
+
+    def story(e: str, topic: str, person_: str, split: str) -> Story:
+        text = _tell(rng, topic, who[person_], DEEDS[e])
+        return Story(id=f"{e}-{topic}-{split}", topic=topic, person=person_, text=text, split=split)  # type: ignore[arg-type]
+
+    told = {
+        e: tuple(story(e, t, p, "main") for t, p in TOPICS.items())
+        + tuple(story(e, t, other[TOPICS[t]], "other_person") for t in ("kitchen", "train"))
+        for e in DEEDS
+    }
+    plain = ("put it on the shelf", "wrote down the number", "closed the lid", "walked to the gate")
+    neutral = tuple(
+        Story(id=f"plain-{i}-{t}", topic=t, person=p, text=_tell(rng, t, who[p], plain))
+        for i in range(3)
+        for t, p in TOPICS.items()
+    )
+    return EmotionSet(
+        name="six",
+        language="en",
+        emotions=tuple(
+            Emotion(name=e, adjective=e, family=FAMILY[e], target_words=TARGETS[e], norm_key=e) for e in DEEDS
+        ),
+        topics=tuple(Topic(name=t, person=p) for t, p in TOPICS.items()),
+        stories=told,
+        neutral=neutral,
+        source="made by the test suite",
+    )
+
+
+@pytest.fixture(scope="module")
+def external(tmp_path_factory) -> Path:
+    """Small made-up files in the two formats."""
+    folder, rng = tmp_path_factory.mktemp("external"), np.random.default_rng(2)
+    lines = []
+    for e, deeds in DEEDS.items():
+        for i in range(7):
+            label = transfer.GOEMOTIONS.index(e)
+            named = f" What {e}!" if i == 0 else ""
+            lines.append(
+                f'They {rng.choice(deeds)} at the {rng.choice(list(TOPICS))}, "{i}".{named}\t{label}\tid{e}{i}'
+            )
+    lines += [f"The {t} is open from {i} to five.\t27\tplain{i}{t}" for t in TOPICS for i in range(3)]
+    lines += ["Both at once, he laughed and wept.\t17,25\tboth"]
+    (folder / "goemotions_test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = ["id,split,V,A,D,text"]
+    for i, (e, deeds) in enumerate(list(DEEDS.items()) * 6):
+        v, a = 3 + (e in ("joy", "surprise")) - (e == "sadness"), 3 + 0.1 * (i % 7)
+        rows.append(f'{i},{"train" if i % 6 == 5 else "test"},{v},{a},3.0,"She {rng.choice(deeds)}, ""so""."')
+    (folder / "emobank.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tiny_model, stories, external, tmp_path_factory) -> Study:
+    """One complete study; the tests below read it."""
+    out = tmp_path_factory.mktemp("out") / "below" / "study"
+    return run_study(tiny_model, stories, out=out, external=external, progress=False)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    def no(constant: str) -> None:
+        raise AssertionError(f"{constant} in results.json")
+
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=no)
+
+
+@pytest.fixture
+def no_experiments(monkeypatch) -> None:
+    """Everything of a study but its experiments."""
+    for experiment in (separability, person, transfer, norms):
+        monkeypatch.setattr(experiment, "run", lambda inputs: [])
+    monkeypatch.setattr(lens, "run_with_words", lambda inputs: ([], []))
+    monkeypatch.setattr("emolens.report.render", lambda *a, **k: "<!doctype html>")
+
+
+# --- files and rows ---------------------------------------------------------------------------------------------------
+
+
+def test_a_study_leaves_three_files_and_nothing_else(study):
+    assert {p.name for p in study.out.iterdir()} == {"vectors.safetensors", "results.json", "index.html"}
+    assert {p.stat().st_mode & 0o777 for p in study.out.iterdir()} == {0o644}
+
+
+def test_every_row_has_every_key_and_absent_is_null(study):
+    data = results(study.out)
+    assert set(data) == {"provenance", "rows"}
+    keys = {f.name for f in fields(Row)}
+    for r in data["rows"]:
+        assert set(r) == keys
+        assert isinstance(r["experiment"], str)
+        assert isinstance(r["primary"], bool)
+        assert all(v is None or isinstance(v, str | int | float) for v in r.values())
+        assert r["value"] is None or np.isfinite(r["value"])
+        if r["low"] is not None and r["high"] is not None:
+            assert r["low"] <= r["high"]
+        for p in ("p", "q"):
+            assert r[p] is None or 0 < r[p] <= 1
+        assert (r["n"] is None) == (r["unit_of_n"] is None)
+
+
+def test_a_row_makes_what_is_not_a_number_absent():
+    r = row("x", "m", float("nan"), low=np.float64("inf"), n=np.int64(3), p=np.float64(0.5)).to_dict()
+    assert (r["value"], r["low"], r["n"], r["p"]) == (None, None, 3, 0.5)
+    assert type(r["n"]) is int
+    assert json.dumps(r, allow_nan=False)
+
+
+def test_each_experiment_has_exactly_one_primary_row(study):
+    assert Counter(r.experiment for r in study.primary()) == dict.fromkeys(ROWS, 1)
+    assert {r["experiment"] for r in results(study.out)["rows"]} == set(ROWS)
+
+
+def test_no_two_rows_answer_the_same_question(study):
+    asked = Counter(
+        (r.experiment, r.metric, r.estimator, r.readout, r.layer, r.emotion, r.split, r.control) for r in study.rows
+    )
+    assert [q for q, n in asked.items() if n > 1] == []
+
+
+def test_every_claim_has_its_controls(study):
+    top1 = [r for r in study.rows if r.experiment == "separability" and r.metric == "emotion top1"]
+    assert {"shuffled labels", "tfidf", "embed", "chance"} <= {r.control for r in top1}
+    (chance,) = (r for r in top1 if r.control == "chance")
+    assert chance.value == pytest.approx(1 / 6)
+    for r in study.primary():
+        assert r.control is not None
+        assert r.n is not None
+        assert (r.low is not None) or (r.p is not None)
+
+
+def test_the_vectors_are_those_of_the_rows(study, tiny_model):
+    v = em.load_directions(study.out / "vectors.safetensors")
+    assert v.emotions == tuple(DEEDS)
+    assert v.layer == study.provenance["layer"]
+    assert torch.equal(v.vectors, study.directions.vectors)
+    assert em.score(tiny_model, v, "Mara laughed out loud at the station, and then she danced.").layer == v.layer
+
+
+def test_the_provenance_says_what_was_done_and_nothing_of_this_machine(study):
+    data = results(study.out)["provenance"]
+    assert data["set"]["name"] == "six"
+    assert data["external"] == ["emobank.csv", "goemotions_test.tsv"]
+    assert sorted(t for fold in data["folds"] for t in fold) == sorted(TOPICS)
+    for file in study.out.iterdir():
+        content = file.read_bytes()
+        assert str(study.out).encode() not in content
+        assert str(Path.home()).encode() + b"/" not in content
+        assert b"/tmp" not in content
+
+
+# --- again: resuming, refusing, failing -------------------------------------------------------------------------------
+
+
+def test_an_interrupted_study_resumes_without_collecting_and_ends_the_same(
+    study, tiny_model, stories, external, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+
+        def interrupt(inputs: Inputs) -> list[Row]:
+            raise KeyboardInterrupt
+
+        patch.setattr(separability, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(tiny_model, stories, out=tmp_path, external=external, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["activations.safetensors"]
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("collected again")
+
+    monkeypatch.setattr(emolens.study, "collect_resid_post", never)
+    said: list[str] = []
+    again = run_study(tiny_model, stories, out=tmp_path, external=external, progress=False, say=said.append)
+    assert results(again.out)["rows"] == results(study.out)["rows"]
+    assert torch.equal(again.directions.vectors, study.directions.vectors)
+    assert not (tmp_path / "activations.safetensors").exists()
+    assert said[-1].startswith("done in")
+
+
+@pytest.mark.usefixtures("no_experiments")
+def test_activations_of_another_study_or_a_broken_file_are_collected_again(tiny_model, stories, tmp_path):
+    file = tmp_path / "activations.safetensors"
+    file.write_bytes(b"broken")
+    run_study(tiny_model, stories, out=tmp_path, progress=False)
+    acts = em.collect_resid_post(tiny_model, stories.subset(["joy", "fear"]), progress=False)
+    replace(acts, info=acts.info | {"study": "another"}).save(file)
+    assert run_study(tiny_model, stories, out=tmp_path, progress=False).directions.emotions == tuple(DEEDS)
+
+
+@pytest.mark.usefixtures("no_experiments")
+def test_a_folder_of_another_study_is_refused_before_collecting(tiny_model, stories, tmp_path, monkeypatch):
+    run_study(tiny_model, stories, out=tmp_path, progress=False)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    part = stories.subset(["joy", "fear", "anger"])
+    with monkeypatch.context() as patch:
+        patch.setattr(emolens.study, "collect_resid_post", None)
+        with pytest.raises(
+            FileExistsError, match=r"already holds another study \(.* on six\).*overwrite=True \(--overwrite\)"
+        ):
+            run_study(tiny_model, part, out=tmp_path, progress=False)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    run_study(tiny_model, stories, out=tmp_path, progress=False)  # the same study may run again
+    run_study(tiny_model, part, out=tmp_path, progress=False, overwrite=True)
+    assert em.load_directions(tmp_path / "vectors.safetensors").emotions == ("joy", "fear", "anger")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1, 2]", "not json", '{"provenance": 3}', "\xff\x00"])
+def test_a_results_file_of_something_else_is_refused(tiny_model, stories, tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(FileExistsError, match=r"already holds another study \(a results\.json that is not a study's\)"):
+        run_study(tiny_model, stories, out=tmp_path, progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_loads(stories, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for out in (file, file / "below"):
+        with pytest.raises(OSError, match=r"file.*: cannot write there \(.*\); choose another folder"):
+            run_study("pythia-70m", stories, out=out)
+
+
+@pytest.mark.usefixtures("no_experiments")
+@pytest.mark.parametrize(
+    "where", ["emolens.activations.save_file", "emolens.study.write_report", "emolens.report.render", "json.dumps"]
+)
+def test_an_error_leaves_no_half_file(tiny_model, stories, tmp_path, monkeypatch, where):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if where == "json.dumps":  # only where the rows are written
+        monkeypatch.setattr(emolens.study.Path, "write_text", fail)
+    else:
+        monkeypatch.setattr(where, fail)
+    with pytest.raises(OSError, match="No space left"):
+        run_study(tiny_model, stories, out=tmp_path, progress=False)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left <= {"activations.safetensors", "vectors.safetensors", "results.json"}
+    assert not [name for name in left if "part" in name]
+
+
+def test_wrong_requests_are_refused_before_the_model_loads(tmp_path, stories):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such folder \(expected goemotions_test\.tsv and emobank\.csv in it\)"
+    ):
+        run_study("pythia-70m", stories, out=tmp_path / "o", external=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="set 'six' has no neutral texts; a study needs them"):
+        run_study("pythia-70m", replace(stories, neutral=()), out=tmp_path / "o")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither goemotions_test\.tsv nor emobank\.csv"):
+        run_study("pythia-70m", stories, out=tmp_path / "o", external=tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="unknown emotion set 'cor'; did you mean 'core'"):
+        run_study("pythia-70m", "cor", out=tmp_path / "o")
+    with pytest.raises(ValueError, match="unknown model 'pythia-70'; did you mean pythia-70m"):
+        run_study("pythia-70", stories, out=tmp_path / "o")
+
+
+# --- other people's text ----------------------------------------------------------------------------------------------
+
+
+def test_transfer_has_its_twins_and_its_nulls(study):
+    rows = [r for r in study.rows if r.experiment == "transfer"]
+    macro = {(r.estimator, r.control) for r in rows if r.metric == "macro auc"}
+    assert macro >= {
+        ("mean_difference", "shuffled labels"), ("logistic", None), ("mean_difference", "tfidf"), ("logistic", "tfidf"),
+        ("mean_difference", "embed"), ("logistic", "embed"), (None, "chance"),
+    }  # fmt: skip
+    assert {r.emotion for r in rows if r.metric == "auc by label"} == set(DEEDS)
+    assert {(r.split, r.emotion) for r in rows if r.metric == "r"} == {("emobank", "valence"), ("emobank", "arousal")}
+    assert {r.n for r in rows if r.split == "emobank"} == {30}  # the test split only
+    (primary,) = (r for r in rows if r.primary)
+    assert (primary.metric, primary.estimator, primary.split) == (
+        "macro auc minus tfidf",
+        "mean_difference",
+        "goemotions",
+    )
+
+
+def test_a_study_without_external_text_has_no_transfer_rows(study, stories):
+    assert transfer.run(replace_inputs(study, stories, external=None)) == []
+
+
+def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:
+    given: dict[str, Any] = {
+        "model": None,
+        "emotions": stories,
+        "acts": None,
+        "directions": study.directions,
+        "layer": 0,
+    }
+    return Inputs(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("text only\n", 1),
+        ("fine\t3\tid\nbad\tx\tid\n", 2),
+        ("out of range\t28\tid\n", 1),
+        ("fine\t3\tid\n\t\n", 2),
+        ("no label\t\tid\n", 1),
+        ("negative\t-1\tid\n", 1),
+    ],
+)
+def test_a_bad_goemotions_file_names_its_line(tmp_path, content, line):
+    file = tmp_path / "goemotions_test.tsv"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"goemotions_test\.tsv:{line}: expected text, label ids 0\.\.27 and an id"):
+        transfer.load_goemotions(file)
+
+
+def test_goemotions_texts_are_read_as_they_are(tmp_path):
+    file = tmp_path / "g.tsv"
+    file.write_text('He said "no\t3,25\tid1\n\'tis so, "twice"\t27\tid2\n', encoding="utf-8")
+    data = transfer.load_goemotions(file)
+    assert data.texts == ['He said "no', '\'tis so, "twice"']
+    assert data.labels == [{"annoyance", "sadness"}, {"neutral"}]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "id,split,V,A,D\n1,test,1,2,3\n", "split,V,A,text\ntest,x,1,words\n", "split,V,A,text\ntest\n"]
+)
+def test_a_bad_emobank_file_says_what_is_expected(tmp_path, content):
+    file = tmp_path / "emobank.csv"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"emobank\.csv: expected a CSV file with the columns split, V, A and text"):
+        transfer.load_emobank(file)
+
+
+def test_the_real_files_parse():
+    folder = Path(__file__).parent.parent.parent / "shared" / "data"
+    if not (folder / "goemotions_test.tsv").is_file():
+        pytest.skip("GoEmotions and EmoBank are not beside this checkout")
+    data = transfer.load_goemotions(folder / "goemotions_test.tsv")
+    assert len(data.texts) == len(data.labels) == 5427
+    counts = Counter(label for labels in data.labels for label in labels)
+    assert counts["neutral"] == 1787  # the published counts of the test split
+    assert counts["grief"] == 6
+    bank = transfer.load_emobank(folder / "emobank.csv")
+    assert len(bank.texts) == 1000  # the published size of the test split
+    assert bank.valence is not None
+    assert 1 <= bank.valence.min() < bank.valence.max() <= 5
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags, links and text of the report."""
+
+    void = frozenset({"meta", "br", "link", "img", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: Counter[str] = Counter()
+        self.attributes: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.labels: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self._see(tag, attrs)
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._see(tag, attrs)
+
+    def _see(self, tag, attrs):
+        self.tags[tag] += 1
+        for name, value in attrs:
+            self.attributes[name] += 1
+            if name.split(":")[-1] in ("href", "src", "srcset", "action", "data", "poster"):
+                self.links.append(value)
+            if name == "aria-label":
+                self.labels.append(value)
+            if name == "style":
+                assert "url(" not in value.replace("url(#", "")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+
+def assert_safe(page: Page) -> None:
+    assert not {"script", "iframe", "object", "embed", "link", "img", "form", "base"} & set(page.tags)
+    assert not [a for a in page.attributes if a.startswith("on")]
+    assert [x[:40] for x in page.links if not x.startswith(("#", "data:image/png;base64,"))] == []
+
+
+def test_the_page_is_self_contained_and_well_formed(study):
+    html = (study.out / "index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert_safe(page)
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+    assert len(html) < 3_000_000
+
+
+def test_the_page_has_its_figures_and_says_what_they_are(study):
+    page = Page((study.out / "index.html").read_text(encoding="utf-8"))
+    assert page.tags["svg"] == len(page.labels) == 7
+    assert {"Accuracy by layer", "Paired differences", "Cosine matrix", "Circumplex", "Transfer to GoEmotions"} <= set(
+        page.labels
+    )
+    assert page.tags["h1"] == 1
+    for words in (
+        "What this does not show",
+        "shown",
+        f"All {len(study.rows)} rows",
+        study.provenance["key"][:0],
+        "six",
+    ):
+        assert words in page.text
+
+
+def test_the_answer_says_not_shown_where_the_interval_includes_zero(study, stories):
+    def answer(low: float, high: float) -> str:
+        rows = [
+            replace(r, value=(low + high) / 2, low=low, high=high)
+            if r.metric == "emotion top1 minus tfidf" and r.estimator == "mean_difference"
+            else r
+            for r in study.rows
+        ]
+        (line,) = _margin(
+            rows, "separability", "emotion top1 minus tfidf", "mean_difference", "More than words", "minus"
+        )
+        return line
+
+    assert answer(0.1, 0.3).startswith("<li class='yes'>")
+    assert answer(-0.1, 0.3).startswith("<li class='no'>")
+    assert "The interval includes 0." in answer(-0.1, 0.3)
+    assert answer(-0.3, -0.1).startswith("<li class='no'>")
+    assert "words do better" in answer(-0.3, -0.1)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\" onload=\"x' y=",
+    "a & b &lt;c&gt;",
+    r"$\frac{1}{$ $x$",
+    "</svg></table><h1>",
+    "\u202etfel ot thgir",
+]  # fmt: skip
+
+
+def test_hostile_names_are_inert_and_complete_in_the_page(study, stories):
+    names = dict(zip(DEEDS, HOSTILE, strict=True))
+    emotions = replace(
+        stories,
+        name=HOSTILE[0],
+        source=HOSTILE[1],
+        emotions=tuple(
+            e.model_copy(update={"name": names[e.name], "family": "<i>" + str(e.family)}) for e in stories.emotions
+        ),
+        stories={names[e]: s for e, s in stories.stories.items()},
+    )
+    directions = replace(study.directions, emotions=tuple(HOSTILE))
+    rows = [replace(r, emotion=names.get(r.emotion or "", r.emotion)) for r in study.rows]
+    model = study.provenance["model"] | {"name": HOSTILE[0], "source": HOSTILE[4], "architecture": "<b>"}
+    provenance = study.provenance | {
+        "model": model, "command": f"emolens study --model {HOSTILE[0]!r}", "external": HOSTILE, "folds": [HOSTILE],
+        "set": {"name": HOSTILE[0], "sha256": "0" * 64, "source": HOSTILE[1], "language": "en"},
+    }  # fmt: skip
+    page = Page(render(rows, provenance, directions, emotions))
+    assert_safe(page)
+    assert page.tags["h1"] == 1
+    for name in HOSTILE:
+        assert page.text.count(name) >= 3, name  # in figures and in tables
+    assert f"Emotion directions in {HOSTILE[0]}" in page.text
+
+
+def test_a_page_can_be_made_of_very_little(study, stories):
+    """Two emotions without norms, families or rows."""
+    two = stories.subset(["joy", "fear"])
+    two = replace(two, emotions=tuple(e.model_copy(update={"norm_key": None}) for e in two.emotions))
+    page = Page(render([], study.provenance, study.directions[["joy", "fear"]], two))
+    assert_safe(page)
+    assert "All 0 rows" in page.text
+
+
+# --- what separability means ------------------------------------------------------------------------------------------
+
+
+def planted(stories: EmotionSet, *, signal: float, d_model: int = 24, words: bool = True) -> Inputs:
+    """Inputs whose activations are  signal * u_emotion + topic + noise;  with `words`, texts that name their emotion."""
+    generator = torch.Generator().manual_seed(1)
+    emotions = replace(stories, emotions=stories.emotions[:4])
+    told = {
+        e: tuple(
+            s.model_copy(update={"text": f"{'word' + e if words else 'same'} and the {s.topic} again, the {s.topic}"})
+            for s in stories.stories[e]
+            if s.split == "main"
+        )
+        for e in emotions.names
+    }
+    emotions = replace(emotions, stories=told, neutral=())
+    u = torch.linalg.qr(torch.randn(d_model, len(emotions.names), generator=generator)).Q.T
+    of_topic = {t: torch.randn(2, d_model, generator=generator) for t in TOPICS}
+    texts, rows = [], []
+    for e, s in emotions.texts():
+        texts.append(TextInfo(s.id, e, s.topic, s.person, "main", s.id[:16], 100))
+        noise = torch.randn(2, d_model, generator=generator)
+        rows.append(signal * u[emotions.names.index(e)] + of_topic[s.topic] + 0.3 * noise)
+    n, n_tokens = len(texts), 60
+    tokens = torch.randn(n_tokens, 2, d_model, generator=generator)
+    plain = tuple(TextInfo(f"n-{t}", None, t, None, "neutral", t, 100) for t in TOPICS)
+    acts = Activations(
+        hook_point="resid_post",
+        layers=(0, 1),
+        rows=torch.stack(rows),
+        embed=torch.randn(n, d_model, generator=generator),
+        row_text=torch.arange(n),
+        row_position=torch.full((n,), -1),
+        texts=tuple(texts),
+        norm_histogram=torch.ones(2, NORM_BINS, dtype=torch.int64),
+        sink_ratio=torch.ones(2),
+        info={"model": {"n_layers": 2, "fingerprint": "f", "process_weights": {}}},
+    )
+    of = torch.arange(n_tokens) % len(plain)
+    neutral = replace(
+        acts, rows=tokens, embed=tokens[:, 0], row_text=of, row_position=torch.arange(n_tokens), texts=plain
+    )
+    acts = replace(acts, neutral_tokens=neutral)
+    v = em.mean_difference(acts, remove_neutral=None)
+    return Inputs(None, emotions, acts, v, 1, 0)  # type: ignore[arg-type]  # separability never calls the model
+
+
+@pytest.fixture(scope="module")
+def separable(stories) -> list[Row]:
+    return separability.run(planted(stories, signal=20.0, words=False))
+
+
+@pytest.fixture(scope="module")
+def only_words(stories) -> list[Row]:
+    return separability.run(planted(stories, signal=0.0, words=True))
+
+
+def the(rows: list[Row], metric: str, **wanted: Any) -> Row:
+    (found,) = (r for r in rows if r.metric == metric and all(getattr(r, k) == v for k, v in wanted.items()))
+    return found
+
+
+def test_planted_emotions_are_told_apart_by_every_estimator(separable):
+    (primary,) = (r for r in separable if r.primary)
+    assert (primary.metric, primary.value, primary.low, primary.high) == ("emotion top1", 1.0, 1.0, 1.0)
+    for estimator, readout in (("lda", "calibrated"), ("pca", "calibrated"), ("logistic", "decision")):
+        assert the(separable, "emotion top1", estimator=estimator, readout=readout).value == 1.0
+    assert the(separable, "emotion auc", estimator="mean_difference", readout="calibrated", control="shuffled labels").value == 1.0  # fmt: skip
+
+
+def test_shuffled_labels_are_near_chance_and_never_reach_the_planted_truth(separable):
+    (primary,) = (r for r in separable if r.primary)
+    # chance is .25, and each of the hundred draws took the better of two layers
+    assert 0.2 < primary.null_mean < 0.4
+    assert primary.null_high < 0.65
+    assert primary.p == pytest.approx(1 / 101)
+
+
+def test_a_margin_over_words_that_say_nothing_is_shown(separable):
+    margin = the(separable, "emotion top1 minus tfidf", estimator="mean_difference")
+    assert margin.low > 0.4
+    assert the(separable, "emotion top1 minus embed", estimator="mean_difference").low > 0.2
+
+
+def test_a_set_with_words_only_gives_a_negative_margin(only_words):
+    """TF-IDF reads these stories perfectly and the activations hold nothing: the report must not claim anything."""
+    assert the(only_words, "emotion top1", control="tfidf", estimator="mean_difference").value == 1.0
+    assert the(only_words, "emotion top1", control="tfidf", estimator="logistic").value == 1.0
+    for estimator in ("mean_difference", "logistic"):
+        margin = the(only_words, "emotion top1 minus tfidf", estimator=estimator)
+        assert margin.high < 0
+        assert margin.value < -0.4
+    (primary,) = (r for r in only_words if r.primary)
+    assert primary.value < 0.6
+    assert primary.p > 0.05
+
+
+def test_the_layer_that_holds_the_emotions_is_chosen(stories):
+    inputs = planted(stories, signal=20.0)
+    rows = inputs.main.rows.clone()
+    rows[:, 0] = torch.randn(rows[:, 0].shape, generator=torch.Generator().manual_seed(4))
+    accuracy = separability.choose_layer(rows, inputs.labels, inputs.topics, inputs.folds, None)
+    assert accuracy.argmax() == 1
+    assert accuracy[1] == 1.0
+    assert accuracy[0] < 0.6
+
+
+def test_whole_topics_are_held_out(stories):
+    """A text's own topic is never in its training fold: rows that only copy their topic's emotion cannot be read."""
+    inputs = planted(stories, signal=0.0)
+    assert sorted(t for fold in inputs.folds for t in fold) == sorted(TOPICS)
+    for fold in inputs.folds:
+        for inner in inputs.inner_folds(fold):
+            assert not set(inner) & set(fold)
+        kept = inputs.without(fold)
+        assert not {t.topic for t in kept.texts} & set(fold)
