@@ -23,7 +23,7 @@ INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2
 RELIABLE = 0.5  # directions with a lower split-half reliability are greyed
 
 
-def _figure(width: float = 7.2, height: float = 3.6) -> tuple[Figure, Any]:
+def _figure(width: float = 6.0, height: float = 3.4) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -60,7 +60,8 @@ def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
     for r in find(rows, "separability", "emotion top1", control="chance")[:1]:
         axes.axhline(r.value, color=INK, lw=1, ls=":", label=f"chance: {r.value:.2f}")
     axes.set(xlabel="layer (block, resid_post)", ylabel="held-out top-1", ylim=(0, None))
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.set_size_inches(6.0, 4.4)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -146,9 +147,9 @@ def circumplex(
     layer: int | None = None,
 ) -> Figure:
     """Components 1 and 2, rotated onto human valence and arousal: where the model's directions lie and where people put the words."""
-    from scipy.spatial import procrustes
+    from scipy.linalg import orthogonal_procrustes
 
-    figure, axes = _figure(7.2, 5.6)
+    figure, axes = _figure(6.4, 5.8)
     known = [i for i, e in enumerate(directions.emotions) if keys.get(e) in norms]
     if len(known) < 4:
         axes.text(0.5, 0.5, "fewer than four emotions have human norms", ha="center", transform=axes.transAxes)
@@ -156,18 +157,19 @@ def circumplex(
     found = [norms[keys[directions.emotions[i]] or ""] for i in known]
     people = np.array([[n.valence, n.arousal] for n in found])
     scores = geometry.components(directions.vectors[known, directions.slot(layer)], 2)[0].numpy()
-    a, b, _ = procrustes((people - people.mean(0)) / people.std(0), scores)
+    a, b = ((z - z.mean(0)) / z.std(0) for z in (people, scores))
+    b = b @ orthogonal_procrustes(b, a)[0]
     for i, (x, y) in enumerate(zip(a, b, strict=True)):
         axes.plot([x[0], y[0]], [x[1], y[1]], color=GREY, lw=0.8, zorder=1)
         axes.plot(*x, "D", color=BLUE, mfc="white", ms=5, label="people (Glasgow norms)" if i == 0 else None)
         axes.plot(*y, "o", color=ORANGE, ms=5, label="model, PC1 and PC2 rotated" if i == 0 else None)
         axes.annotate(
-            directions.emotions[known[i]], y, fontsize=8, xytext=(4, 4), textcoords="offset points", parse_math=False
+            directions.emotions[known[i]], y, fontsize=7.5, xytext=(4, 3), textcoords="offset points", parse_math=False
         )
     axes.axhline(0, color=GREY, lw=0.6)
     axes.axvline(0, color=GREY, lw=0.6)
     axes.set(xlabel="valence", ylabel="arousal", xticks=[], yticks=[])
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.1), ncols=2)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -32,7 +32,7 @@ h1{font-size:1.7rem;line-height:1.25;margin:.6rem 0}
 h2{font-size:1.2rem;margin:2.2rem 0 .4rem;padding-top:.6rem;border-top:2px solid #d9622b}
 .k{color:#667085;font-size:.85rem}
 .answer{background:#fff;border-radius:10px;padding:.4rem 1.2rem;box-shadow:0 1px 3px #0002}
-.answer li{margin:.55rem 0}
+.answer ul{list-style:none;padding:0}.answer li{margin:.65rem 0}
 .yes::before,.no::before{display:inline-block;min-width:5.4em;font:600 .78rem system-ui,sans-serif;border-radius:9px;padding:.05em .6em;margin-right:.6em;text-align:center}
 .yes::before{content:'shown';background:#dff1e9;color:#1c6b50}
 .no::before{content:'not shown';background:#ece9e3;color:#5d5648}
@@ -115,7 +115,7 @@ def render(
             "Centred directions are negative on average by construction."),
         _figure(plots.circumplex(directions, norms, keys), "Circumplex",
             "First two components, rotated onto human ratings (Glasgow Norms, Scott et al. 2019), with a line from each word's rating to the model's direction. The rotation uses the ratings, so this picture is an illustration; the table is the test."),
-        _table([r for r in rows if r.experiment == "geometry" and r.metric not in ("split-half reliability", "rsa of layers with the reported one")]),
+        _geometry(rows),
     ]  # fmt: skip
     if find(rows, "geometry", "rsa of layers with the reported one"):
         parts.append(
@@ -357,6 +357,19 @@ def _table(rows: Sequence[Row]) -> str:
         )
     head = "".join(f"<th>{h}</th>" for h in ("what", "value [95 %]", "control", "null", "p", "n"))
     return f"<div class='wide'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _geometry(rows: Sequence[Row]) -> str:
+    """The table against the main norms; the second table of norms, with related word forms, folded away."""
+    aside = ("split-half reliability", "rsa of layers with the reported one")
+    found = [r for r in rows if r.experiment == "geometry" and r.metric not in aside]
+    related = [r for r in found if "related form" in (r.split or "")]
+    main = _table([r for r in found if r not in related])
+    return main + (
+        f"<details><summary>Sensitivity: related word forms, another table of norms</summary>{_table(related)}</details>"
+        if related
+        else ""
+    )
 
 
 def _lens(rows: Sequence[Row], lenses: Sequence[LogitLens]) -> str:

@@ -135,7 +135,7 @@ def test_the_ridge_of_a_word_does_not_see_that_words_norm() -> None:
     changed[4] += 100
     before, after = (geometry.ridge_heldout(vectors, y) for y in (norm, changed))
     assert after[4] == before[4]
-    assert (np.delete(after, 4) != np.delete(before, 4)).all()  # the others do
+    assert (after != before).sum() >= 13  # the others do, but for the one that shares its fold (15 words in ten folds)
 
 
 # --- similarity -------------------------------------------------------------------------------------------------------

@@ -122,10 +122,10 @@ from emolens import plots
 plots.cosine_matrix(v)
 
 # %% [markdown]
-# Directions are vectors, so they add. What is left of grief when sadness is taken away?
+# Directions are vectors, so they add. What is left of terror when fear is taken away?
 
 # %%
-(v["grief"] - v["sadness"]).nearest(k=3)
+(v["terror"] - v["fear"]).nearest(k=3)
 
 # %% [markdown]
 # ## 5. Is it real?
@@ -222,24 +222,24 @@ limit = picture[:, 1:].abs().quantile(0.99).item()
 image = axes.imshow(picture[:, 1:], aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower")
 axes.set_xticks(range(len(labels) - 1), labels[1:], rotation=90, fontsize=7)
 axes.set(ylabel="layer", title="projection on fear, in median residual norms (first token left out)")
-figure.colorbar(image, ax=axes)
+_ = figure.colorbar(image, ax=axes)
 
 # %% [markdown]
 # ## 7. Read your own sentence
 #
 # `em.score` gives calibrated scores: standard deviations above held-out stories for a text, above neutral text at the same position for a
-# token. Inside the band of neutral text the answer is “none”.
+# token. Inside the band of neutral text the answer is “none”. Here are the four paragraphs that the study's report shows; they are in no set,
+# and they were written before anything was measured. Do you agree with the readings?
 
 # %%
-em.score(
-    model,
-    v,
-    [
-        "She read the letter twice, sat down on the stairs and did not get up until the light had gone.",
-        "They had moved the fence again, a whole metre this time, and put the gnome on my side of it.",
-        "The library opens at nine; books can be returned through the slot beside the door.",
-    ],
-)
+from emolens.study import SAMPLES
+
+em.score(model, v, SAMPLES)
+
+# %% [markdown]
+# The paragraph about the tram is there to see whether the directions keep quiet. Single sentences are harder still: the directions
+# come from the second half of stories of a hundred words, and a sentence gives the model little to go on. Where it is wrong, it is wrong with
+# confidence; that is why the study counts instead of showing examples.
 
 # %% [markdown]
 # And token by token. Change the text to your own.

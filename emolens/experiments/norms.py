@@ -62,8 +62,17 @@ def run(inputs: Inputs) -> list[Row]:
             vectors = v.vectors[known, slot].numpy()
             predicted, theirs = geometry.ridge_heldout(vectors, norm), geometry.ridge_heldout(embed[known], norm)
             ids = list(range(len(known)))
+            rng = np.random.default_rng(inputs.seed)
+            shuffled = [rng.permutation(norm) for _ in range(100)]
+            null = [stats.pearson(geometry.ridge_heldout(vectors, y), y) for y in shuffled]
             ridge = stats.bootstrap(lambda i, a=predicted, b=norm: stats.pearson(a[i], b[i]), ids, seed=inputs.seed)
-            out.append(row(NAME, f"ridge r with {axis}, held-out words", ridge, emotion=axis, **at))
+            judged = {
+                "control": "permuted words",
+                "p": stats.permutation_p(ridge.value, null),
+                "null_mean": float(np.mean(null)),
+                "null_high": float(np.percentile(null, 95)),
+            }
+            out.append(row(NAME, f"ridge r with {axis}, held-out words", ridge, emotion=axis, **(at | judged)))
             margin = stats.bootstrap(
                 lambda i, a=predicted, c=theirs, b=norm: stats.pearson(a[i], b[i]) - stats.pearson(c[i], b[i]),
                 ids,
