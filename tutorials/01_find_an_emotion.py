@@ -55,16 +55,18 @@ stories = em.load_emotion_set("core")
 stories
 
 # %%
+import textwrap
+
 for emotion in ("grief", "boredom"):
     story = next(s for s in stories.stories[emotion] if s.topic == "supper")
-    print(f"{emotion.upper()}  ({story.topic}, {story.person} person)\n{story.text}\n")
+    print(f"{emotion.upper()}  ({story.topic}, {story.person} person)\n{textwrap.fill(story.text, 100)}\n")
 
 # %% [markdown]
 # Both are about cooking, both are told by “I”. If a probe tells them apart, it is not by topic or by grammatical person.
 # Each topic also has neutral texts, in which nobody feels anything much; we use them to take out directions along which *any* text varies.
 
 # %%
-next(n for n in stories.neutral if n.topic == "supper").text
+print(textwrap.fill(next(n for n in stories.neutral if n.topic == "supper").text, 100))
 
 # %% [markdown]
 # ## 3. One pass through the model

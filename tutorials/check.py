@@ -24,6 +24,8 @@ def execute(notebook, folder: Path):
     ).execute()
     for cell in notebook.cells:  # what differs from run to run says nothing
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":  # warnings of the machine that ran it, with its paths
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     return notebook
 
 
