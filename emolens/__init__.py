@@ -23,7 +23,7 @@ _HOME = {
     "explore_tokens": "plots",
 }  # fmt: skip
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]  # one list, above
 
 
 def __getattr__(name: str) -> Any:

@@ -101,6 +101,18 @@ def permutation_p(observed: float, null: Sequence[float] | Array) -> float:
     return float((np.sum(~(null < observed)) + 1) / (len(null) + 1))  # NaN on either side is no evidence
 
 
+def shuffle_within(labels: NDArray[np.integer], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.integer]:
+    """The labels permuted inside each group: the null that keeps topics and counts as they are.
+
+    >>> shuffle_within(np.array([0, 1, 7]), ["a", "a", "b"], np.random.default_rng(0))[2]
+    np.int64(7)
+    """
+    out, names = labels.copy(), np.asarray(groups)
+    for name in np.unique(names):
+        out[names == name] = rng.permutation(out[names == name])
+    return out
+
+
 def benjamini_hochberg(p: Sequence[float] | Array) -> Array:
     """q values: the false discovery rate at which each test would be called.
 

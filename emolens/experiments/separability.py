@@ -155,20 +155,20 @@ def _nested(folds: list[_Fold], labels: Labels, k: int) -> dict[str, Array]:
 def _shuffled(folds: list[_Fold], labels: Labels, k: int, n: int, seed: int) -> dict[str, Array]:
     """Top-1 and AUC with labels shuffled within topic and vectors fitted again; the maximum over layers, as a layer was chosen."""
     rng = np.random.default_rng(seed)
-    topic = np.asarray(folds[0].inputs.topics)
+    topic = folds[0].inputs.topics
     top1, auc = [], []
     n_layers = folds[0].train.shape[1]
     for _ in range(n):
-        y = labels.copy()
-        for t in np.unique(topic):
-            y[topic == t] = rng.permutation(y[topic == t])
+        y = stats.shuffle_within(labels, topic, rng)
         shuffled = torch.from_numpy(y)
         scores = np.zeros((len(y), k, n_layers))
         for fold in folds:
             scores[fold.inside.numpy()] = _md(fold.train, shuffled[~fold.inside], fold.test, fold.components)
         # judged against the shuffled labels: the classifier, not the label, is what the null breaks
         top1.append(max(stats.top_k(scores[:, :, j], y).mean() for j in range(n_layers)))
-        auc.append(max(stats.macro_auc(scores[:, :, j], y) for j in range(0, n_layers, 3)))
+        auc.append(
+            max(stats.macro_auc(scores[:, :, j], y) for j in range(0, n_layers, 3))
+        )  # ranks are slow: every third
     return {"top1": np.array(top1), "auc": np.array(auc)}
 
 
@@ -342,12 +342,10 @@ def _shuffled_logistic(
     folds: list[_Fold], labels: Labels, k: int, chosen: list[int], n: int, seed: int
 ) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    topic = np.asarray(folds[0].inputs.topics)
+    topic = folds[0].inputs.topics
     top1, auc = [], []
     for _ in range(n):
-        y = labels.copy()
-        for t in np.unique(topic):
-            y[topic == t] = rng.permutation(y[topic == t])
+        y = stats.shuffle_within(labels, topic, rng)
         scores = np.zeros((len(y), k))
         for fold, j in zip(folds, chosen, strict=True):
             inside = fold.inside.numpy()

@@ -361,13 +361,11 @@ def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tu
 def _shuffled(inputs: Inputs, acts: Activations, judge: Callable[[Array], float], n: int = 100) -> Array:
     """The same judgement of directions from stories whose labels were shuffled within their topic."""
     rng = np.random.default_rng(inputs.seed)
-    topic, slot = np.asarray(inputs.topics), inputs.acts.layers.index(inputs.layer)
+    topic, slot = inputs.topics, inputs.acts.layers.index(inputs.layer)
     rows = inputs.main.rows[:, slot]
     out = []
     for _ in range(n):
-        y = inputs.labels.copy()
-        for t in np.unique(topic):
-            y[topic == t] = rng.permutation(y[topic == t])
+        y = stats.shuffle_within(inputs.labels, topic, rng)
         means = class_means(rows[:, None], torch.from_numpy(y))[:, 0]
         vectors = torch.nn.functional.normalize(means - means.mean(0), dim=-1)
         out.append(judge(((acts.rows[:, 0] - means.mean(0)) @ vectors.T).numpy()))
