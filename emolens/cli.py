@@ -52,13 +52,15 @@ def study(
 
     console = Console()
     console.print("loading ...", style="dim")
+    from emolens.emotion_sets import load_emotion_set
     from emolens.models import load_model
     from emolens.study import run_study
 
+    emotions = load_emotion_set(set)  # before the model: a wrong name should not take half a minute to say
     command = "emolens " + " ".join(a if " " not in a else repr(a) for a in _shown(sys.argv[1:]))
     result = run_study(
         load_model(model, device=device, dtype=dtype, revision=revision),
-        set,
+        emotions,
         out=out,
         seed=seed,
         full=full,
@@ -184,31 +186,16 @@ def models() -> None:
 
     from emolens._catalogue import CATALOGUE
 
-    table = Table(
-        "name",
-        "hub repository",
-        "layers",
-        "d_model",
-        "parameters",
-        "float32",
-        "bfloat16",
-        "",
-        box=None,
-        header_style="bold",
-    )
+    table = Table(box=None, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    for heading in ("layers", "size", "float32", "bfloat16"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for e in CATALOGUE.values():
-        n = f"{e.n_parameters / 1e9:.2f} B" if e.n_parameters > 1e9 else f"{e.n_parameters / 1e6:.0f} M"
-        note = "gated" if e.gated else ("GGUF in a package" if e.gguf_package else "")
-        table.add_row(
-            e.alias,
-            e.repo,
-            str(e.n_layers),
-            str(e.d_model),
-            n,
-            f"{e.gigabytes(4):.1f} GB",
-            f"{e.gigabytes(2):.1f} GB",
-            note,
-        )
+        n = f"{e.n_parameters / 1e9:.1f} B" if e.n_parameters > 1e9 else f"{e.n_parameters / 1e6:.0f} M"
+        note = "gated" if e.gated else ("in a package" if e.gguf_package else "")
+        memory = f"{e.gigabytes(4):.1f} GB", f"{e.gigabytes(2):.1f} GB"
+        table.add_row(e.alias, str(e.n_layers), n, *memory, note)
     console = Console()
     console.print(table)
     console.print(
