@@ -268,8 +268,8 @@ def _ceiling(rows: Sequence[Row]) -> str:
 
 
 def _beats(r: Row) -> bool:
-    """The interval lies above the mean of the null, and the permutation test rejects it."""
-    return (r.low or 0) > (r.null_mean or 0) and (1 if r.p is None else r.p) < 0.05
+    """The whole interval lies above what 95 % of the null draws reach, and the permutation test rejects it."""
+    return r.low is not None and r.null_high is not None and r.low > r.null_high and (1 if r.p is None else r.p) < 0.05
 
 
 def _margin(
@@ -294,7 +294,7 @@ def _limits(model: dict[str, Any]) -> str:
         "<b>What this does not show.</b> Reading is not causing: that a direction can be read does not mean that the model uses it; "
         "steering and ablation are separate tests. The stories were written by a language model, so a margin on them says less than one on other "
         f"people's text. It is one model, {escape(model['name'])} ({escape(str(model['source']))}, {escape(model['dtype'])}), one set and one seed. "
-        "“Shown” means that the 95 % interval excludes the control, not that the effect is large; “not shown” that it does not, or lies on the other side."
+        "“Shown” means that the 95 % interval excludes the control (for a shuffled control: lies above 95 % of its draws), not that the effect is large; “not shown” that it does not, or lies on the other side."
     )
 
 

@@ -2,7 +2,9 @@
 
 Fit on the eight topics told in one grammatical person, test on the eight told in the other; beside it the same number of topics with
 both persons mixed on each side, so that only the change of person differs. Then two topics told in both persons: fitted without
-either, is the other person's telling read as well as the topic's own? Primary row: cross-person top-1 minus mixed-person top-1.
+either, is the other person's telling read as well as the topic's own? The layer is the study's frozen one, which was
+chosen with all topics in view: levels here are a little flattered, differences compare like with like. Primary row: cross-person top-1 minus
+mixed-person top-1.
 """
 
 from __future__ import annotations
