@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "load_model": "models", "wrap": "models", "model_info": "models", "catalogue": "models",
     "load_emotion_set": "emotion_sets", "list_emotion_sets": "emotion_sets", "EmotionSet": "emotion_sets",
-    "load_norms": "emotion_sets",
+    "load_norms": "emotion_sets", "load_pairs": "emotion_sets", "load_stems": "emotion_sets",
     "collect_embed": "activations", "collect_resid_pre": "activations", "collect_resid_mid": "activations",
     "collect_resid_post": "activations", "collect_attn_out": "activations", "collect_mlp_out": "activations",
     "Activations": "activations", "mean_over_tokens": "activations", "last_token": "activations",
@@ -19,6 +19,11 @@ _HOME = {
     "mean_difference": "directions", "antonym_contrast": "directions", "pca": "directions", "lda": "directions",
     "logistic": "directions", "EmotionDirections": "directions", "load_directions": "directions",
     "score": "readout", "logit_lens": "readout", "Scores": "readout",
+    "steer_resid_pre": "interventions", "steer_resid_mid": "interventions", "steer_resid_post": "interventions", "steer_attn_out": "interventions", "steer_mlp_out": "interventions",
+    "ablate_resid_pre": "interventions", "ablate_resid_mid": "interventions", "ablate_resid_post": "interventions", "ablate_attn_out": "interventions", "ablate_mlp_out": "interventions",
+    "clamp_resid_pre": "interventions", "clamp_resid_mid": "interventions", "clamp_resid_post": "interventions", "clamp_attn_out": "interventions", "clamp_mlp_out": "interventions",
+    "rotate_resid_pre": "interventions", "rotate_resid_mid": "interventions", "rotate_resid_post": "interventions", "rotate_attn_out": "interventions", "rotate_mlp_out": "interventions",
+    "positions": "interventions", "check": "interventions",
     "run_study": "study",
     "explore_tokens": "plots",
 }  # fmt: skip
@@ -61,7 +66,31 @@ if TYPE_CHECKING:
         mean_difference,
         pca,
     )
-    from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms
+    from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms, load_pairs, load_stems
+    from emolens.interventions import (
+        ablate_attn_out,
+        ablate_mlp_out,
+        ablate_resid_mid,
+        ablate_resid_post,
+        ablate_resid_pre,
+        check,
+        clamp_attn_out,
+        clamp_mlp_out,
+        clamp_resid_mid,
+        clamp_resid_post,
+        clamp_resid_pre,
+        positions,
+        rotate_attn_out,
+        rotate_mlp_out,
+        rotate_resid_mid,
+        rotate_resid_post,
+        rotate_resid_pre,
+        steer_attn_out,
+        steer_mlp_out,
+        steer_resid_mid,
+        steer_resid_post,
+        steer_resid_pre,
+    )
     from emolens.models import catalogue, load_model, model_info, wrap
     from emolens.plots import explore_tokens
     from emolens.readout import Scores, logit_lens, score

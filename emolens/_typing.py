@@ -5,12 +5,13 @@ Axis vocabulary: ``batch pos text layer emotion component head d_model d_head d_
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from beartype import beartype
 from jaxtyping import jaxtyped
 
 HookPoint = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+HeadPoint = Literal["z", "q", "k", "v"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,12 +34,16 @@ class HookedModel(Protocol):
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-def hook_name(hook_point: HookPoint, layer: int) -> str:
+def hook_name(hook_point: HookPoint | HeadPoint, layer: int) -> str:
     """TransformerLens's name of a hook point.
 
     >>> hook_name("resid_post", 3)
     'blocks.3.hook_resid_post'
     >>> hook_name("embed", 0)
     'hook_embed'
+    >>> hook_name("z", 3)
+    'blocks.3.attn.hook_z'
     """
+    if hook_point in get_args(HeadPoint):
+        return f"blocks.{layer}.attn.hook_{hook_point}"
     return "hook_embed" if hook_point == "embed" else f"blocks.{layer}.hook_{hook_point}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -132,6 +133,11 @@ class Activations:
     def norm_median(self) -> Float[Tensor, " layer"]:
         """Median residual norm over ordinary tokens: the unit of a dose."""
         return histogram_median(self.norm_histogram)
+
+    @property
+    def norm_mean(self) -> Float[Tensor, " layer"]:
+        """Mean residual norm over ordinary tokens, the paper's unit of a dose (to 0.7 %, from the same histogram)."""
+        return histogram_mean(self.norm_histogram)
 
     def select(self, keep: Callable[[TextInfo], bool]) -> Activations:
         """The rows of the texts for which `keep` is true. Norm statistics stay those of the whole collection."""
@@ -299,13 +305,15 @@ def collect(
         raise ValueError(f"char_span: {len(pooling.spans or ())} spans for {len(plain)} texts")
     encoded = encode(model, plain, prepend_bos=prepend_bos)
     sampling = every_token(limit=24) if isinstance(texts, EmotionSet) else None
-    plans = [_plan(e, pooling, i, labels[i]["id"]) for i, e in enumerate(encoded)]
+    plans = [pooled_positions(e, pooling, i, labels[i]["id"]) for i, e in enumerate(encoded)]
     used = [i for i, plan in enumerate(plans) if plan]
     if not used:
         raise ValueError(
             f"every text is shorter than skip={pooling.skip} tokens; lower skip, or use short='second_half'"
         )
-    samples = {i: _plan(encoded[i], sampling, i, "") for i in used if sampling and labels[i]["split"] == "neutral"}
+    samples = {
+        i: pooled_positions(encoded[i], sampling, i, "") for i in used if sampling and labels[i]["split"] == "neutral"
+    }
 
     passes = _Pass(hook_point, layers, pooling.kind == "tokens")
     device = getattr(model.cfg, "device", "cpu")
@@ -396,7 +404,7 @@ def _label(
     ]
 
 
-def _plan(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:
+def pooled_positions(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:
     """The positions (among the real tokens of a text) that are pooled; empty if the text is left out by policy."""
     n = len(e.ids)
     if pooling.kind == "last":
@@ -613,6 +621,19 @@ def histogram_median(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " lay
     cumulative = histogram.cumsum(-1)
     index = (cumulative * 2 >= cumulative[:, -1:]).int().argmax(-1)
     return (10 ** (_LOG_LOW + (index.double() + 0.5) * (_LOG_HIGH - _LOG_LOW) / NORM_BINS)).float()
+
+
+@typed
+def histogram_mean(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " layer"]:
+    """Mean of log-binned norms, to half a bin (0.7 %).
+
+    >>> histogram_mean(_bins(torch.tensor([100.0, 300.0]))[None]).item()  # doctest: +ELLIPSIS
+    200...
+    """
+    index = torch.arange(NORM_BINS, device=histogram.device).double()
+    middle = 10 ** (_LOG_LOW + (index + 0.5) * (_LOG_HIGH - _LOG_LOW) / NORM_BINS)
+    counts = histogram.double()
+    return (einsum(counts, middle, "layer bin, bin -> layer") / counts.sum(-1)).float()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ class EmotionDirections:
         reference: `[layer d_model]`, mu, the mean of the emotion means.
         neutral_mean: `[layer d_model]`, mean of the neutral texts (NaN without them).
         norm_median: `[layer]`, the median residual norm over ordinary tokens: the unit of a dose.
+        norm_mean: `[layer]`, their mean: the paper's unit.
         reliability: `[emotion layer]`, Spearman-Brown corrected split-half cosine over topics.
         calibration: None for directions made by arithmetic.
         layer: The layer used where none is named: two thirds of the depth, or the one a study froze.
@@ -91,6 +92,7 @@ class EmotionDirections:
     reference: Float[Tensor, "layer d_model"]
     neutral_mean: Float[Tensor, "layer d_model"]
     norm_median: Float[Tensor, " layer"]
+    norm_mean: Float[Tensor, " layer"]
     reliability: Float[Tensor, "emotion layer"]
     layer: int
     info: dict[str, Any]
@@ -159,6 +161,7 @@ class EmotionDirections:
             reference=self.reference[k],
             neutral_mean=self.neutral_mean[k],
             norm_median=self.norm_median[k],
+            norm_mean=self.norm_mean[k],
             reliability=self.reliability[:, k],
             calibration=self.calibration and self.calibration.select(range(len(self.emotions)), k),
             among=self.among and self.among.at(wanted),
@@ -273,7 +276,7 @@ class EmotionDirections:
         """Write a safetensors file with JSON metadata, atomically. No pickle, no paths of this machine."""
         tensors = {
             k: getattr(self, k).contiguous()
-            for k in ("vectors", "reference", "neutral_mean", "norm_median", "reliability")
+            for k in ("vectors", "reference", "neutral_mean", "norm_median", "norm_mean", "reliability")
         }
         if self.calibration is not None:
             for k in Calibration.__dataclass_fields__:
@@ -307,6 +310,7 @@ def load_directions(path: str | Path) -> EmotionDirections:
         reference=tensors["reference"],
         neutral_mean=tensors["neutral_mean"],
         norm_median=tensors["norm_median"],
+        norm_mean=tensors.get("norm_mean", torch.full_like(tensors["norm_median"], torch.nan)),  # 0.1.0 had none
         reliability=tensors["reliability"],
     )
 
@@ -584,6 +588,7 @@ def _directions(
         reference=reference,
         neutral_mean=neutral.rows.mean(0) if len(neutral.texts) else nowhere,
         norm_median=acts.norm_median,
+        norm_mean=acts.norm_mean,
         reliability=_reliability(main, labels, topics, fit_clean if n_folds is None else None, vectors),
         layer=default_layer(acts.layers, acts.info["model"]["n_layers"]),
         calibration=calibration,

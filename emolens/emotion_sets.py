@@ -110,6 +110,27 @@ class _Set(_Strict):
     topics: str | list[Topic] | None = None
 
 
+class Pair(_Strict):
+    """A clean and a corrupted prompt that differ in one fact, and so in what someone feels; `control` changes a fact that does not matter.
+
+    Each prompt ends where the word for the feeling would come.
+    """
+
+    id: Word
+    clean: Annotated[str, Field(min_length=1, max_length=2000)]
+    corrupted: Annotated[str, Field(min_length=1, max_length=2000)]
+    control: Annotated[str, Field(min_length=1, max_length=2000)]
+    emotion_clean: Word
+    emotion_corrupted: Word
+
+
+class Stems(_Strict):
+    """Openings whose next word could name a feeling: some to choose a layer and a dose on, others to report."""
+
+    choose: Annotated[list[str], Field(min_length=1)]
+    report: Annotated[list[str], Field(min_length=1)]
+
+
 @dataclass(frozen=True, eq=False)
 class EmotionSet:
     """A validated set: emotions, topics, stories and neutral texts.
@@ -201,6 +222,33 @@ def load_emotion_set(name_or_path: str | Path) -> EmotionSet:
             _unknown("emotion set", given, list_emotion_sets()) + " (or give a folder with a set.yaml)"
         )
     return _load(path, ())
+
+
+def load_pairs(path: str | Path | None = None) -> tuple[Pair, ...]:
+    """Clean and corrupted prompts for activation patching: the 60 shipped ones, or a JSON-lines file of your own.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; what is wrong in which line.
+    """
+    pairs = tuple(_read_jsonl(data_root() / "pairs.jsonl" if path is None else Path(path).expanduser(), Pair))
+    most = Counter(p.id for p in pairs).most_common(1)
+    if most and most[0][1] > 1:
+        raise ValueError(f"{path or 'pairs.jsonl'}: two pairs have the id {most[0][0]!r}")
+    return pairs
+
+
+def load_stems(path: str | Path | None = None) -> Stems:
+    """Openings for validation steering: the 24 shipped ones, or a YAML file of your own.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; what is wrong in which line.
+    """
+    file = data_root() / "stems.yaml" if path is None else Path(path).expanduser()
+    lines, data = _read_yaml(file)
+    stems = _validate(Stems, data, file, lines)
+    if both := set(stems.choose) & set(stems.report):
+        raise ValueError(f"{file}: {sorted(both)[0]!r} is in both halves; what was chosen on cannot be reported on")
+    return stems
 
 
 def _load(path: Path, seen: tuple[Path, ...]) -> EmotionSet:

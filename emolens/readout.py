@@ -193,7 +193,7 @@ def score(
         raise ValueError(UNCALIBRATED)
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
-    check_model(model, directions, allow_other_model=allow_other_model)
+    check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     texts = [texts] if isinstance(texts, str) else list(texts)
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.calibration
@@ -236,13 +236,13 @@ def score(
     )
 
 
-def check_model(model: HookedModel, directions: EmotionDirections, *, allow_other_model: bool = False) -> None:
-    """Refuse directions that belong to another model.
+def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool = False) -> None:
+    """Refuse directions that belong to another model; `made_with` is their ``info["model"]``.
 
     Raises:
         ValueError: other weights or other processing; with `allow_other_model`, another width or tokenizer.
     """
-    here, there = model_info(model).to_dict(), directions.info["model"]
+    here, there = model_info(model).to_dict(), made_with
     if here["d_model"] != there["d_model"]:
         raise ValueError(
             f"these directions have width {there['d_model']} ({there['name']}), this model {here['d_model']} ({here['name']})"
@@ -322,7 +322,7 @@ def logit_lens(
     Raises:
         ValueError: directions of another model; no target words that tell at least two emotions apart.
     """
-    check_model(model, directions)
+    check_model(model, directions.info["model"])
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # HookedModel with a tokenizer, checked by encode
     v = directions.at(directions.layer if layer is None else layer)
     first = first_tokens(tokenizer, {e: target_words.get(e, ()) for e in v.emotions})

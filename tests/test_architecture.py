@@ -21,6 +21,7 @@ FLOORS = [
     {"activations"},
     {"directions"},
     {"readout"},
+    {"interventions"},
     {"geometry"},
     {"experiments.__init__", "experiments.base"},
     {"experiments.lens", "experiments.norms", "experiments.person", "experiments.separability", "experiments.transfer"},
