@@ -24,6 +24,9 @@ _HOME = {
     "clamp_resid_pre": "interventions", "clamp_resid_mid": "interventions", "clamp_resid_post": "interventions", "clamp_attn_out": "interventions", "clamp_mlp_out": "interventions",
     "rotate_resid_pre": "interventions", "rotate_resid_mid": "interventions", "rotate_resid_post": "interventions", "rotate_attn_out": "interventions", "rotate_mlp_out": "interventions",
     "positions": "interventions", "check": "interventions",
+    "random_directions": "directions", "shuffled_directions": "directions",
+    "generate": "steering", "Generations": "steering",
+    "sweep": "sweeps", "Sweep": "sweeps", "calibrate_dose": "sweeps", "prompt_baseline": "sweeps",
     "run_study": "study",
     "explore_tokens": "plots",
 }  # fmt: skip
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
         logistic,
         mean_difference,
         pca,
+        random_directions,
+        shuffled_directions,
     )
     from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms, load_pairs, load_stems
     from emolens.interventions import (
@@ -94,4 +99,6 @@ if TYPE_CHECKING:
     from emolens.models import catalogue, load_model, model_info, wrap
     from emolens.plots import explore_tokens
     from emolens.readout import Scores, logit_lens, score
+    from emolens.steering import Generations, generate
     from emolens.study import run_study
+    from emolens.sweeps import Sweep, calibrate_dose, prompt_baseline, sweep

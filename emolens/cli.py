@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -150,7 +150,6 @@ def score(
     Example: emolens score --vectors study/vectors.safetensors "She read the letter twice and sat down on the stairs."
     """
     del seed  # nothing is drawn
-    from emolens._catalogue import CATALOGUE
     from emolens.directions import load_directions
     from emolens.models import load_model
     from emolens.readout import score as read
@@ -160,12 +159,8 @@ def score(
     if not texts:
         raise ValueError("no text given")
     v = load_directions(vectors)
-    info = v.info["model"]
-    if model is None and info["name"] not in CATALOGUE and "/" not in info["name"]:
-        raise ValueError(f"these directions were made with a local model, {info['name']}: say where it is with --model")
-    loaded = load_model(
-        model or info["name"], device=device, dtype=dtype or info["dtype"], revision=revision or info["revision"]
-    )
+    name, dtype, revision = _made_with(v.info["model"], model, dtype, revision)
+    loaded = load_model(name, device=device, dtype=dtype, revision=revision)
     scores = read(loaded, v, texts, per="token" if tokens else "text", layer=layer, allow_other_model=allow_other_model)
     typer.echo(repr(scores))
     if html is not None:
@@ -173,6 +168,107 @@ def score(
             f"<!doctype html><meta charset='utf-8'><title>emolens</title>{scores.to_html()}", encoding="utf-8"
         )
         typer.echo(f"wrote {html}")
+
+
+@app.command()
+def steer(
+    prompts: Annotated[list[str], typer.Argument(help="Texts to continue.")],
+    emotion: Annotated[str, typer.Option("--emotion", "-e", help="Whose direction.")],
+    vectors: Annotated[
+        Path, typer.Option("--vectors", "-v", help="Directions, as written by study or extract.")
+    ] = Path("study/vectors.safetensors"),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The default is the model they were made with.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Block; the default is the one that the study froze.")] = None,
+    dose: Annotated[
+        float,
+        typer.Option(
+            help="In median residual norms: what add adds, and what clamp sets. rotate turns by its arc tangent; ablate has none."
+        ),
+    ] = 0.1,
+    method: Annotated[str, typer.Option(help="add, ablate, clamp or rotate.")] = "add",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most.")] = 40,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the steered text as it is written.")] = False,
+    allow_other_model: Annotated[bool, typer.Option("--allow-other-model", help="Accept a twin of the model.")] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Continue prompts as they are, steered, and steered along a random direction, side by side.
+
+    Example: emolens steer --vectors study/vectors.safetensors --emotion joy --dose 0.1 "I opened the door and"
+    """
+    import math
+
+    from emolens import interventions
+    from emolens.directions import load_directions, random_directions
+    from emolens.models import load_model
+    from emolens.steering import generate
+
+    if method not in ("add", "ablate", "clamp", "rotate"):
+        raise ValueError(f"--method {method}; allowed: add, ablate, clamp, rotate")
+    if not math.isfinite(dose):
+        raise ValueError(f"--dose {dose}; give a finite number of median norms, such as 0.1")
+    if not math.isfinite(temperature):
+        raise ValueError(f"--temperature {temperature}; give a finite number, 0 or more")
+    v = load_directions(vectors)
+    at = v.layers[v.slot(layer)]
+    verb = getattr(interventions, f"{'steer' if method == 'add' else method}_{v.hook_point}")
+    amount = {"add": {"dose": dose}, "ablate": {}, "clamp": {"value": dose}, "rotate": {"angle": _degrees(dose)}}[
+        method
+    ]
+    runs = {
+        "baseline": None,
+        f"{method} {emotion}": verb(v[emotion], layer=at, **amount),
+        f"{method} random": verb(random_directions(v, 1, seed=seed), layer=at, **amount),
+    }
+    name, dtype, revision = _made_with(v.info["model"], model, dtype, revision)
+    loaded = load_model(name, device=device, dtype=dtype, revision=revision)
+    read = v if v.calibration is not None and v.calibration.token_mean.isfinite().any() else None
+    written = {}
+    for title, hooks in runs.items():
+        shown = watch and title == f"{method} {emotion}"
+        written[title] = generate(
+            loaded,
+            prompts,
+            hooks,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            read=read,
+            layer=at,
+            watch=shown,
+            allow_other_model=allow_other_model,
+        )
+        if shown:
+            typer.echo(err=True)
+    from rich.console import Console, Group
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for i, prompt in enumerate(prompts):
+        console.print(Text(prompt, style="bold"))
+        cells = []
+        for made in written.values():
+            top = made.top(i) if read is not None and made.tokens[i] else ""
+            cells.append(Group(Text(made.texts[i].strip()), Text(top, style="dim")))
+        if console.width < 100:
+            for title, cell in zip(written, cells, strict=True):
+                console.print(Text(title, style="underline"), cell)
+        else:
+            table = Table(expand=True)
+            for title in written:
+                table.add_column(Text(title), ratio=1)
+            table.add_row(*cells)
+            console.print(table)
+    note = f"layer {at}" + ("" if method == "ablate" else f", dose {dose:g}")
+    if read is not None:  # the readout sees what was added: only against the random column does it say anything
+        note += "; emotions: mean z of the new tokens, read behind the change at the same layer"
+    console.print(Text(note, style="dim"))
 
 
 @app.command()
@@ -280,6 +376,24 @@ def sets_check(
     console.print("no violations" if not result.violations else f"{len(result.violations)} violations", style="bold")
     if result.violations:
         raise typer.Exit(1)
+
+
+def _degrees(dose: float) -> float:
+    """The angle by which a dose turns an activation of median norm that is orthogonal to the direction."""
+    import math
+
+    return math.degrees(math.atan(dose))
+
+
+def _made_with(
+    info: dict[str, Any], model: str | None, dtype: str | None, revision: str | None
+) -> tuple[str, str | None, str | None]:
+    """Model, dtype and revision: as asked for, or as the directions were made."""
+    from emolens._catalogue import CATALOGUE
+
+    if model is None and info["name"] not in CATALOGUE and "/" not in info["name"]:
+        raise ValueError(f"these directions were made with a local model, {info['name']}: say where it is with --model")
+    return model or info["name"], dtype or info["dtype"], revision or info["revision"]
 
 
 def _shown(arguments: list[str]) -> list[str]:

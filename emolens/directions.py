@@ -315,6 +315,66 @@ def load_directions(path: str | Path) -> EmotionDirections:
     )
 
 
+def random_directions(
+    v: EmotionDirections, n: int = 8, *, seed: int = 0, like: Activations | None = None
+) -> EmotionDirections:
+    """Directions that point anywhere, as long as those of `v` are on average: the control of every steering experiment.
+
+    Args:
+        like: Draw them from the covariance of these rows instead of a sphere: directions in which text does vary.
+
+    Returns:
+        `n` directions named "random 0", "random 1", ... without calibration. A dose looks only at where they point.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}; at least one")
+    generator = torch.Generator().manual_seed(seed)
+    if like is None:
+        draws = torch.randn((n, *v.vectors.shape[1:]), generator=generator)
+    else:
+        rows = like.at(list(v.layers)).rows
+        weights = torch.randn((n, len(rows)), generator=generator)
+        draws = einsum(weights, rows - rows.mean(0), "row text, text layer d_model -> row layer d_model")
+    size = torch.linalg.vector_norm(v.vectors, dim=-1).mean(0)
+    draws = draws / torch.linalg.vector_norm(draws, dim=-1, keepdim=True) * size[:, None]
+    names = tuple(f"random {i}" for i in range(n))
+    return replace(
+        v,
+        emotions=names,
+        vectors=draws,
+        reliability=torch.full(draws.shape[:2], torch.nan),
+        calibration=None,
+        among=None,
+        operands=(),
+    )
+
+
+def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 0) -> EmotionDirections:
+    """Mean differences of the same texts with the emotion labels shuffled within each topic: what the texts give whatever they mean.
+
+    Neutral components are removed as for `v`. Named after the emotions whose label they got, without calibration.
+    """
+    main = acts.select(lambda t: t.emotion is not None and t.split == "main")
+    names = _emotion_names(acts)
+    labels = np.array([names.index(t.emotion or "") for t in main.texts])
+    shuffled = stats.shuffle_within(labels, [t.topic or t.id for t in main.texts], np.random.default_rng(seed))
+    means = class_means(main.rows, torch.from_numpy(shuffled))
+    vectors = means - means.mean(0)
+    share = v.info["remove_neutral"]
+    if share:
+        assert acts.neutral_tokens is not None  # v was made from these activations
+        vectors = remove_components(vectors, neutral_components(acts.neutral_tokens.rows, share))
+    kept = [names.index(e) for e in v.emotions]
+    k = [acts.layers.index(layer) for layer in v.layers]
+    return replace(
+        v,
+        vectors=vectors[kept][:, k],
+        reliability=torch.full_like(v.reliability, torch.nan),
+        calibration=None,
+        among=None,
+    )
+
+
 def _model_key(info: Mapping[str, Any]) -> tuple[Any, ...]:
     m = info["model"]
     return m["fingerprint"], tuple(sorted(m["process_weights"].items()))

@@ -347,6 +347,16 @@ def _numbers(layer: int | Sequence[int] | Any) -> list[int]:
     return chosen
 
 
+def orthonormal(directions: Float[Tensor, "direction d_model"]) -> Float[Tensor, "component d_model"]:
+    """An orthonormal basis of what directions span; as many rows as they have rank (centred directions have one less than their number).
+
+    >>> orthonormal(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).abs().tolist()
+    [[1.0, 0.0]]
+    """
+    _, size, axes = torch.linalg.svd(directions.double(), full_matrices=False)
+    return axes[size > 1e-5 * size[0]].float()
+
+
 def _per_row(name: str, values: float | int | Sequence[float] | Tensor, rows: int) -> Tensor:
     """`[row]` from a number or one for each row; the number of rows may come from here."""
     out = torch.as_tensor(values, dtype=torch.float32).reshape(-1)
@@ -500,10 +510,7 @@ def _ablate(
         raise ValueError("method='resample' needs source=, activations to draw from, and no other method takes them")
     out = []
     for place in _places("ablate", hook_point, direction, layer, direction_from):
-        if per_row:
-            basis = rearrange(place.unit, "row d_model -> row 1 d_model")
-        else:
-            basis = torch.linalg.qr(place.unit.double().T).Q.T.float()[None]
+        basis = rearrange(place.unit, "row d_model -> row 1 d_model") if per_row else orthonormal(place.unit)[None]
         if method == "zero":
             r = torch.zeros_like(place.unit[0])
         elif method == "resample":
@@ -611,7 +618,7 @@ def _rotate(
     for place in _places("rotate", hook_point, direction, layer, direction_from):
         angles = _per_row("angle", angle, len(place.unit))
         radians = rearrange(torch.deg2rad(angles), "row -> row 1 1")
-        tensors = (rearrange(place.unit, "row d_model -> row 1 d_model"), radians)
+        tensors = (rearrange(place.unit, "row d_model -> row 1 d_model"), radians, _limit(place, hook_point, sinks))
         out.append(_hook("rotate", hook_point, place, _turn, tensors, f"{_text(angles)} degrees", positions))
     return out
 
@@ -622,6 +629,7 @@ def _patch(
     *,
     layer: int | Sequence[int],
     heads: Sequence[int] | None = None,
+    along: Direction | None = None,
     positions: Where | Positions = "all",
 ) -> Hooks:
     """Replace the activation by that of another run.
@@ -632,6 +640,7 @@ def _patch(
         source: An `ActivationCache` or another mapping from hook names, or the activation `[batch pos ...]` itself; one row fits any batch.
         layer: A block, or several with a mapping.
         heads: For z, q, k, v: which heads; None is all.
+        along: Only the part of the difference along this direction, x' = x + ((source - x).v) v: one for all rows, or one for each.
         positions: "all" or `em.positions(...)`; the columns of source and batch are the same.
 
     Returns:
@@ -643,6 +652,8 @@ def _patch(
     """
     if heads is not None and hook_point not in ("z", "q", "k", "v"):
         raise ValueError(f"{hook_point} has no heads; z, q, k and v have")
+    if along is not None and hook_point in ("z", "q", "k", "v"):
+        raise ValueError(f"along= is a direction of the residual stream; {hook_point} has other axes")
     layers = _numbers(layer)
     if isinstance(source, Tensor) and len(layers) > 1:
         raise ValueError("one tensor is the activation of one layer; give a cache for several")
@@ -654,6 +665,14 @@ def _patch(
         x = (source if isinstance(source, Tensor) else source[name]).detach()
         if x.ndim < 3:
             raise ValueError(f"{name}: the source is [batch pos ...], got {list(x.shape)}")
+        if along is not None:
+            start = k if isinstance(along, Tensor) or k in along.layers else along.layer
+            place = _places("patch", hook_point, along, k, None if isinstance(along, Tensor) else start)[0]  # type: ignore[arg-type]  # no head point
+            name, hook = _hook(
+                "patch", hook_point, place, _replace_along, (x, place.unit), "from another run, along it", positions
+            )
+            out.append((name, hook))
+            continue
         what = hook_point if heads is None else f"{hook_point} of heads {', '.join(map(str, heads))}"
         spec = Spec("patch", hook_point, k, name, (what,), "from another run", x.shape[-1], len(x))
         out.append((name, Hook(spec, _Replace(tuple(heads) if heads is not None else None), (x,), positions)))
@@ -685,6 +704,14 @@ def _turn(x: Tensor, v: Tensor, angle: Tensor, limit: Tensor) -> Tensor:
     turned = (torch.atan2(length, along) - angle).clamp(0, math.pi)
     new = norm * (turned.cos() * v + turned.sin() * u)
     return torch.where((norm < limit) & (length > 1e-6 * norm), new, x32)  # x parallel to v has no plane and stays
+
+
+def _replace_along(x: Tensor, source: Tensor, v: Tensor) -> Tensor:
+    if source.shape[1:] != x.shape[1:]:
+        raise ValueError(f"patch: the source is {list(source.shape)}, this activation {list(x.shape)}")
+    v = rearrange(v, "row d_model -> row 1 d_model")
+    x32 = x.float()
+    return x32 + ((source.float() - x32) * v).sum(-1, keepdim=True) * v
 
 
 @dataclass(frozen=True)
@@ -741,6 +768,19 @@ patch_z = _named(_patch, "z", "what each head read, before W_O")
 patch_q = _named(_patch, "q", "the queries")
 patch_k = _named(_patch, "k", "the keys")
 patch_v = _named(_patch, "v", "the values")
+
+
+def steer_at(
+    hook_point: HookPoint,
+    direction: Direction,
+    *,
+    dose: float | int | Sequence[float] | Tensor,
+    layer: Layers = None,
+    dose_unit: DoseUnit = "median",
+    positions: Where | Positions = "all",
+) -> Hooks:
+    """`steer_resid_post` and its siblings for a hook point given by name."""
+    return _steer(hook_point, direction, dose=dose, layer=layer, dose_unit=dose_unit, positions=positions)
 
 
 # --- before a run -----------------------------------------------------------------------------------------------------

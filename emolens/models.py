@@ -119,53 +119,20 @@ def load_model(
     Example:
         ``model = em.load_model("pythia-160m", revision="step3000")``
     """
-    from transformers import AutoModelForCausalLM
-
     backend = _backend(backend)
     processing = _processing(process_weights)
-    source = _resolve(str(name_or_path), revision)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device_map is not None and backend == "hooked":
-        raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
-    if n_devices < 1 or (n_devices > torch.cuda.device_count() and n_devices > 1):
-        raise ValueError(f"n_devices={n_devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
-
-    if source.entry is not None:  # known sizes: refuse before the first request
-        guess = dtype or ("float32" if device.type == "cpu" else source.entry.checkpoint_dtype)
-        _check_memory(source, source.entry.n_parameters, _dtype(guess, device, None), device, n_devices, device_map)
-    with _explained(source):
-        hf_config = _hf_config(source, trust_remote_code)
-    architecture = (getattr(hf_config, "architectures", None) or ["unknown"])[0]
-    family = None
-    if backend == "hooked":
-        family = adapters.family_of(architecture)
-        family.config(hf_config)  # refuses what is not converted before any weight is read
-    torch_dtype = _dtype(dtype, device, hf_config)
-    if source.entry is None:
-        _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
-    with _explained(source):
-        tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
-        placement = device_map or (_bridge_map(n_devices) if backend == "bridge" else None)
-        with _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.location,
-                revision=source.revision,
-                config=None if source.gguf_file else hf_config,
-                gguf_file=source.gguf_file,
-                use_safetensors=None if source.gguf_file else True,
-                dtype=torch_dtype,
-                device_map=placement,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `_complete` names them instead
-            )
-    hf_model, report = loaded
-    _complete(source, report)
-    if placement is None and n_devices == 1:
-        hf_model = hf_model.to(
-            device=device
-        )  # before viewing: a later .to() would copy views one by one and untie them
-    hf_model = hf_model.eval()
+    hf_model, tokenizer, source, family = open_hf(
+        name_or_path,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        tokenizer=tokenizer,
+        n_devices=n_devices,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    device, placement = _device(device), _placement(backend, n_devices, device_map)
 
     prepend = tokenizer is not None and _adds_bos(tokenizer)
     reference = _reference(hf_model, tokenizer) if verify else None
@@ -186,6 +153,81 @@ def load_model(
     if reference is not None:
         _compare(model, reference)
     return model
+
+
+def open_hf(
+    name_or_path: str | Path,
+    *,
+    backend: Backend = "bridge",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    n_devices: int = 1,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any, _Source, Any]:
+    """Open the Hugging Face model that `load_model` converts or bridges, with all of its checks; options as there.
+
+    Returns:
+        The model in eval mode, its tokenizer, where it came from, and for backend "hooked" the adapter of its family.
+
+    Raises:
+        As `load_model`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = _resolve(str(name_or_path), revision)
+    device = _device(device)
+    if device_map is not None and backend == "hooked":
+        raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
+    if n_devices < 1 or (n_devices > torch.cuda.device_count() and n_devices > 1):
+        raise ValueError(f"n_devices={n_devices}, but this machine has {torch.cuda.device_count()} CUDA devices")
+
+    if source.entry is not None:  # known sizes: refuse before the first request
+        guess = dtype or ("float32" if device.type == "cpu" else source.entry.checkpoint_dtype)
+        _check_memory(source, source.entry.n_parameters, _dtype(guess, device, None), device, n_devices, device_map)
+    with _explained(source):
+        hf_config = _hf_config(source, trust_remote_code)
+    architecture = (getattr(hf_config, "architectures", None) or ["unknown"])[0]
+    family = None
+    if backend == "hooked":
+        family = adapters.family_of(architecture)
+        family.config(hf_config)  # refuses what is not converted before any weight is read
+    torch_dtype = _dtype(dtype, device, hf_config)
+    if source.entry is None:
+        _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
+    with _explained(source):
+        tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
+        placement = _placement(backend, n_devices, device_map)
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                revision=source.revision,
+                config=None if source.gguf_file else hf_config,
+                gguf_file=source.gguf_file,
+                use_safetensors=None if source.gguf_file else True,
+                dtype=torch_dtype,
+                device_map=placement,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `_complete` names them instead
+            )
+    hf_model, report = loaded
+    _complete(source, report)
+    if placement is None and n_devices == 1:
+        hf_model = hf_model.to(
+            device=device
+        )  # before viewing: a later .to() would copy views one by one and untie them
+    return hf_model.eval(), tokenizer, source, family
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _placement(backend: Backend, n_devices: int, device_map: str | dict[str, Any] | None) -> Any:
+    return device_map or (_bridge_map(n_devices) if backend == "bridge" else None)
 
 
 def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
@@ -638,13 +680,16 @@ class EncodedText:
     offsets: list[tuple[int, int]]
 
 
-def encode(model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | None = None) -> list[EncodedText]:
+def encode(
+    model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | None = None, add_generation_prompt: bool = False
+) -> list[EncodedText]:
     """The one way from texts to tokens.
 
     Args:
         texts: Plain strings, or chat messages, which are rendered with the model's own template (and, since a template holds its
             special tokens already, never get a second BOS).
         prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts.
+        add_generation_prompt: End chats where the assistant begins to speak.
 
     Returns:
         One `EncodedText` for each text, unpadded.
@@ -657,7 +702,9 @@ def encode(model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | Non
         raise ValueError("this model has no tokenizer: load it with tokenizer=")
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; use prepend_bos=None")
-    plain = [t if isinstance(t, str) else render_chat(model, t) for t in texts]
+    plain = [
+        t if isinstance(t, str) else render_chat(model, t, add_generation_prompt=add_generation_prompt) for t in texts
+    ]
     out = []
     for original, text in zip(texts, plain, strict=True):
         chat = not isinstance(original, str)
@@ -710,3 +757,83 @@ def pad(encoded: Sequence[EncodedText], side: Literal["left", "right"], device: 
 def unembed(model: Any, resid: Tensor) -> Tensor:
     """Logits of a residual stream `[... d_model]`, through the final norm with its gain."""
     return model.unembed(model.ln_final(resid))
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def can_start_at_layer(model: HookedModel) -> bool:
+    """Whether the blocks before `start_at_layer` are really skipped: `HookedTransformer` does, a bridge runs or refuses them."""
+    return type(model).__name__ == "HookedTransformer"
+
+
+def run_to(model: Any, tokens: Tensor, mask: Tensor, layer: int) -> Tensor:
+    """The residual stream before block `layer` (or after the last one), `[batch pos d_model]`; hooks of the blocks before fire."""
+    if layer < model.cfg.n_layers or can_start_at_layer(model):
+        return model(tokens, attention_mask=mask, return_type="logits", stop_at_layer=layer)
+    kept: list[Tensor] = []  # a bridge stops before a block only, and there is none after the last
+    hook = (f"blocks.{layer - 1}.hook_resid_post", lambda act, hook: kept.append(act))
+    model.run_with_hooks(tokens, attention_mask=mask, return_type=None, fwd_hooks=[hook])
+    return kept[0]
+
+
+def run_from(model: Any, resid: Tensor, mask: Tensor, layer: int) -> Tensor:
+    """The residual stream after the last block, from that before block `layer`; for models where `can_start_at_layer`."""
+    return model(
+        resid, attention_mask=mask, start_at_layer=layer, stop_at_layer=model.cfg.n_layers, return_type="logits"
+    )
+
+
+class Decoder:
+    """Logits of the next token step by step with a KV cache, the same on either backend.
+
+    The batch is padded on the left, so that every row's next token is the last column. The unembedding is computed for that column alone.
+    """
+
+    cache: Any  # TransformerLens's, or Hugging Face's
+
+    def __init__(self, model: Any, mask: Tensor, layer: int = 0) -> None:
+        """`mask` `[batch pos]` is that of the prompts; from `layer` on, where the caller has the stream before it."""
+        self.model, self.mask, self.layer, self.seen = model, mask, layer, 0
+        self.hooked = can_start_at_layer(model)
+        if self.hooked:
+            from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+            self.cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(mask))
+        elif layer:
+            raise ValueError("this backend cannot start at a layer")
+
+    def __call__(self, x: Tensor, *, keep: bool = True) -> Tensor:
+        """Logits `[batch d_vocab]` after more tokens `[batch pos]` (or their stream before `layer`, `[batch pos d_model]`).
+
+        Args:
+            keep: Remember the tokens for the next call; without, the call leaves no trace.
+        """
+        new = x.shape[1]
+        mask = self.mask if not self.seen else torch.cat([self.mask, self.mask.new_ones((len(x), new))], 1)
+        n_layers = self.model.cfg.n_layers
+        if self.hooked:
+            if not keep:
+                self.cache.freeze()
+            if self.layer or x.ndim == 3:
+                options = {"start_at_layer": self.layer, "attention_mask": mask, "stop_at_layer": n_layers}
+            else:
+                options = {"attention_mask": mask[:, -new:], "stop_at_layer": n_layers}
+            try:
+                resid = self.model(x, past_kv_cache=self.cache, return_type="logits", **options)
+            finally:
+                self.cache.unfreeze()
+            logits = unembed(self.model, resid[:, -1:])[:, 0]
+        else:
+            options = {"past_key_values": self.cache} if self.seen else {}
+            logits, cache = self.model(
+                x, attention_mask=mask, return_type="logits_and_cache", use_cache=True, logits_to_keep=1, **options
+            )
+            logits = logits[:, -1]
+            if keep:
+                self.cache = cache
+            elif self.seen:
+                self.cache.crop(-new)
+        if keep:
+            self.mask, self.seen = mask, self.seen + new
+        return logits

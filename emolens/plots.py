@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.patches
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -117,6 +118,98 @@ def transfer_by_label(rows: Sequence[Row]) -> Figure:
     axes.set_yticks(range(len(found)), [f"{r.emotion} (n={r.n})" for r in found], fontsize=9, parse_math=False)
     axes.set(xlabel="AUC (0.5 is chance)", xlim=(0.3, 1.0))
     axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+_CONTROLS = ((None, ORANGE, "o", "emotion directions"), ("shuffled labels", GREEN, "^", "shuffled labels"), ("random directions", GREY, "s", "random directions"))  # fmt: skip
+
+
+def dose_curve(rows: Sequence[Row]) -> Figure:
+    """Effect on the own words, and damage to neutral text, over the dose: into collapse."""
+    figure = Figure(figsize=(6.0, 4.8), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    chosen = [r.dose for r in find(rows, "validation", "share diag above off", control=None)]
+    for axes, metric in ((above, "diag minus off by dose"), (below, "kl by dose")):
+        axes.spines[["top", "right"]].set_visible(False)
+        for control, colour, marker, name in _CONTROLS:
+            found = sorted(find(rows, "validation", metric, control=control), key=lambda r: _n(r.dose))
+            x = [_n(r.dose) for r in found]
+            axes.plot(x, [r.value for r in found], color=colour, marker=marker, ms=5, label=name)
+            if any(r.low is not None for r in found):
+                axes.fill_between(
+                    x, [_n(r.low) for r in found], [_n(r.high) for r in found], color=colour, alpha=0.15, lw=0
+                )
+        for dose in chosen:
+            axes.axvline(_n(dose), color=INK, lw=1, ls=":")
+        axes.set_xscale("log")
+    doses = sorted({_n(r.dose) for r in find(rows, "validation", "kl by dose")})
+    below.set_xticks(doses, [f"{d:g}" for d in doses])
+    below.minorticks_off()
+    above.axhline(0, color=INK, lw=0.8)
+    above.set(ylabel="own words minus others,\nchange of log-probability")
+    below.set(
+        xlabel="dose, median residual norms (dotted: the chosen one)",
+        ylabel="KL on neutral text,\nnats a token",
+        yscale="log",
+    )
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def validation_matrix(rows: Sequence[Row]) -> Figure:
+    """Change of each emotion's words (columns) when each direction (rows) is added; the own column is outlined."""
+    found = find(rows, "validation", "change")
+    down, across = (list(dict.fromkeys(getattr(r, k) for r in found)) for k in ("emotion", "split"))
+    table = np.full((len(down), len(across)), np.nan)
+    for r in found:
+        table[down.index(r.emotion), across.index(r.split)] = r.value
+    table = table - table.mean(1, keepdims=True)
+    limit = float(np.abs(table).max())
+    figure, axes = _figure(2.0 + 0.24 * len(across), 1.9 + 0.26 * len(down))
+    image = axes.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_xticks(range(len(across)), across, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(down)), down, fontsize=8, parse_math=False)
+    for i, name in enumerate(down):
+        if name in across:
+            j = across.index(name)
+            axes.add_patch(matplotlib.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec=INK, lw=1.6))
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="whose words", ylabel="direction added")
+    figure.colorbar(image, ax=axes, shrink=0.9, label="change minus row mean")
+    return figure
+
+
+def triad(rows: Sequence[Row]) -> Figure:
+    """Patch, ablate and add for each contrast of emotions, filled beside its random control (hollow); the line is over all pairs."""
+    tests = (
+        ("patch recovery", "patch: gap recovered"),
+        ("ablate loss", "ablate: gap lost"),
+        ("add gain", "add: gain in gaps"),
+    )
+    groups = list(dict.fromkeys(r.emotion for r in find(rows, "causal", "ablate loss by contrast")))
+    figure = Figure(figsize=(7.2, 1.3 + 0.27 * max(len(groups), 1)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (metric, title) in zip(panels, tests, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        for r in find(rows, "causal", f"{metric} by contrast"):
+            own = r.control is None
+            axes.plot(
+                r.value,
+                groups.index(r.emotion),
+                "o",
+                color=ORANGE if own else GREY,
+                mfc=ORANGE if own else "white",
+                ms=5.5,
+            )
+        for r in find(rows, "causal", metric, control=None):
+            axes.axvspan(_n(r.low), _n(r.high), color=ORANGE, alpha=0.12, lw=0)
+            axes.axvline(r.value, color=ORANGE, lw=1.2)
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_title(title, fontsize=9)
+        axes.set_yticks(range(len(groups)), [str(g) for g in groups], fontsize=8, parse_math=False)
+    if groups:
+        panels[0].invert_yaxis()
+    figure.supxlabel("share of the gap between clean and corrupted (hollow: random directions)", fontsize=9)
     return figure
 
 

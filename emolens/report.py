@@ -59,9 +59,10 @@ def write_report(
     *,
     samples: Scores | None = None,
     lenses: Sequence[LogitLens] = (),
+    written: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Write the page, atomically."""
-    page = render(rows, provenance, directions, emotions, samples=samples, lenses=lenses)
+    page = render(rows, provenance, directions, emotions, samples=samples, lenses=lenses, written=written)
     with written_whole(path) as part:
         part.write_text(page, encoding="utf-8")
 
@@ -74,6 +75,7 @@ def render(
     *,
     samples: Scores | None = None,
     lenses: Sequence[LogitLens] = (),
+    written: Sequence[tuple[str, str, str]] = (),
 ) -> str:
     """The page as a string."""
     model = provenance["model"]
@@ -107,6 +109,7 @@ def render(
                 "Area under the ROC curve for each label on Reddit comments (GoEmotions, Demszky et al. 2020). Diamonds: TF-IDF centroids from the same stories."),
             "<details><summary>All transfer rows</summary>" + _table([r for r in rows if r.experiment == "transfer" and r.metric != "auc by label"]) + "</details>",
         ]  # fmt: skip
+    parts += _causal(rows, written)
     norms, keys = load_norms(), {e.name: e.norm_key for e in emotions.emotions}
     parts += [
         "<h2>The shape of the space</h2>",
@@ -221,6 +224,7 @@ def _answers(rows: Sequence[Row], emotions: EmotionSet) -> list[str]:
                     f"r = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} against shuffled labels.",
                 )
             )
+    out += _causes(rows)
     for r in find(rows, "person", "top1 cross minus mixed"):
         out.append(
             _li(
@@ -292,10 +296,43 @@ def _margin(
 def _limits(model: dict[str, Any]) -> str:
     return (
         "<b>What this does not show.</b> Reading is not causing: that a direction can be read does not mean that the model uses it; "
-        "steering and ablation are separate tests. The stories were written by a language model, so a margin on them says less than one on other "
+        "steering, ablation and patching below are separate tests, of words that name feelings. The stories were written by a language model, so a margin on them says less than one on other "
         f"people's text. It is one model, {escape(model['name'])} ({escape(str(model['source']))}, {escape(model['dtype'])}), one set and one seed. "
         "“Shown” means that the 95 % interval excludes the control (for a shuffled control: lies above 95 % of its draws), not that the effect is large; “not shown” that it does not, or lies on the other side."
     )
+
+
+def _causes(rows: Sequence[Row]) -> list[str]:
+    """What adding and removing directions did, by the same rule: the interval excludes the control."""
+    out = []
+    metric = "share diag above off"
+    random = {r.dose: r for r in find(rows, "validation", metric, control="random directions")}
+    for r in find(rows, "validation", metric, control=None):
+        null = random[r.dose]
+        shown = (r.low or 0) > max(0.5, null.high or 0)
+        text = (
+            f"in {_pct(r.value)} {_ci(r, True)} of openings x emotions its own words rise more than the mean of the others "
+            f"(random directions {_pct(null.value)} {_ci(null, True)}, chance 50 %), at block {r.layer}, dose {r.dose:g}, chosen on other openings."
+        )
+        for first in find(rows, "validation", "argmax", control=None):
+            text += (
+                f" They rise most of all in {_pct(first.value)} {_ci(first, True)} (chance {_pct(first.null_mean)})."
+            )
+        out.append(_li(shown, "Adding a direction makes the model say its word", text))
+    claims = (
+        ("ablate loss", "Taking a direction out costs the model part of the contrast", "of the clean-corrupted gap is lost"),
+        ("patch recovery", "The part of the stream along a direction carries some of the contrast", "of the gap is recovered by it alone"),
+        ("add gain", "Adding the direction moves a prompt towards the other emotion", "of the gap is gained"),
+    )  # fmt: skip
+    for metric, claim, what in claims:
+        own = find(rows, "causal", metric, control=None)
+        for r in find(rows, "causal", f"{metric} minus random"):
+            text = f"{100 * own[0].value:.1f} % {what}; minus {escape(r.control or '')} {100 * r.value:+.1f} points [{100 * (r.low or 0):.1f}, {100 * (r.high or 0):.1f}]."
+            out.append(_li((r.low or 0) > 0, claim, text))
+    for r in find(rows, "causal", "top1 refitted minus random"):
+        text = f"a classifier fitted afresh on what is left changes by {100 * r.value:+.1f} points {_ci(r, True)} against random subspaces of the same rank and variance."
+        out.append(_li((r.high or 0) < 0, "Ablation leaves less emotion to be read", text))
+    return out
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -303,6 +340,42 @@ def _limits(model: dict[str, Any]) -> str:
 
 def _figure(figure: Any, title: str, caption: str) -> str:
     return f"<figure>{plots.svg(figure, title)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Steering, ablation and patching; nothing for a study without target words."""
+    if not find(rows, "validation", "share diag above off"):
+        return []
+    parts = [
+        "<h2>Does the model use the directions?</h2>",
+        _figure(plots.dose_curve(rows), "Dose curve",
+            "Above: how much more an emotion's own words gain than the others' when its direction is added, on openings that nothing was chosen on. "
+            "Below: what the same dose does to neutral text. Where both rise together the text is falling apart."),
+        _figure(plots.validation_matrix(rows), "Validation steering",
+            "Change of the log-probability of each emotion's words at the chosen block and dose, minus the mean of its row. Outlined: the own words."),
+        _table([r for r in rows if r.experiment == "validation" and r.metric in ("share diag above off", "diag minus off", "argmax", "argmax among the steered, centred", "diag minus off by emotion")]),
+    ]  # fmt: skip
+    if written:
+        lines = "".join(
+            f"<tr><td>{escape(what)}</td><td>{escape(text)}</td><td>{escape(top)}</td></tr>"
+            for what, text, top in written
+        )
+        parts.append(
+            "<details open><summary>What it writes: one opening, greedy, with each direction, with a random one, and at twice the dose</summary>"
+            "<div class='wide'><table><tr><th>added</th><th>text</th><th>highest scores of the new tokens</th></tr>"
+            f"{lines}</table></div></details>"
+        )
+    if find(rows, "causal", "ablate loss"):
+        parts.append(
+            _figure(plots.triad(rows), "Patch, ablate, add",
+                "Prompts that differ in one fact and so in what someone feels. The gap is the difference in the logits of the two emotions' words. "
+                "Line and band: all pairs with their 95 % interval.")
+        )  # fmt: skip
+    parts.append(_table([r for r in rows if r.experiment == "causal" and "by contrast" not in r.metric]))
+    parts.append(
+        "<p class='k'>Steering moves this readout; that is not proof of sufficiency. Ablation says that a direction contributes, given these controls; not that it is necessary.</p>"
+    )
+    return parts
 
 
 def _estimators(rows: Sequence[Row]) -> str:

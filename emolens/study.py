@@ -24,7 +24,7 @@ from emolens._typing import HookedModel
 from emolens.activations import Activations, collect_resid_post, written_whole
 from emolens.directions import EmotionDirections, mean_difference
 from emolens.emotion_sets import EmotionSet, load_emotion_set
-from emolens.experiments import lens, norms, person, separability, transfer
+from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
 from emolens.experiments.base import Inputs, Row
 from emolens.models import load_model, model_info
 from emolens.readout import score
@@ -127,6 +127,12 @@ def run_study(
         rows += experiment.run(inputs)
         say(f"{experiment.NAME} done ({time.time() - started:.0f} s)")
     rows += lens_rows
+    steered, chosen = validation.run_with_choice(inputs)
+    rows += steered
+    say(f"{validation.NAME} done ({time.time() - started:.0f} s)")
+    if chosen is not None:
+        rows += causal.run(inputs, layer=chosen.layer, dose=chosen.dose, names=chosen.emotions)
+        say(f"{causal.NAME} done ({time.time() - started:.0f} s)")
     samples = score(loaded, directions, list(SAMPLES), per="token")
     provenance = {
         "emolens": __version__,
@@ -163,7 +169,16 @@ def run_study(
     with written_whole(folder / "results.json") as part:
         data = {"provenance": provenance, "rows": [r.to_dict() for r in rows]}
         part.write_text(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-    write_report(folder / "index.html", rows, provenance, directions, emotions, samples=samples, lenses=lenses)
+    write_report(
+        folder / "index.html",
+        rows,
+        provenance,
+        directions,
+        emotions,
+        samples=samples,
+        lenses=lenses,
+        written=chosen.texts if chosen else (),
+    )
     (folder / "activations.safetensors").unlink(missing_ok=True)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder)

@@ -20,7 +20,16 @@ from emolens import cli
 from emolens._catalogue import CATALOGUE
 from emolens.emotion_sets import Check
 
-COMMANDS = [["study"], ["extract"], ["score"], ["models"], ["sets", "list"], ["sets", "show"], ["sets", "check"]]
+COMMANDS = [
+    ["study"],
+    ["extract"],
+    ["score"],
+    ["steer"],
+    ["models"],
+    ["sets", "list"],
+    ["sets", "show"],
+    ["sets", "check"],
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -373,3 +382,52 @@ def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path,
     assert code == 2
     assert "already holds another study" in one_line(err)
     assert "--overwrite" in err
+
+
+# --- steer ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["add", "ablate", "clamp", "rotate"])
+def test_steer_shows_baseline_steered_and_random(emolens, vectors, tiny, method):
+    model = tiny("llama", tokenizer="chat")
+    options = ("-v", vectors, "-m", model, "-e", "glimmer", "--method", method, "--max-new-tokens", "4")
+    code, out, err = emolens("steer", *options, "The door [bold]was[/x] open")
+    assert code == 0, err
+    assert "The door [bold]was[/x] open" in out
+    assert re.search(rf"baseline .*{method} glimmer .*{method} random", out)
+    assert re.search(r"(glimmer|gloamer|brindle|tarrow) [+-]\d", out)
+
+
+def test_steer_stacks_on_a_narrow_terminal_and_shows_the_text_as_it_is_written(emolens, vectors, tiny, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = tiny("llama", tokenizer="chat")
+    options = ("-v", vectors, "-m", model, "-e", "glimmer", "--max-new-tokens", "4", "--watch")
+    code, out, err = emolens("steer", *options, "The door", "A dog")
+    assert code == 0, err
+    assert [line for line in out.splitlines() if line.strip() in ("baseline", "add glimmer", "add random")] == [
+        *("baseline", "add glimmer", "add random"),
+        *("baseline", "add glimmer", "add random"),
+    ]
+    assert "\r" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-e", "glimer"), "glimmer"),
+        (("-e", "glimmer", "--layer", "99"), "99"),
+        (("-e", "glimmer", "--dose", "nan"), "finite"),
+        (("-e", "glimmer", "--method", "shout"), "allowed: add"),
+    ],
+)
+def test_steer_refuses_before_the_model_is_loaded(emolens, vectors, monkeypatch, options, message):
+    monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    code, _, err = emolens("steer", "-v", vectors, *options, "The door")
+    assert code == 2
+    assert message in one_line(err)
+
+
+def test_steer_without_a_vectors_file(emolens, tmp_path):
+    code, _, err = emolens("steer", "-v", tmp_path / "none.safetensors", "-e", "joy", "The door")
+    assert code == 2
+    assert "none.safetensors" in one_line(err)

@@ -1,0 +1,239 @@
+"""Continue prompts with any hooks in place: cached, padded on the left with its mask, the same on either backend.
+
+A row does not depend on the others in its batch, nor on the cache, nor (sampling) on anything but the seed, its number and the step.
+Hooks see the prompt and then one token at a time. With directions to read, every new token is scored as it is written, after the other
+hooks of that layer. What steering does is measured in `sweeps`, not here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emolens._typing import HookedModel, hook_name
+from emolens.directions import EmotionDirections
+from emolens.interventions import Hook, Hooks, Window, _several, validate
+from emolens.models import (
+    Decoder,
+    EncodedText,
+    Text,
+    encode,
+    pad,
+)
+from emolens.readout import check_model
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Generations:
+    """What a model wrote.
+
+    Attributes:
+        prompts: As they were read (chats rendered).
+        texts: The new text of each prompt, without special tokens.
+        tokens: The new tokens of each prompt, up to its end.
+        emotions: Of the readout, if one was asked for.
+        scores: For each prompt `[token emotion]`: z of every new token against neutral text at its position.
+    """
+
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    emotions: tuple[str, ...] = ()
+    scores: tuple[Float[Tensor, "token emotion"], ...] = ()
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, (prompt, text) in enumerate(zip(self.prompts, self.texts, strict=True)):
+            lines.append(f"{prompt!r} -> {text!r}" + (f"  ({self.top(i)})" if self.scores else ""))
+        return "\n".join(lines)
+
+    def top(self, row: int, k: int = 3) -> str:
+        """The emotions with the highest mean score over the new tokens of a prompt."""
+        if not self.scores:
+            raise ValueError("no scores: generate(..., read=directions)")
+        mean = self.scores[row].mean(0)
+        best = mean.argsort(descending=True)[:k].tolist()
+        return ", ".join(f"{self.emotions[i]} {mean[i]:+.1f}" for i in best)
+
+
+def generate(
+    model: HookedModel,
+    prompts: Text | Sequence[Text],
+    hooks: Hooks | None = None,
+    *,
+    max_new_tokens: int = 40,
+    temperature: float | int = 0.0,
+    top_p: float | int = 1.0,
+    seed: int = 0,
+    read: EmotionDirections | None = None,
+    layer: int | None = None,
+    watch: bool | Callable[[str, dict[str, float]], None] = False,
+    cache: bool = True,
+    prepend_bos: bool | None = None,
+    allow_other_model: bool = False,
+) -> Generations:
+    """Continue prompts, with any hooks in place.
+
+    Prompts are padded on the left with their mask, on either backend; a row does not depend on the others in its batch.
+
+    Args:
+        prompts: One or several texts or chats (which end where the assistant begins).
+        hooks: From `steer_resid_post` and its siblings, or anyone's (which see each step: the prompt, then one token at a time).
+        max_new_tokens: At most; a row ends at the tokenizer's EOS.
+        temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, row, step).
+        top_p: Sample from the smallest set of tokens with this probability.
+        read: Directions to score every new token with, as it is written.
+        layer: Of the readout; None is the directions' default.
+        watch: Show the text of the first prompt and its score as it is written, or call a function with both.
+        cache: Keep keys and values; without, every step reads the whole text again (same result, slow).
+
+    Returns:
+        `Generations`.
+
+    Raises:
+        ValueError: hooks of another model, or rows that do not match the prompts; a prompt and its continuation longer than the context.
+
+    Example:
+        ``em.generate(model, "I opened the door and", em.steer_resid_post(v["joy"], dose=0.1), read=v)``
+    """
+    hooks = list(hooks or [])
+    texts = _several(prompts)
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: at least 1, at least 0, in (0, 1]"
+        )
+    encoded = encode(model, texts, prepend_bos=prepend_bos, add_generation_prompt=True)
+    longest = max(len(e.ids) for e in encoded)
+    if longest + max_new_tokens > model.cfg.n_ctx:
+        raise ValueError(
+            f"{longest} tokens of prompt and {max_new_tokens} new ones; this model reads {model.cfg.n_ctx}"
+        )
+    validate(model, hooks, encoded=encoded, allow_other_model=allow_other_model)
+    reader = None if read is None else _Reader(model, read, layer, encoded, allow_other_model)
+    ids = _decode(model, encoded, hooks, max_new_tokens, temperature, top_p, seed, reader, cache, _line(watch, model))
+    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
+    return Generations(
+        prompts=tuple(e.text for e in encoded),
+        texts=tuple(tokenizer.decode(row, skip_special_tokens=True) for row in ids),
+        tokens=tuple(tuple(row) for row in ids),
+        emotions=read.emotions if read is not None else (),
+        scores=tuple(reader.rows(i, len(row)) for i, row in enumerate(ids)) if reader is not None else (),
+    )
+
+
+class _Reader:
+    """Scores each token when the model has read it: the hook of one layer, after every other hook there."""
+
+    def __init__(
+        self, model: HookedModel, v: EmotionDirections, layer: int | None, encoded: list[EncodedText], allow: bool
+    ) -> None:
+        check_model(model, v.info["model"], allow_other_model=allow)
+        self.v = v.at(v.layer if layer is None else layer)
+        self.lengths = torch.tensor([len(e.ids) for e in encoded])
+        self.seen: list[Tensor] = []
+        self.hook = (hook_name(self.v.hook_point, self.v.layer), self)
+
+    def __call__(self, act: Tensor, hook: Any) -> None:
+        last = act[:, -1:].detach().float().cpu()
+        z = self.v.token_z(last, self.lengths - 1 + len(self.seen))[
+            :, :, 0
+        ]  # the first call reads the prompt's last token
+        self.seen.append(z)
+
+    def now(self, row: int) -> dict[str, float]:
+        return dict(zip(self.v.emotions, self.seen[-1][row].tolist(), strict=True)) if len(self.seen) > 1 else {}
+
+    def rows(self, row: int, n: int) -> Tensor:
+        return torch.stack([z[row] for z in self.seen[1 : n + 1]]) if n else torch.zeros((0, len(self.v.emotions)))
+
+
+@torch.no_grad()
+def _decode(
+    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, temperature: float, top_p: float,
+    seed: int, reader: _Reader | None, cache: bool, tell: Callable[[list[int], dict[str, float]], None] | None,
+) -> list[list[int]]:  # fmt: skip
+    tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
+    window = Window(tokens.shape[1])
+    bound = [(name, h.within(window) if isinstance(h, Hook) else h) for name, h in hooks]
+    bound += [reader.hook] if reader is not None else []
+    eos, done = model.tokenizer.eos_token_id, [False] * len(encoded)
+    out: list[list[int]] = [[] for _ in encoded]
+    whole, decoder = tokens, Decoder(model, mask)
+    with model.hooks(fwd_hooks=bound):
+        x = tokens
+        for step in range(max_new_tokens + (reader is not None)):  # a reader sees a token one step after it was written
+            if cache:
+                logits = decoder(x)
+                window.start += x.shape[1]
+            else:
+                grown = torch.cat([mask, mask.new_ones((len(mask), whole.shape[1] - mask.shape[1]))], 1)
+                logits = Decoder(model, grown)(whole, keep=False)
+            if tell is not None and step:
+                tell(out[0], reader.now(0) if reader is not None else {})
+            if step == max_new_tokens or all(done):
+                break
+            chosen = _choose(logits.float(), temperature, top_p, seed, step)
+            for row, token in enumerate(chosen):
+                done[row] = done[row] or token == eos
+                if not done[row]:
+                    out[row].append(token)
+            x = torch.tensor(chosen, device=tokens.device)[:, None]
+            whole = torch.cat([whole, x], 1)
+            if all(done) and reader is None:
+                break
+    return out
+
+
+def _choose(logits: Tensor, temperature: float, top_p: float, seed: int, step: int) -> list[int]:
+    """The next token of each row: the likeliest, or the inverse of the distribution function at noise keyed by (seed, row, step)."""
+    if temperature == 0:
+        return logits.argmax(-1).tolist()
+    p, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    total = p.cumsum(-1)
+    kept = total[:, :1].clone()
+    inside = total - p < top_p  # the first token always is
+    kept = torch.where(inside, total, 0).amax(-1)
+    keys = [np.random.Philox(key=seed, counter=[row, step, 0, 0]) for row in range(len(logits))]
+    u = torch.tensor([np.random.Generator(k).random() for k in keys], dtype=total.dtype, device=total.device) * kept
+    index = (total < u[:, None]).sum(-1).clamp_max(p.shape[-1] - 1)
+    return order.gather(1, index[:, None])[:, 0].tolist()
+
+
+def _line(
+    watch: bool | Callable[[str, dict[str, float]], None], model: Any
+) -> Callable[[list[int], dict[str, float]], None] | None:
+    """A function that shows the text so far: on one line of a terminal, in place in Jupyter, or the caller's own."""
+    if watch is False:
+        return None
+    decode = model.tokenizer.decode
+    if callable(watch):
+        return lambda ids, z: watch(decode(ids), z)
+    handle: list[Any] = []
+    jupyter = "ipykernel" in sys.modules
+
+    def show(ids: list[int], z: dict[str, float]) -> None:
+        best = max(z, key=lambda e: z[e]) if z else ""
+        mood = f"{best} {z[best]:+.1f}" if best else ""
+        text = decode(ids).replace("\n", " ")
+        if jupyter:
+            from IPython.display import display
+
+            data = {"text/plain": f"{mood:>18}  {text}"}
+            if handle:
+                handle[0].update(data, raw=True)
+            else:
+                handle.append(display(data, raw=True, display_id=True))
+        else:
+            sys.stderr.write(f"\r\x1b[2K{mood:>18}  {text[-90:]}")
+            sys.stderr.flush()
+
+    return show

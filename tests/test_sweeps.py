@@ -1,0 +1,332 @@
+"""Sweeps: rows in shared batches equal one run at a time, whichever way the batch is cut; interruption loses nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import emolens as em
+from emolens import sweeps
+from emolens.directions import random_directions, shuffled_directions
+from emolens.models import encode
+from emolens.sweeps import Cell, calibrate_dose, prompt_baseline, shortest_words, sweep
+
+TL4 = int(importlib.metadata.version("transformer-lens").split(".")[0]) >= 4
+BACKENDS = [
+    pytest.param("hooked", marks=pytest.mark.skipif(TL4, reason="transformer-lens 4 has no HookedTransformer")),
+    "bridge",
+]
+STEMS = ["The door was open and she was", "He", "I put the kettle on and felt"]
+WORDS = {"glimmer": ["happy", "merry"], "gloamer": ["sorry"], "brindle": ["cross", "wild"], "tarrow": ["shy"]}
+NEUTRAL = [
+    "The door was open when she came home.",
+    "They laughed, then they stopped laughing.",
+    "On Sunday the neighbours were in the garden again.",
+    "I put the kettle on and waited for the letter.",
+]
+# float32 noise of three blocks and a softmax, with log-probabilities near -6; batches of other widths sum in another order
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def model(request, tiny):
+    return em.load_model(tiny("llama", tokenizer="bos"), backend=request.param)
+
+
+@pytest.fixture(scope="module")
+def v(model, toy_set):
+    return em.mean_difference(em.collect_resid_post(model, em.load_emotion_set(toy_set), progress=False))
+
+
+def log_prob(model, prompt, word, hooks):
+    """Teacher-forced log-probability of a whole word after a prompt, with hooks, in a run of its own."""
+    [e] = encode(model, [prompt])
+    new = model.tokenizer(" " + word, add_special_tokens=False).input_ids
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        log = model(torch.tensor([e.ids + new]), return_type="logits")[0].float().log_softmax(-1)
+    return sum(float(log[len(e.ids) - 1 + k, token]) for k, token in enumerate(new))
+
+
+def naive(model, v, cell, prompt, words):
+    hooks = em.steer_resid_post(v[cell.direction], layer=cell.layer, dose=cell.dose)
+    return np.mean([log_prob(model, prompt, w, hooks) - log_prob(model, prompt, w, []) for w in words])
+
+
+def test_a_sweep_equals_one_run_for_every_cell_prompt_and_word(model, v):
+    assert any(
+        len(model.tokenizer(" " + w, add_special_tokens=False).input_ids) > 1 for ws in WORDS.values() for w in ws
+    )
+    result = sweep(
+        model,
+        STEMS,
+        v[["glimmer", "brindle"]],
+        layers=[0, 1, 2],
+        doses=[0.3],
+        target_words=WORDS,
+        controls={},
+        progress=False,
+    )
+    assert result.change.shape == (6, 3, 4)
+    for i, cell in enumerate(result.cells):
+        for j, stem in enumerate(STEMS):
+            for k, words in enumerate(WORDS.values()):
+                assert float(result.change[i, j, k]) == pytest.approx(naive(model, v, cell, stem, words), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("mutation", ["sign", "twice the dose", "another layer", "another direction"])
+def test_a_wrong_hook_is_told_from_the_right_one(model, v, mutation):
+    """The comparison above turns red for each of these."""
+    cell = Cell("glimmer", None, 1, 0.5)
+    wrong = {
+        "sign": replace(cell, dose=-0.5),
+        "twice the dose": replace(cell, dose=1.0),
+        "another layer": replace(cell, layer=2),
+        "another direction": replace(cell, direction="gloamer"),
+    }[mutation]
+    result = sweep(
+        model, STEMS[:1], v[["glimmer"]], layers=[1], doses=[0.5], target_words=WORDS, controls={}, progress=False
+    )
+    seen = result.change[0, 0].numpy()
+    right, other = (np.array([naive(model, v, c, STEMS[0], ws) for ws in WORDS.values()]) for c in (cell, wrong))
+    assert np.abs(seen - right).max() < TOLERANCE
+    assert np.abs(seen - other).max() > 10 * TOLERANCE
+
+
+def test_batches_of_any_size_give_the_same(model, v):
+    options = {"layers": [1], "doses": [0.1, 0.4], "target_words": WORDS, "neutral": NEUTRAL[:2], "progress": False}
+    one = sweep(model, STEMS, v, batch_tokens=1, **options)
+    all_at_once = sweep(model, STEMS, v, batch_tokens=100_000, **options)
+    torch.testing.assert_close(one.change, all_at_once.change, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(one.kl, all_at_once.kl, atol=TOLERANCE, rtol=0)
+
+
+def test_dose_zero_changes_nothing(model, v):
+    result = sweep(
+        model, STEMS, v, layers=[1], doses=[0.0], target_words=WORDS, neutral=NEUTRAL[:2], controls={}, progress=False
+    )
+    assert result.change.abs().max() < TOLERANCE
+    assert result.kl is not None
+    assert result.kl.abs().max() < 1e-5
+
+
+def test_kl_is_the_divergence_over_real_tokens_but_the_first(model, v):
+    result = sweep(
+        model,
+        STEMS,
+        v[["glimmer"]],
+        layers=[1],
+        doses=[0.4],
+        target_words=WORDS,
+        neutral=NEUTRAL,
+        neutral_tokens=6,
+        controls={},
+        progress=False,
+    )
+    assert result.kl is not None
+    hooks = em.steer_resid_post(v["glimmer"], layer=1, dose=0.4)
+    for k, text in enumerate(NEUTRAL):
+        ids = torch.tensor([encode(model, [text])[0].ids[:6]])
+        with torch.no_grad():
+            base = model(ids, return_type="logits")[0].log_softmax(-1)
+            with model.hooks(fwd_hooks=hooks):
+                steered = model(ids, return_type="logits")[0].log_softmax(-1)
+        expected = (base.exp() * (base - steered)).sum(-1)[1:].mean()
+        assert float(result.kl[0, k]) == pytest.approx(float(expected), abs=TOLERANCE)
+
+
+def test_the_unembedding_of_a_word_as_a_direction_raises_that_word(model, v):
+    token = model.tokenizer(" sorry", add_special_tokens=False).input_ids[0]
+    gain = model.ln_final.w
+    vectors = (model.W_U[:, token] - model.W_U.mean(1)).detach() * gain.detach()
+    planted = replace(v["gloamer"], vectors=vectors.float().expand(1, 3, -1).clone())
+    first = {"gloamer": ["sorry"], "glimmer": ["happy"]}
+    result = sweep(model, STEMS, planted, layers=[2], doses=[1.0], target_words=first, controls={}, progress=False)
+    assert (result.margin[0, :, 0] > 0).all()
+
+
+def test_random_directions_stand_beside_every_sweep_unless_turned_off(model, v):
+    on = sweep(model, STEMS[:1], v, layers=[1], doses=[0.1], target_words=WORDS, progress=False)
+    assert sum(c.control == "random directions" for c in on.cells) == 8
+    off = sweep(model, STEMS[:1], v, layers=[1], doses=[0.1], target_words=WORDS, controls={}, progress=False)
+    assert all(c.control is None for c in off.cells)
+    assert len(off.cells) == 4
+    assert "random directions" in repr(on)
+    assert len(on.rows()) == 12 * 4
+    assert len(on.select(control=None).cells) == 4
+
+
+def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
+    options = {
+        "layers": [0, 2],
+        "doses": [0.1, 0.4],
+        "target_words": WORDS,
+        "neutral": NEUTRAL[:2],
+        "batch_tokens": 1,
+        "progress": False,
+    }
+    whole = sweep(model, STEMS, v, **options)
+    file, calls = tmp_path / "sweep.jsonl", []
+    measure = sweeps._Run.measure
+
+    def dies(self, *args):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return measure(self, *args)
+
+    monkeypatch.setattr(sweeps._Run, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, STEMS, v, out=file, **options)
+    with file.open("a") as f:
+        f.write('{"cell": {"dire')  # as a kill in the middle of a line leaves it
+    calls.clear()
+    monkeypatch.setattr(sweeps._Run, "measure", lambda self, *a: calls.append(1) or measure(self, *a))
+    resumed = sweep(model, STEMS, v, out=file, **options)
+    assert len(calls) == len(whole.cells) - 6
+    torch.testing.assert_close(resumed.change, whole.change, atol=0, rtol=0)  # JSON keeps every digit of a float
+    torch.testing.assert_close(resumed.kl, whole.kl, atol=0, rtol=0)
+    assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
+
+
+def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    sweep(model, STEMS[:1], v, layers=[1], doses=[0.1], target_words=WORDS, out=file, progress=False)
+    with pytest.raises(ValueError, match="another sweep"):
+        sweep(model, STEMS[:1], v, layers=[1], doses=[0.2], target_words=WORDS, out=file, progress=False)
+    louder = replace(v, norm_median=v.norm_median * 2)
+    with pytest.raises(ValueError, match="another sweep"):
+        sweep(model, STEMS[:1], louder, layers=[1], doses=[0.1], target_words=WORDS, out=file, progress=False)
+    with pytest.raises(ValueError, match="another sweep"):
+        sweep(
+            model,
+            STEMS[:1],
+            v,
+            layers=[1],
+            doses=[0.1],
+            target_words=WORDS,
+            out=file,
+            prepend_bos=False,
+            progress=False,
+        )
+    assert json.loads(file.read_text().splitlines()[0])["sweep"]
+
+
+def test_running_out_of_memory_halves_the_batch_and_is_recorded(model, v, monkeypatch):
+    options = {"layers": [1], "doses": [0.1], "target_words": WORDS, "progress": False}
+    expected = sweep(model, STEMS, v, **options)
+    real = sweeps._Run._next_words
+
+    def small_machine(self, vectors, *args):
+        if len(vectors) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, vectors, *args)
+
+    monkeypatch.setattr(sweeps._Run, "_next_words", small_machine)
+    result = sweep(model, STEMS, v, **options)
+    assert result.info["splits"] == 3  # 12 cells: 6 + 6, 3 + 3 + 3 + 3
+    torch.testing.assert_close(result.change, expected.change, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"doses": [float("nan")]}, "finite doses"),
+        ({"doses": []}, "finite doses"),
+        ({"layers": [7]}, "layer 7 has no directions"),
+        ({"target_words": {"glimmer": ["happy"]}}, "at least two emotions"),
+        ({"target_words": {"glimmer": ["happy"], "gloamer": ["sorry"]}}, "'brindle' has no target words"),
+        ({"neutral": NEUTRAL, "neutral_tokens": 1}, "at least 2"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_run(model, v, change, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(model, STEMS, v, **({"target_words": WORDS, "layers": [1]} | change))
+    with pytest.raises(ValueError, match="prompts"):
+        sweep(model, [], v, target_words=WORDS)
+
+
+def test_a_calibrated_dose_keeps_its_budget_and_a_larger_one_does_not(model, v):
+    found = calibrate_dose(model, v["glimmer"], NEUTRAL, layer=1, budget=0.02, max_dose=4.0)
+    assert 0 < found.dose < 4.0
+    order = np.random.default_rng(0).permutation(4)  # the half that it chose on
+    chosen_on = [NEUTRAL[i] for i in order[:2]]
+    at = {}
+    for dose in (found.dose, found.dose * 1.05):
+        r = sweep(
+            model,
+            STEMS,
+            v["glimmer"],
+            layers=[1],
+            doses=[dose],
+            target_words=WORDS,
+            neutral=chosen_on,
+            controls={},
+            progress=False,
+        )
+        assert r.kl is not None
+        at[dose] = float(r.kl.mean())
+    small, large = at.values()
+    assert small <= 0.02 + TOLERANCE < large + 2 * TOLERANCE
+    assert found.n_texts == 2
+    assert found.kl.low <= found.kl.value <= found.kl.high
+
+
+def test_calibrate_dose_says_what_it_needs(model, v):
+    with pytest.raises(ValueError, match="one direction"):
+        calibrate_dose(model, v, NEUTRAL)
+    with pytest.raises(ValueError, match="four texts"):
+        calibrate_dose(model, v["glimmer"], NEUTRAL[:2])
+
+
+def test_a_prompt_baseline_is_the_instruction_before_the_text(model, toy_set):
+    emotions = em.load_emotion_set(toy_set)
+    result = prompt_baseline(model, STEMS[:2], emotions, names=["glimmer"], neutral=NEUTRAL[:2])
+    assert result.cells[0].control == "prompt"
+    assert result.kl is not None
+    assert (result.kl > 0).all()
+    said = "Someone feels glimmering today. "
+    words = emotions["glimmer"].target_words
+    for j, stem in enumerate(STEMS[:2]):
+        expected = np.mean([log_prob(model, said + stem, w, []) - log_prob(model, stem, w, []) for w in words])
+        assert float(result.change[0, j, 0]) == pytest.approx(expected, abs=TOLERANCE)
+    with pytest.raises(ValueError, match="no adjective"):
+        prompt_baseline(model, STEMS, emotions, names=["hunger"])
+
+
+def test_the_shortest_words_of_each_emotion_are_kept(model):
+    tokenizer = model.tokenizer
+    kept = shortest_words(tokenizer, WORDS)
+    for e, words in WORDS.items():
+        size = {w: len(tokenizer(" " + w, add_special_tokens=False).input_ids) for w in words}
+        assert kept[e] == [w for w in words if size[w] == min(size.values())]
+
+
+def test_random_directions_are_as_long_and_point_anywhere(model, v, toy_set):
+    acts = em.collect_resid_post(model, em.load_emotion_set(toy_set), progress=False)
+    for like in (None, acts):
+        r = random_directions(v, 50, seed=3, like=like)
+        size = torch.linalg.vector_norm(v.vectors, dim=-1).mean(0)
+        torch.testing.assert_close(torch.linalg.vector_norm(r.vectors, dim=-1), size.expand(50, -1))
+        assert r.calibration is None
+        assert r.emotions[0] == "random 0"
+        assert not torch.equal(r.vectors, random_directions(v, 50, seed=4, like=like).vectors)
+    cosine = random_directions(v, 50, seed=3).cosine(layer=1)
+    assert (
+        cosine - torch.eye(50)
+    ).abs().mean() < 3 / 32**0.5  # mean |cosine| of random directions in d_model 32 is about 0.14
+
+
+def test_shuffled_directions_lose_the_emotion_and_keep_the_texts(model, v, toy_set):
+    acts = em.collect_resid_post(model, em.load_emotion_set(toy_set), progress=False)
+    shuffled = shuffled_directions(acts, v, seed=1)
+    assert shuffled.emotions == v.emotions
+    assert shuffled.calibration is None
+    own = torch.nn.functional.cosine_similarity(v.vectors, shuffled.vectors, dim=-1)
+    assert own.mean() < 0.7  # the right labels would give 1
+    again = shuffled_directions(acts, v["glimmer"].at([1]), seed=1)
+    torch.testing.assert_close(again.vectors[0, 0], shuffled.at([1])["glimmer"].vectors[0, 0])
