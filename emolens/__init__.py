@@ -27,6 +27,10 @@ _HOME = {
     "random_directions": "directions", "shuffled_directions": "directions",
     "generate": "steering", "Generations": "steering",
     "sweep": "sweeps", "Sweep": "sweeps", "calibrate_dose": "sweeps", "prompt_baseline": "sweeps",
+    "patch_resid_pre": "patching", "patch_resid_mid": "patching", "patch_resid_post": "patching",
+    "patch_attn_out": "patching", "patch_mlp_out": "patching", "patch_z": "patching", "patch_q": "patching",
+    "patch_k": "patching", "patch_v": "patching", "logit_difference": "patching", "projection": "patching",
+    "attribution_patching": "patching", "agreement": "patching", "attribute": "patching", "bake": "baking",
     "run_study": "study",
     "explore_tokens": "plots",
 }  # fmt: skip
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
         last_token,
         mean_over_tokens,
     )
+    from emolens.baking import bake
     from emolens.directions import (
         EmotionDirections,
         antonym_contrast,
@@ -97,6 +102,22 @@ if TYPE_CHECKING:
         steer_resid_pre,
     )
     from emolens.models import catalogue, load_model, model_info, wrap
+    from emolens.patching import (
+        agreement,
+        attribute,
+        attribution_patching,
+        logit_difference,
+        patch_attn_out,
+        patch_k,
+        patch_mlp_out,
+        patch_q,
+        patch_resid_mid,
+        patch_resid_post,
+        patch_resid_pre,
+        patch_v,
+        patch_z,
+        projection,
+    )
     from emolens.plots import explore_tokens
     from emolens.readout import Scores, logit_lens, score
     from emolens.steering import Generations, generate

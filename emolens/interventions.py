@@ -655,6 +655,8 @@ def _patch(
     if along is not None and hook_point in ("z", "q", "k", "v"):
         raise ValueError(f"along= is a direction of the residual stream; {hook_point} has other axes")
     layers = _numbers(layer)
+    if not isinstance(positions, Positions) and positions not in ("all", "generation"):
+        raise ValueError(f"positions={positions!r}; allowed: 'all', 'generation', or em.positions(model, prompts, ...)")
     if isinstance(source, Tensor) and len(layers) > 1:
         raise ValueError("one tensor is the activation of one layer; give a cache for several")
     out = []
@@ -666,13 +668,14 @@ def _patch(
         if x.ndim < 3:
             raise ValueError(f"{name}: the source is [batch pos ...], got {list(x.shape)}")
         if along is not None:
-            start = k if isinstance(along, Tensor) or k in along.layers else along.layer
-            place = _places("patch", hook_point, along, k, None if isinstance(along, Tensor) else start)[0]  # type: ignore[arg-type]  # no head point
+            place = _places("patch", hook_point, along, k, None)[0]  # type: ignore[arg-type]  # no head point
             name, hook = _hook(
                 "patch", hook_point, place, _replace_along, (x, place.unit), "from another run, along it", positions
             )
             out.append((name, hook))
             continue
+        if isinstance(positions, Positions) and len(x) not in (1, len(positions.encoded)):
+            raise ValueError(f"{len(x)} rows of source for the positions of {len(positions.encoded)} prompts")
         what = hook_point if heads is None else f"{hook_point} of heads {', '.join(map(str, heads))}"
         spec = Spec("patch", hook_point, k, name, (what,), "from another run", x.shape[-1], len(x))
         out.append((name, Hook(spec, _Replace(tuple(heads) if heads is not None else None), (x,), positions)))
@@ -692,7 +695,7 @@ def _set_projection(x: Tensor, basis: Tensor, target: Tensor, limit: Tensor) -> 
     now = einsum(x32, basis, "batch pos d_model, batch component d_model -> batch pos component")
     step = rearrange(target, "row component -> row 1 component") - now
     new = x32 + einsum(step, basis, "batch pos component, batch component d_model -> batch pos d_model")
-    return torch.where(torch.linalg.vector_norm(x32, dim=-1, keepdim=True) < limit, new, x32)
+    return torch.where(torch.linalg.vector_norm(x32, dim=-1, keepdim=True) < limit, new.to(x.dtype), x)
 
 
 def _turn(x: Tensor, v: Tensor, angle: Tensor, limit: Tensor) -> Tensor:
@@ -703,7 +706,9 @@ def _turn(x: Tensor, v: Tensor, angle: Tensor, limit: Tensor) -> Tensor:
     u = across / length.clamp_min(1e-12)
     turned = (torch.atan2(length, along) - angle).clamp(0, math.pi)
     new = norm * (turned.cos() * v + turned.sin() * u)
-    return torch.where((norm < limit) & (length > 1e-6 * norm), new, x32)  # x parallel to v has no plane and stays
+    return torch.where(
+        (norm < limit) & (length > 1e-6 * norm), new.to(x.dtype), x
+    )  # x parallel to v has no plane and stays
 
 
 def _replace_along(x: Tensor, source: Tensor, v: Tensor) -> Tensor:
@@ -725,7 +730,7 @@ class _Replace:
             raise ValueError(f"patch: the source is {list(source.shape)}, this activation {list(x.shape)}")
         source = source.expand_as(x).to(x.dtype)
         if self.heads is None:
-            return source
+            return source.clone()
         if not all(0 <= h < x.shape[2] for h in self.heads):
             raise ValueError(f"heads {list(self.heads)}: this hook point has heads 0 to {x.shape[2] - 1}")
         new = x.clone()
@@ -901,6 +906,8 @@ def check(
     Example:
         ``em.check(model, em.steer_resid_post(v["joy"], layer=18, dose=0.1), "He feels")``
     """
+    if len(_several(prompt)) > 1:
+        raise ValueError(f"check runs one prompt, got {len(_several(prompt))}; call it for each")
     [encoded] = encode(model, _several(prompt)[:1], prepend_bos=prepend_bos)
     hooks = [(name, h.take([0]) if isinstance(h, Hook) and h.spec.rows > 1 else h) for name, h in hooks]
     if not hooks:
@@ -915,10 +922,11 @@ def check(
         inner = function.within(window) if isinstance(function, Hook) else function
 
         def hook(act: Tensor, hook: Any) -> Any:
+            old = act.detach().clone()
             new = inner(act, hook)
             if new is None:
                 new = act
-            x, y = (rearrange(t.detach().float().cpu(), "1 pos ... -> pos (...)") for t in (act, new))
+            x, y = (rearrange(t.detach().float().cpu(), "1 pos ... -> pos (...)") for t in (old, new))
             norm, step = torch.linalg.vector_norm(x, dim=-1), torch.linalg.vector_norm(y - x, dim=-1)
             changed = step > 0
             steered.logical_or_(changed)

@@ -309,10 +309,11 @@ def _causes(rows: Sequence[Row]) -> list[str]:
     random = {r.dose: r for r in find(rows, "validation", metric, control="random directions")}
     for r in find(rows, "validation", metric, control=None):
         null = random[r.dose]
-        shown = (r.low or 0) > max(0.5, null.high or 0)
+        paired = find(rows, "validation", f"{metric} minus random")[0]
+        shown = (paired.low or 0) > 0
         text = (
             f"in {_pct(r.value)} {_ci(r, True)} of openings x emotions its own words rise more than the mean of the others "
-            f"(random directions {_pct(null.value)} {_ci(null, True)}, chance 50 %), at block {r.layer}, dose {r.dose:g}, chosen on other openings."
+            f"(random directions {_pct(null.value)} {_ci(null, True)}; difference {100 * paired.value:+.0f} points {_ci(paired, True)}), at block {r.layer}, dose {r.dose:g}, chosen on other openings."
         )
         for first in find(rows, "validation", "argmax", control=None):
             text += (
@@ -353,7 +354,7 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
             "Below: what the same dose does to neutral text. Where both rise together the text is falling apart."),
         _figure(plots.validation_matrix(rows), "Validation steering",
             "Change of the log-probability of each emotion's words at the chosen block and dose, minus the mean of its row. Outlined: the own words."),
-        _table([r for r in rows if r.experiment == "validation" and r.metric in ("share diag above off", "diag minus off", "argmax", "argmax among the steered, centred", "diag minus off by emotion")]),
+        _table([r for r in rows if r.experiment == "validation" and r.metric in ("share diag above off", "share diag above off minus random", "diag minus off", "argmax", "argmax among the steered, centred", "diag minus off by emotion")]),
     ]  # fmt: skip
     if written:
         lines = "".join(

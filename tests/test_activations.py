@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import emolens as em
-from emolens.activations import NORM_BINS, SINK, Activations, _bins, check_layers, collect, histogram_median
+from emolens.activations import (
+    NORM_BINS,
+    SINK,
+    Activations,
+    _bins,
+    check_layers,
+    collect,
+    histogram_mean,
+    histogram_median,
+)
 from emolens.models import encode, render_chat
 
 # of very different lengths, so that every batch is padded; one has characters of several tokens
@@ -812,3 +821,38 @@ def test_real_padding_side_changes_nothing(real_model):
     right, left = (quiet(real_model, texts, layers=[15], padding_side=side, batch_size=3) for side in ("right", "left"))
     assert_close(left.rows, right.rows)
     assert_close(left.sink_ratio, right.sink_ratio, 1e-4)  # a ratio of two norms, one of them of 22,000
+
+
+# --- the mean norm ----------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_norm_is_that_of_the_ordinary_tokens_without_the_sink(tiny_model):
+    """The first token is made fifty times as long: the mean of all tokens would double."""
+    with tiny_model.hooks(fwd_hooks=_enlarge(0, 50.0)):
+        acts = quiet(tiny_model, TEXTS, layers=[1])
+    norms, everything = [], []
+    for e in encode(tiny_model, TEXTS):
+        x = alone(tiny_model, e.ids, "blocks.1.hook_resid_post")
+        x[0] *= 50.0
+        norms.append(np.linalg.norm(x, axis=-1)[ordinary(x)])
+        everything.append(np.linalg.norm(x, axis=-1))
+    mean = np.concatenate(norms).mean()
+    # half a bin of 1.4 % for every token, which a mean cannot exceed
+    assert acts.norm_mean[0].item() == pytest.approx(mean, rel=0.0071)
+    assert np.concatenate(everything).mean() > 1.5 * mean
+    assert acts.norm_mean.shape == acts.norm_median.shape == (1,)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(1e-3, 1e7), min_size=1, max_size=60))
+def test_the_mean_of_a_histogram_is_right_to_half_a_bin(norms):
+    mean = histogram_mean(_bins(torch.tensor(norms, dtype=torch.float32))[None]).item()
+    half_a_bin = 10 ** (6 / NORM_BINS) - 1  # 0.68 %
+    assert mean == pytest.approx(np.mean(norms), rel=half_a_bin + 1e-5)  # and float32, in which an edge may move
+
+
+def test_the_mean_norm_follows_the_layers_and_a_file(toy_acts, tmp_path):
+    assert torch.equal(toy_acts.at([2]).norm_mean, toy_acts.norm_mean[2:])
+    toy_acts.save(tmp_path / "acts.safetensors")
+    assert torch.equal(Activations.load(tmp_path / "acts.safetensors").norm_mean, toy_acts.norm_mean)
+    assert ((toy_acts.norm_mean / toy_acts.norm_median - 1).abs() < 0.5).all()  # no outlier is in it

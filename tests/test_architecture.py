@@ -22,7 +22,7 @@ FLOORS = [
     {"directions"},
     {"readout"},
     {"interventions"},
-    {"geometry", "steering", "sweeps"},
+    {"geometry", "steering", "sweeps", "patching", "baking"},
     {"experiments.__init__", "experiments.base"},
     {
         "experiments.causal",

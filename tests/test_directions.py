@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+import emolens as em
 from emolens import directions as dirs
 from emolens import stats
-from emolens.activations import NORM_BINS, Activations, TextInfo
+from emolens.activations import NORM_BINS, Activations, TextInfo, read_safetensors
 from emolens.directions import EmotionDirections
 
 EMOTIONS = ("joy", "sadness", "fear", "calm", "anger", "trust")
@@ -701,3 +702,39 @@ def test_missing_files_and_folders_are_named(tmp_path: Path, v: EmotionDirection
 def test_a_file_names_no_folder_of_this_machine(tmp_path: Path, v: EmotionDirections) -> None:
     v.save(tmp_path / "v.safetensors")
     assert str(tmp_path).encode() not in (tmp_path / "v.safetensors").read_bytes()
+
+
+# --- the mean norm ----------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_norm_is_that_of_the_activations_and_goes_where_the_layers_go(
+    tmp_path: Path, world: World, v: EmotionDirections
+) -> None:
+    histogram = torch.zeros((len(LAYERS), NORM_BINS), dtype=torch.int64)
+    histogram[0, [1100, 1200]] = torch.tensor([3, 1])
+    histogram[1, 1300] = 5
+    made = dirs.mean_difference(replace(world.acts, norm_histogram=histogram))
+    middle = [10 ** (-4 + (b + 0.5) * 12 / NORM_BINS) for b in (1100, 1200, 1300)]
+    expected = torch.tensor([(3 * middle[0] + middle[1]) / 4, middle[2]])
+    torch.testing.assert_close(made.norm_mean, expected, rtol=1e-6, atol=0)  # computed in float64, kept in float32
+    assert float(made.norm_median[0]) < float(made.norm_mean[0])
+    assert torch.equal(made["joy"].norm_mean, made.norm_mean)
+    assert torch.equal(made.at(5).norm_mean, made.norm_mean[1:])
+    assert torch.equal((made["joy"] - made["fear"]).norm_mean, made.norm_mean)
+    made.save(tmp_path / "v.safetensors")
+    assert torch.equal(dirs.load_directions(tmp_path / "v.safetensors").norm_mean, made.norm_mean)
+
+
+def test_a_file_without_the_mean_norm_is_read_and_its_unit_is_unknown(tmp_path: Path, v: EmotionDirections) -> None:
+    """Version 0.1.0 wrote none: everything else works, and a dose in that unit is refused."""
+    path = tmp_path / "v.safetensors"
+    v.save(path)
+    tensors, metadata = read_safetensors(path, "emolens.directions.1")
+    save_file({k: t for k, t in tensors.items() if k != "norm_mean"}, path, metadata)
+    old = dirs.load_directions(path)
+    assert old.norm_mean.shape == old.norm_median.shape
+    assert old.norm_mean.isnan().all()
+    assert torch.equal(old.norm_median, v.norm_median)
+    assert len(em.steer_resid_post(old["joy"], dose=0.1)) == 1
+    with pytest.raises(ValueError, match=r"the mean residual norm at resid_post of layer \d is not known"):
+        em.steer_resid_post(old["joy"], dose=0.1, dose_unit="mean")

@@ -24,7 +24,7 @@ from emolens.experiments.base import Inputs, Row, row
 from emolens.report import _margin, render
 from emolens.study import Study, run_study
 
-ROWS = ("separability", "person", "transfer", "geometry", "logit_lens")
+ROWS = ("separability", "person", "transfer", "geometry", "logit_lens", "validation", "causal")
 DEEDS = {  # six words of GoEmotions and of the Glasgow norms, and what people do
     "joy": ("laughed out loud", "danced across the room", "sang with everybody"),
     "sadness": ("wept for a long time", "sat alone in the dark", "could not get up"),
@@ -178,7 +178,8 @@ def test_each_experiment_has_exactly_one_primary_row(study):
 
 def test_no_two_rows_answer_the_same_question(study):
     asked = Counter(
-        (r.experiment, r.metric, r.estimator, r.readout, r.layer, r.emotion, r.split, r.control) for r in study.rows
+        (r.experiment, r.metric, r.estimator, r.readout, r.layer, r.emotion, r.split, r.control, r.dose)
+        for r in study.rows
     )
     assert [q for q, n in asked.items() if n > 1] == []
 
@@ -470,10 +471,16 @@ def test_the_page_is_self_contained_and_well_formed(study):
 
 def test_the_page_has_its_figures_and_says_what_they_are(study):
     page = Page((study.out / "index.html").read_text(encoding="utf-8"))
-    assert page.tags["svg"] == len(page.labels) == 7
-    assert {"Accuracy by layer", "Paired differences", "Cosine matrix", "Circumplex", "Transfer to GoEmotions"} <= set(
-        page.labels
-    )
+    assert page.tags["svg"] == len(page.labels) == 9
+    assert {
+        "Accuracy by layer",
+        "Paired differences",
+        "Cosine matrix",
+        "Circumplex",
+        "Transfer to GoEmotions",
+        "Dose curve",
+        "Validation steering",
+    } <= set(page.labels)
     assert page.tags["h1"] == 1
     for words in (
         "What this does not show",

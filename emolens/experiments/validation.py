@@ -4,7 +4,7 @@ Openings such as "He feels" are continued with one direction added at one block.
 emotion's target words; "diag" is the change of the steered emotion's own words, "off" the mean of the others'. Block and dose are
 chosen on one half of the openings (largest mean diag - off with a KL divergence on neutral text within `BUDGET`), everything else is
 reported on the other half, beside random directions, directions from shuffled labels, and the other emotions' directions (argmax).
-Primary row: share of (opening, emotion) cells with diag above off; chance is one half. It says that the direction moves this
+Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that the direction moves this
 readout, not that the model feels or acts by it.
 """
 
@@ -70,7 +70,7 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
     v = inputs.directions[names]
     neutral = [n.text for n in inputs.emotions.neutral][:: max(1, len(inputs.emotions.neutral) // 4)][:4]
     candidates = sorted({k for k in (n_layers // 2, inputs.layer, 3 * n_layers // 4) if k in v.layers})
-    common: dict[str, Any] = {"target_words": words, "seed": inputs.seed, "progress": False}
+    common: dict[str, Any] = {"target_words": words, "seed": inputs.seed, "progress": False, "neutral_tokens": 48}
 
     pilot = sweep(inputs.model, stems.choose, v, layers=candidates, doses=DOSES, controls={}, neutral=neutral, **common)
     layer, dose = _choose(pilot, names)
@@ -100,7 +100,7 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
             "unit_of_n": unit,
             **say,
         }
-        out.append(row(NAME, "share diag above off", estimate, primary=control is None, **fields))
+        out.append(row(NAME, "share diag above off", estimate, **fields))
         out.append(row(NAME, "diag minus off", stats.bootstrap_two_way(margins), **fields))
         if control != "random directions":
             first = _argmax(main, names, control)
@@ -113,6 +113,10 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
                     **fields,
                 )
             )
+    by_chance = (_all_margins(main, "random directions")[:, :, columns] > 0).mean(0)
+    paired = stats.bootstrap_two_way((own > 0) - by_chance)
+    fields = {"control": "random directions", "dose": dose, "n": n, "unit_of_n": unit, **say}
+    out.append(row(NAME, "share diag above off minus random", paired, primary=True, **fields))
     p = []
     null = _all_margins(main, "random directions").mean(1)[:, columns]  # [random emotion]
     for k in range(len(names)):
@@ -130,19 +134,15 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
         for j, word in enumerate(main.emotions):
             out.append(row(NAME, "change", float(change[i, j]), emotion=name, split=word, dose=dose, **say))
 
-    few = {
-        "random directions": random_directions(v, 8, seed=inputs.seed),
-        "shuffled labels": controls["shuffled labels"],
-    }
+    few = {"random directions": random_directions(v, 40 if inputs.full else 6, seed=inputs.seed)}
     curve = sweep(inputs.model, stems.report, v, layers=[layer], doses=CURVE, controls=few, neutral=neutral, **common)
     for d in CURVE:
         for control in (None, *few):
             at = curve.select(dose=d)
-            margins = (
-                _all_margins(at, control)[:, :, columns].transpose(1, 0, 2).reshape(len(stems.report), -1)
-                if control == "random directions"
-                else _margins(at, names, control)
-            )
+            if control is None:
+                margins = _margins(at, names, None)
+            else:
+                margins = _all_margins(at, control)[:, :, columns].transpose(1, 0, 2).reshape(len(stems.report), -1)
             out.append(
                 row(NAME, "diag minus off by dose", stats.bootstrap_two_way(margins), dose=d, control=control, **say)
             )

@@ -1,0 +1,203 @@
+"""Patching equals a naive loop and TransformerLens's own; attribution adds up to the projection."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import emolens as em
+from emolens import patching as P
+from emolens._typing import hook_name
+from emolens.directions import EmotionDirections
+from emolens.models import can_start_at_layer, model_info
+
+CLEAN, CORRUPTED = "He lost 3 cats today.", "He lost 7 cats today."
+TOLERANCE = 1e-4  # float32 noise of three blocks is 1e-6; batches of other sizes choose other kernels
+TL3 = not __import__("importlib.metadata").metadata.version("transformer-lens").startswith("4")
+
+
+@pytest.fixture(
+    scope="module", params=[(f, b) for f in ("llama", "qwen2", "neox") for b in ("hooked", "bridge")], ids="-".join
+)
+def model(request, tiny) -> Any:
+    family, backend = request.param
+    if backend == "hooked" and not TL3:
+        pytest.skip("HookedTransformer is loaded on TransformerLens 3 only")
+    return em.load_model(tiny(family), backend=backend)
+
+
+def metric(logits):
+    return logits[:, 5] - logits[:, 9]
+
+
+def both(model):
+    device = next(model.parameters()).device
+    return tuple(torch.tensor([e.ids], device=device) for e in em.models.encode(model, [CLEAN, CORRUPTED]))
+
+
+def directions(model, hook_point="resid_post"):
+    n, d = model.cfg.n_layers, model.cfg.d_model
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(1, n, d, generator=generator)
+    ones = torch.ones(n)
+    return EmotionDirections(
+        ("joy",), hook_point, tuple(range(n)), vectors, torch.randn(n, d, generator=generator), torch.zeros(n, d),
+        ones, ones, torch.ones(1, n), 1, {"model": model_info(model).to_dict(), "method": "made up"},
+    )  # fmt: skip
+
+
+def naive(model, point, shift=0):
+    clean, corrupted = both(model)
+    _, cache = model.run_with_cache(clean)
+    heads = point in ("z", "q", "k", "v")
+    out = []
+    for layer in range(model.cfg.n_layers):
+        name = hook_name(point, (layer + shift) % model.cfg.n_layers)
+        cells = cache[name].shape[2] if heads else clean.shape[1]
+        row = []
+        for cell in range(cells):
+
+            def hook(act, hook, cell=cell, name=name):
+                act = act.clone()
+                if heads:
+                    act[:, :, cell] = cache[name][:, :, cell]
+                else:
+                    act[:, cell] = cache[name][:, cell]
+                return act
+
+            row.append(float(metric(model.run_with_hooks(corrupted, fwd_hooks=[(name, hook)])[:, -1]).detach()))
+        out.append(row)
+    return np.array(out)
+
+
+def relative(a, b):
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def sweep(model, point, **options):
+    return getattr(P, f"patch_{point}")(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, **options)
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v"])
+def test_a_sweep_equals_a_naive_loop_of_full_forwards(model, point):
+    expected = naive(model, point)
+    difference = relative(sweep(model, point, batch_tokens=20).values[0], expected)
+    print(f"naive {point}: {difference:.1e}")
+    assert difference < TOLERANCE
+    assert relative(naive(model, point, shift=1), expected) > TOLERANCE, "the check must see a wrong layer"
+
+
+def test_a_wrong_site_is_seen(model):
+    assert relative(sweep(model, "mlp_out").values[0], naive(model, "attn_out")) > TOLERANCE
+
+
+def test_patching_everything_gives_the_clean_run(model):
+    last = model.cfg.n_layers - 1
+    assert sweep(model, "resid_post", layers=[last]).recovery[0, -1] == pytest.approx(1, abs=1e-3)
+    two = [CLEAN, CLEAN], [CORRUPTED, CORRUPTED]
+    r = P.patch_resid_pre(model, clean=two[0], corrupted=two[1], metric=metric, layers=[0])
+    assert r.recovery[0, 1] == pytest.approx(1, abs=1e-3), "the changed tokens are everything at layer 0"
+
+
+def test_clean_into_clean_changes_nothing(model):
+    r = P.patch_resid_pre(model, clean=CLEAN, corrupted=CLEAN, metric=metric)
+    assert np.allclose(r.values, r.clean[0], rtol=TOLERANCE, atol=TOLERANCE)
+    assert np.isnan(r.recovery).all()
+    assert r.top(3) == []
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "attn_out", "mlp_out", "z"])
+def test_equals_transformer_lens(model, point):
+    from transformer_lens import patching as tl
+
+    getters = {
+        "resid_pre": tl.get_act_patch_resid_pre, "attn_out": tl.get_act_patch_attn_out,
+        "mlp_out": tl.get_act_patch_mlp_out, "z": tl.get_act_patch_attn_head_out_all_pos,
+    }  # fmt: skip
+    clean, corrupted = both(model)
+    _, cache = model.run_with_cache(clean)
+    theirs = getters[point](model, corrupted, cache, lambda logits: metric(logits[:, -1]).squeeze()).detach().cpu()
+    difference = relative(sweep(model, point).values[0], theirs.numpy())
+    print(f"TransformerLens {point}: {difference:.1e}")
+    assert difference < TOLERANCE
+
+
+def test_skipping_equals_not_skipping(model):
+    if not can_start_at_layer(model):
+        pytest.skip("this backend never skips")
+    run = partial(
+        P._sweep, model, "resid_pre", clean=CLEAN, corrupted=CORRUPTED, metric=metric, layers=None, positions=None,
+        direction="noise", batch_tokens=4096, min_gap=0.0, progress=False,
+    )  # fmt: skip
+    assert relative(run(skip=True).values, run(skip=False).values) < TOLERANCE
+
+
+def test_a_projection_sees_only_layers_before_it(model):
+    r = P.patch_resid_pre(model, clean=CLEAN, corrupted=CORRUPTED, metric=P.projection(directions(model), layer=1))
+    assert np.isnan(r.values[0, 1:]).all()
+    assert np.isfinite(r.values[0, 0]).all()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_attribution_adds_up_to_the_projection(model, layer):
+    a = P.attribute(model, directions(model), [CLEAN, CORRUPTED], layer=layer)
+    print(f"attribution error {a.error:.1e}")
+    assert a.error < 1e-5
+    assert a.values.sum() == pytest.approx(float(a.total), abs=1e-4)
+    assert a.heads.shape == (layer + 1, model.cfg.n_heads)
+    assert "<table" in a._repr_html_()
+    t = P.attribute(model, directions(model), CLEAN, layer=layer, per="token")
+    assert t.values.shape == (len(t.tokens), len(t.labels))
+    assert len(t.top(3)) == 3
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "mlp_out"])
+def test_gradients_equal_exact_patching_for_tiny_differences(model, point):
+    clean, corrupted = both(model)
+    i, j = next((int(a), int(b)) for a, b in zip(clean[0], corrupted[0], strict=True) if a != b)
+    weight = model.W_E.data
+    before = weight[i].clone()
+    weight[i] = weight[j] + 1e-2 * before
+    try:
+        exact = sweep(model, point)
+        near = P.attribution_patching(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, hook_point=point)
+    finally:
+        weight[i] = before
+    difference = relative(near.values[0] - near.corrupted[0], exact.values[0] - exact.corrupted[0])
+    print(f"gradients {point}: {difference:.1e}")
+    assert difference < 0.1, "second-order terms of a change of one percent"
+    assert "Pearson" in repr(P.agreement(exact, near))
+
+
+def test_counts_and_spans_of_several_pairs(tiny_model):
+    clean, corrupted = [CLEAN, CLEAN, "one", CLEAN], [CORRUPTED, "He lost 5 cats today.", "one two three four", CLEAN]
+    r = P.patch_resid_pre(tiny_model, clean=clean, corrupted=corrupted, metric=metric, min_gap=1e-9)
+    assert r.labels == P.SPANS
+    assert r.dropped >= 1
+    assert r.excluded == 1
+    assert "dropped" in repr(r)
+    assert (r.interval is None) == (len(r.clean) == 1)
+
+
+def test_errors_say_what_is_wrong(model):
+    run = partial(P.patch_resid_pre, model, metric=metric)
+    with pytest.raises(ValueError, match="patching needs the same count"):
+        run(clean="one", corrupted="one two three four")
+    with pytest.raises(ValueError, match=r"layer 7 does not exist; 3 layers are 0\.\.2"):
+        run(clean=CLEAN, corrupted=CORRUPTED, layers=[7])
+    with pytest.raises(ValueError, match="position 99 does not exist"):
+        run(clean=CLEAN, corrupted=CORRUPTED, positions=[99])
+    with pytest.raises(ValueError, match="needs directions at resid_post"):
+        P.attribute(model, directions(model, "resid_pre"), CLEAN)
+    if getattr(model.cfg, "parallel_attn_mlp", False):
+        with pytest.raises(KeyError, match="hook_resid_mid"):
+            sweep(model, "resid_mid")
+
+
+def test_labels_are_escaped(tiny_model):
+    r = P.patch_resid_pre(tiny_model, clean="a <b> 3", corrupted="a <b> 7", metric=metric)
+    assert "<b>" not in r._repr_html_()
