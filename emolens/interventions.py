@@ -26,7 +26,7 @@ from torch import Tensor
 from emolens._typing import HeadPoint, HookedModel, HookPoint, hook_name
 from emolens.activations import SINK, Activations, Pooling, pooled_positions
 from emolens.directions import EmotionDirections
-from emolens.models import EncodedText, Text, encode, pad
+from emolens.models import EncodedText, Text, can_start_at_layer, encode, pad
 from emolens.readout import check_model
 
 Direction = EmotionDirections | Float[Tensor, "*row d_model"]
@@ -821,6 +821,11 @@ def validate(
         if not isinstance(hook, Hook):
             continue
         spec = hook.spec
+        if spec.hook_point == "resid_mid" and not can_start_at_layer(model):
+            raise KeyError(
+                f"{spec}: on a TransformerBridge this hook point is only what the MLP reads, and a change there is lost to the stream; "
+                "use attn_out, which adds the same vector to the stream, or backend='hooked'"
+            )
         width = model.cfg.d_head if spec.hook_point in ("z", "q", "k", "v") else model.cfg.d_model
         if spec.width not in (None, width):
             raise ValueError(f"{spec}: made for width {spec.width}, this model has {width}")

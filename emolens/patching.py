@@ -307,6 +307,10 @@ def _check_point(model: Any, hook_point: str, layers: Sequence[int]) -> None:
         if name not in model.hook_dict or parallel:
             why = " (attention and MLP run in parallel here)" if parallel else ""
             raise KeyError(f"this model has no hook point {name}{why}; use resid_pre or resid_post")
+        if hook_point == "resid_mid" and not can_start_at_layer(model):  # past where the skip branches off
+            raise KeyError(
+                f"on a TransformerBridge {name} is only what the MLP reads; patch attn_out, or load with backend='hooked'"
+            )
 
 
 def _pairs(

@@ -667,6 +667,10 @@ def test_every_verb_fires_at_every_hook_point_and_a_missing_one_is_refused_befor
             with pytest.raises(KeyError, match="has no resid_mid"):
                 em.check(model, hooks, PROMPTS[0])
             continue
+        if point == "resid_mid" and type(model).__name__ != "HookedTransformer":
+            with pytest.raises(KeyError, match="only what the MLP reads"):
+                validate(model, hooks)
+            continue
         before: dict[str, Tensor] = {}
         after: dict[str, Tensor] = {}
         plain = run(model, p, recorder(before, name))
@@ -1261,3 +1265,24 @@ def test_a_patch_along_directions_refuses_a_layer_that_they_do_not_have_and_anot
         iv.patch_resid_post(activation(), layer=5, along=V["joy"])
     with pytest.raises(ValueError, match="patch_resid_pre with directions of resid_post"):
         iv.patch_resid_pre(activation(), layer=1, along=V["joy"])
+
+
+def test_on_a_bridge_a_change_of_resid_mid_is_lost_to_the_stream(tiny):
+    """Why it is refused there: the skip connection branches off before that hook point. If this fails, TransformerLens has changed."""
+    model = em.load_model(tiny("llama", tokenizer="bos"), backend="bridge")
+    p = em.positions(model, PROMPTS[0])
+    kept: dict[str, Tensor] = {}
+
+    def add(act: Tensor, hook: Any) -> Tensor:
+        return act + 3.0
+
+    silent = [
+        ("blocks.1.hook_mlp_out", lambda act, hook: torch.zeros_like(act)),
+        *recorder(kept, "blocks.1.hook_resid_post"),
+    ]
+    run(model, p, silent)
+    before = kept["blocks.1.hook_resid_post"]
+    run(model, p, [("blocks.1.hook_resid_mid", add), *silent])
+    assert_close(kept["blocks.1.hook_resid_post"], before, 1e-5)  # the added 3.0 is nowhere
+    run(model, p, [("blocks.1.hook_attn_out", add), *silent])
+    assert (kept["blocks.1.hook_resid_post"] - before).min() > 2.9
