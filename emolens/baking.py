@@ -115,13 +115,6 @@ def bake(
     info = model_info(original)
     _fits(info.architecture, ours)
     validate(original, hooks)
-    for hook in ours:
-        # subtle: a bridge's resid_mid is the input of the second norm, past the point where the skip branches off
-        if hook.spec.hook_point == "resid_mid" and info.backend == "bridge":
-            raise ValueError(
-                f"cannot bake {hook.spec}: on a TransformerBridge this hook changes only what the MLP reads, not the stream, "
-                "so the copy could not be measured against it; steer_attn_out adds the same vector to the stream"
-            )
     ids, plain = _log_probs(original, prompts, [])
     _, hooked = _log_probs(original, prompts, hooks)
     del original  # before the same weights are opened again

@@ -354,7 +354,7 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
             "Below: what the same dose does to neutral text. Where both rise together the text is falling apart."),
         _figure(plots.validation_matrix(rows), "Validation steering",
             "Change of the log-probability of each emotion's words at the chosen block and dose, minus the mean of its row. Outlined: the own words."),
-        _table([r for r in rows if r.experiment == "validation" and r.metric in ("share diag above off", "share diag above off minus random", "diag minus off", "argmax", "argmax among the steered, centred", "diag minus off by emotion")]),
+        _table([r for r in rows if r.experiment == "validation" and r.metric in ("share diag above off", "share diag above off minus random", "diag minus off", "argmax", "diag minus off by emotion")]),
     ]  # fmt: skip
     if written:
         lines = "".join(

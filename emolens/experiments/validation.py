@@ -190,18 +190,6 @@ def _argmax(s: Any, names: list[str], control: str | None) -> np.ndarray:
     return np.stack([highest[directions.index(e)] == s.emotions.index(e) for e in names], 1)
 
 
-def _argmax_centred(s: Any, names: list[str], control: str | None) -> np.ndarray:
-    """`[prompt emotion]`: as `_argmax`, after the mean over directions is taken from each word's change; among the steered emotions.
-
-    Some words rise whatever is added. Transductive: the centre comes from the cells that are judged.
-    """
-    cells = [i for i, c in enumerate(s.cells) if c.control == control]
-    order = [[s.cells[i].direction for i in cells].index(e) for e in names]
-    change = s.change[cells][order][:, :, [s.emotions.index(e) for e in names]]
-    highest = (change - change.mean(0)).argmax(-1).numpy()  # [direction prompt]
-    return (highest == np.arange(len(names))[:, None]).T
-
-
 def _shuffled(inputs: Inputs, names: list[str]) -> EmotionDirections:
     return shuffled_directions(inputs.acts, inputs.directions, seed=inputs.seed)[names]
 
