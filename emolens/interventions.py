@@ -437,7 +437,7 @@ def _steer(
     Args:
         direction: One emotion (``v["joy"]``) for all rows of the batch, or several, one for each row; or a tensor `[d_model]` or
             `[row d_model]` with ``dose_unit="raw"``. Its length plays no part, only where it points.
-        dose: A number, or one for each row; negative steers away. Text falls apart somewhere above 0.2: `em.calibrate_dose`.
+        dose: A number, or one for each row; negative steers away. `em.calibrate_dose` finds how much a model bears.
         layer: A block, several, or "all" that the directions have; None is their own default. Each layer gets its own direction.
         dose_unit: "median", "mean" (the paper's; ordinary tokens only), or "raw" units of the residual stream.
         direction_from: Use this layer's direction at every layer.

@@ -422,7 +422,7 @@ def calibrate_dose(
     Args:
         direction: One emotion.
         neutral: At least four texts.
-        budget: Mean KL(unsteered || steered) in nats a token; at 0.1 text stays fluent, at 1 it does not.
+        budget: Mean KL(unsteered || steered) in nats a token.
         max_dose: Where to stop looking, in median residual norms.
 
     Raises:
