@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 _HOME = {
     "load_model": "models", "wrap": "models", "model_info": "models", "catalogue": "models",
     "load_emotion_set": "emotion_sets", "list_emotion_sets": "emotion_sets", "EmotionSet": "emotion_sets",
-    "load_norms": "emotion_sets", "load_pairs": "emotion_sets", "load_stems": "emotion_sets",
+    "load_norms": "emotion_sets", "save_emotion_set": "emotion_sets",
+    "load_pairs": "materials", "load_stems": "materials", "load_scenarios": "materials", "load_intensities": "materials",
+    "load_items": "materials", "load_activities": "materials", "load_dialogues": "materials", "load_deflections": "materials",
     "collect_embed": "activations", "collect_resid_pre": "activations", "collect_resid_mid": "activations",
     "collect_resid_post": "activations", "collect_attn_out": "activations", "collect_mlp_out": "activations",
     "Activations": "activations", "mean_over_tokens": "activations", "last_token": "activations",
@@ -76,7 +78,7 @@ if TYPE_CHECKING:
         random_directions,
         shuffled_directions,
     )
-    from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms, load_pairs, load_stems
+    from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms, save_emotion_set
     from emolens.interventions import (
         ablate_attn_out,
         ablate_mlp_out,
@@ -100,6 +102,16 @@ if TYPE_CHECKING:
         steer_resid_mid,
         steer_resid_post,
         steer_resid_pre,
+    )
+    from emolens.materials import (
+        load_activities,
+        load_deflections,
+        load_dialogues,
+        load_intensities,
+        load_items,
+        load_pairs,
+        load_scenarios,
+        load_stems,
     )
     from emolens.models import catalogue, load_model, model_info, wrap
     from emolens.patching import (

@@ -321,60 +321,73 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
     from rich.markup import escape
     from rich.table import Table
 
-    from emolens.emotion_sets import load_emotion_set, load_norms
+    from emolens.emotion_sets import load_emotion_set, norm_of
+    from emolens.set_checks import coverage
 
-    s, norms = load_emotion_set(name), load_norms()
-    table = Table(
-        "emotion",
-        "adjective",
-        "family",
-        "antonym",
-        "opposite",
-        "target words",
-        "valence",
-        "arousal",
-        box=None,
-        header_style="bold",
-    )
-    for e in s.emotions:
-        n = norms.get(e.norm_key or "")
-        table.add_row(
-            *(escape(x or "") for x in (e.name, e.adjective, e.family, e.antonym, e.opposite)),
-            escape(", ".join(e.target_words)),
-            f"{n.valence:.1f}" if n else "-",
-            f"{n.arousal:.1f}" if n else "-",
-        )
+    s = load_emotion_set(name)
     console = Console()
+    wide = console.width >= 120
+    table = Table(box=None, header_style="bold")
+    table.add_column("emotion", no_wrap=True)
+    for heading in ("family", "antonym", *(("adjective", "target words") if wide else ())):
+        table.add_column(heading)
+    for heading in ("Glasgow V", "A", "R&M V", "A"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for e in s.emotions:
+        cells = []
+        for source in ("glasgow_2019", "russell_mehrabian_1977"):
+            rated, match = norm_of(e, source)
+            mark = "" if match == "exact" else "*"
+            cells += [f"{rated.valence:.1f}{mark}", f"{rated.arousal:.1f}{mark}"] if rated else ["-", "-"]
+        said = (e.name, e.family, e.antonym, *((e.adjective, ", ".join(e.target_words)) if wide else ()))
+        table.add_row(*(escape(x or "") for x in said), *cells)
     console.print(table)
+    for title, text in coverage(s).items():
+        console.print(f"{title}: {text}", style="dim", highlight=False)
     console.print(
-        f"norms: Glasgow (Scott et al. 2019), scale 1..9, exact form, {sum(e.norm_key in norms for e in s.emotions)} of {len(s.emotions)} words",
+        "Glasgow: Scott et al. 2019, 1..9; R&M: Russell & Mehrabian 1977, -1..1; V valence, A arousal; * another form of the word; - not rated",
         style="dim",
+        highlight=False,
     )
 
 
 @sets.command("check")
 def sets_check(
-    name: Annotated[str, typer.Argument(help="Shipped set, or a folder with a set.yaml.")] = "core", seed: Seed = 0
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Shipped sets, or folders with a set.yaml; none checks everything shipped."),
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words/--no-words", help="Also how far words alone go (TF-IDF on held-out topics).")
+    ] = True,
+    seed: Seed = 0,
 ) -> None:
-    """Check a set as stimuli; exit code 1 if a rule is broken.
+    """Check sets as stimuli, and the shipped materials; exit code 1 if a rule is broken.
 
     Example: emolens sets check ./my_set
     """
     from rich.console import Console
     from rich.table import Table
 
-    from emolens.emotion_sets import check_emotion_set, load_emotion_set
+    from emolens.emotion_sets import load_emotion_set
+    from emolens.set_checks import check_emotion_set, check_shipped
 
-    result = check_emotion_set(load_emotion_set(name), seed=seed)
-    table = Table(box=None, show_header=False)
-    for key, value in result.numbers.items():
-        table.add_row(key, value)
+    if names:
+        results = {name: check_emotion_set(load_emotion_set(name), words=words, seed=seed) for name in names}
+    else:
+        results = check_shipped(words=words, seed=seed)
     console = Console(highlight=False)
-    console.print(table)
-    for violation in result.violations:
-        console.print(f"violation: {violation}", markup=False)
-    console.print("no violations" if not result.violations else f"{len(result.violations)} violations", style="bold")
-    if result.violations:
+    for name, result in results.items():
+        table = Table(box=None, show_header=False)
+        for key, value in result.numbers.items():
+            table.add_row(key, value)
+        console.print(name, style="bold", markup=False, soft_wrap=True)
+        console.print(table)
+        for violation in result.violations:
+            console.print(f"violation: {violation}", markup=False)
+    broken = sum(len(result.violations) for result in results.values())
+    console.print(f"{broken or 'no'} violations in {len(results)} checked", style="bold")
+    if broken:
         raise typer.Exit(1)
 
 

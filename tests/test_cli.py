@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import emolens as em
 from emolens import cli
 from emolens._catalogue import CATALOGUE
-from emolens.emotion_sets import Check
+from emolens.set_checks import Check
 
 COMMANDS = [
     ["study"],
@@ -155,18 +155,19 @@ def test_sets_check_shows_the_numbers_and_passes_a_set_without_violations(emolen
     """That `core` has none is tested in test_emotion_sets.py."""
     asked = []
 
-    def check(s: em.EmotionSet, *, seed: int) -> Check:
-        asked.append((s.name, seed))
+    def check(s: em.EmotionSet, *, words: bool, seed: int) -> Check:
+        asked.append((s.name, words, seed))
         return Check({"emotions": "4", "length": "median 43"}, ())
 
-    monkeypatch.setattr("emolens.emotion_sets.check_emotion_set", check)
-    code, out, err = emolens("sets", "check", toy_set, "--seed", "5")
+    monkeypatch.setattr("emolens.set_checks.check_emotion_set", check)
+    code, out, err = emolens("sets", "check", toy_set, "--no-words", "--seed", "5")
     assert (code, err) == (0, "")
-    assert asked == [("toy", 5)]
+    assert asked == [("toy", False, 5)]
     assert [line.split() for line in out.splitlines()] == [
+        [str(toy_set)],
         ["emotions", "4"],
         ["length", "median", "43"],
-        ["no", "violations"],
+        ["no", "violations", "in", "1", "checked"],
     ]
 
 
@@ -191,7 +192,7 @@ def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
     spec = yaml.safe_load((toy_set / "set.yaml").read_text())
     for e in spec["emotions"]:
         e["stories"] = [json.loads(line) for line in (toy_set / e["stories"]).read_text().splitlines()]
-        e["adjective"] = "[red]x[/red]"
+        e["family"] = "[red]x[/red]"
     (tmp_path / "set.yaml").write_text(yaml.safe_dump(spec | {"neutral": None, "topics": yaml.safe_load((toy_set / "topics.yaml").read_text())["topics"]}))  # fmt: skip
     code, out, _ = emolens("sets", "show", tmp_path)
     assert code == 0

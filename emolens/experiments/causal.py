@@ -30,7 +30,6 @@ from torch import Tensor
 from emolens import stats
 from emolens.activations import collect_resid_post
 from emolens.directions import EmotionDirections, random_directions
-from emolens.emotion_sets import Pair, load_pairs
 from emolens.experiments.base import Inputs, Row, row
 from emolens.interventions import (
     Hook,
@@ -42,6 +41,7 @@ from emolens.interventions import (
     patch_resid_post,
     steer_resid_post,
 )
+from emolens.materials import Pair, load_pairs
 from emolens.models import EncodedText, encode, pad, run_to, unembed
 from emolens.readout import first_tokens
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from emolens import stats
 from emolens.activations import Activations, collect, mean_over_tokens
 from emolens.directions import class_means, logistic
-from emolens.emotion_sets import leaks, load_norms
+from emolens.emotion_sets import load_norms
 from emolens.experiments.base import Inputs, Row, row
+from emolens.set_checks import leaks
 
 NAME = "transfer"
 GOEMOTIONS = [
@@ -195,7 +196,9 @@ def goemotions(inputs: Inputs, data: Labelled) -> list[Row]:
                     **say,
                 )
             )
-    named = np.array([[bool(leaks(t, inputs.emotions[e])) for e in shared] for t in data.texts])
+    named = np.array(
+        [[bool(leaks(t, inputs.emotions[e], inputs.emotions.language)) for e in shared] for t in data.texts]
+    )
     for name in ("mean_difference", "tfidf"):
         scores, fields = tables[name]
         estimate = stats.bootstrap(lambda i, s=scores: _unnamed(s[i][:, columns], positive[i], named[i]), ids, n=500)

@@ -18,9 +18,9 @@ import torch
 
 from emolens import stats
 from emolens.directions import EmotionDirections, random_directions, shuffled_directions
-from emolens.emotion_sets import load_stems
 from emolens.experiments.base import Inputs, Row, row
 from emolens.interventions import steer_resid_post
+from emolens.materials import load_stems
 from emolens.steering import Generations, generate
 from emolens.sweeps import shortest_words, sweep
 

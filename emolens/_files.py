@@ -1,0 +1,142 @@
+"""Reading files that people write: YAML and JSON lines, checked by pydantic, with errors that name the file, the line and the field.
+
+Safe on a file from a stranger: size, depth and aliases are limited, nothing is executed, and a file may only name others inside its folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+MAX_BYTES = 50_000_000  # of one file; a set of 205,200 stories is cut into one file an emotion
+MAX_DEPTH = 20  # of YAML; a set needs six, and the parser's time grows with the square of the depth
+
+
+class Strict(BaseModel):
+    """A record with these keys and no others; frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Word = Annotated[str, Field(min_length=1, max_length=80)]
+
+
+def unknown(what: str, name: str, allowed: Any) -> str:
+    """The sentence of an error about a name: what was given, the nearest that there is, what is allowed."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(allowed[:30]) + (" ..." if len(allowed) > 30 else "")
+    return f"unknown {what} {name!r}{hint} allowed: {shown}" if hint else f"unknown {what} {name!r}; allowed: {shown}"
+
+
+def inside(here: Path, name: str) -> Path:
+    """A file that belongs to the set: a set from a stranger must not read outside its own folder."""
+    path = (here / name).resolve()
+    if not path.is_relative_to(here.resolve()):
+        raise ValueError(f"{here / name}: a set may only name files inside its own folder")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of at most `MAX_BYTES`, which must be UTF-8."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read from one file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
+def read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
+    """The data of a YAML file and the line of every node, by its path."""
+    text = read_text(path)
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+            if isinstance(event, yaml.AliasEvent):
+                problem = f"aliases (*{event.anchor}) are not used in emotion sets; write the value out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+        lines: dict[tuple, int] = {}
+        _lines(root, (), lines)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-13-45
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or deep
+        tab = " (a tab is not allowed as indentation: use spaces)" if "\\t" in str(problem) else ""
+        raise ValueError(f"{path}{where}: not valid YAML: {problem}{tab}") from error
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{path}:1: expected a mapping with keys such as `name` and `emotions`, found {type(data).__name__}"
+        )
+    return lines, data
+
+
+def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
+    if node is None:  # an empty file
+        return
+    out[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if (*path, key.value) in out:  # YAML would silently keep the last
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            _lines(value, (*path, key.value), out)
+            out[(*path, key.value)] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _lines(value, (*path, i), out)
+
+
+@lru_cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def validate(model: Any, data: Any, path: Path, lines: dict[tuple, int] | int) -> Any:
+    """The record that `data` is; a ValueError names file, line, field, what was found and what is allowed."""
+    try:
+        return _adapter(model).validate_python(data)
+    except ValidationError as error:
+        raise ValueError(_explain(error, path, lines)) from error
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) -> str:
+    first = min(error.errors(), key=lambda e: -len(e["loc"]))  # the deepest branch of a union is the one that was meant
+    loc = tuple(
+        part for part in first["loc"] if not (isinstance(part, str) and (part == "str" or part.startswith("list[")))
+    )
+    line: int | None = lines if isinstance(lines, int) else None
+    if isinstance(lines, dict):
+        line = next((lines[loc[:k]] for k in range(len(loc), -1, -1) if loc[:k] in lines), 1)
+    found = "" if first["type"] == "missing" else f" (found {str(first['input'])[:60]!r})"
+    message = "this key is not known here" if first["type"] == "extra_forbidden" else first["msg"].lower()
+    return f"{path}:{line}: {'.'.join(map(str, loc))}: {message}{found}"
+
+
+def read_jsonl(path: Path, model: Any) -> list[Any]:
+    """One record a line; empty lines are passed over."""
+    out = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
+            problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+            raise ValueError(f"{path}:{number}: not valid JSON: {problem}") from error
+        out.append(validate(model, data, path, number))
+    return out
