@@ -33,7 +33,9 @@ _HOME = {
     "patch_attn_out": "patching", "patch_mlp_out": "patching", "patch_z": "patching", "patch_q": "patching",
     "patch_k": "patching", "patch_v": "patching", "logit_difference": "patching", "projection": "patching",
     "attribution_patching": "patching", "agreement": "patching", "attribute": "patching", "bake": "baking",
-    "run_study": "study",
+    "run_study": "study", "compare_languages": "experiments.languages",
+    "write_stories": "generation", "story_prompts": "generation", "export_prompts": "generation", "import_texts": "generation",
+    "read_emovecllm": "corpora", "read_emotion_probes": "corpora",
     "explore_tokens": "plots",
 }  # fmt: skip
 
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
         mean_over_tokens,
     )
     from emolens.baking import bake
+    from emolens.corpora import read_emotion_probes, read_emovecllm
     from emolens.directions import (
         EmotionDirections,
         antonym_contrast,
@@ -79,6 +82,8 @@ if TYPE_CHECKING:
         shuffled_directions,
     )
     from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms, save_emotion_set
+    from emolens.experiments.languages import compare_languages
+    from emolens.generation import export_prompts, import_texts, story_prompts, write_stories
     from emolens.interventions import (
         ablate_attn_out,
         ablate_mlp_out,

@@ -271,6 +271,110 @@ def steer(
     console.print(Text(note, style="dim"))
 
 
+@app.command("write-stories")
+def write_stories(
+    model: Model = "smollm2-135m-instruct-q4",
+    set: Set = "core",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for texts, counts and the set.")] = Path("stories"),
+    per_topic: Annotated[int, typer.Option(min=1, help="Stories asked for, for each emotion and topic.")] = 1,
+    emotions: Annotated[str | None, typer.Option(help="Some of the set's, such as joy,fear,anger.")] = None,
+    topics: Annotated[str | None, typer.Option(help="Some of the set's, such as supper,clinic.")] = None,
+    length: Annotated[str | None, typer.Option(help="Least and most words, such as 60,150.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most, for each story.")] = 220,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.9,
+    top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens with this probability.")] = 0.95,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; part of the plan.")] = 16,
+    export_prompts: Annotated[
+        Path | None, typer.Option(help="Write the prompts as JSON lines for another engine, and stop.")
+    ] = None,
+    import_texts: Annotated[
+        Path | None, typer.Option(help="Read the texts from JSON lines (id, text) that another engine wrote.")
+    ] = None,
+    writer: Annotated[str | None, typer.Option(help="Who wrote the imported texts, for the set's source.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Let a model write the stories of a set, filter them, and make a set of them. The same command goes on after an interruption.
+
+    Exit code 1 if no topic has a usable story of every emotion.
+
+    Example: emolens write-stories --set core --emotions joy,fear,anger --topics supper,clinic --per-topic 8 --out own
+    """
+    from emolens import generation
+    from emolens.emotion_sets import load_emotion_set
+
+    s = load_emotion_set(set)
+    lengths = None if length is None else _two_numbers(length)
+    named = [x.split(",") if x else None for x in (emotions, topics)]
+    if export_prompts is not None:
+        prompts = generation.story_prompts(s, per_topic=per_topic, emotions=named[0], topics=named[1])
+        generation.export_prompts(prompts, export_prompts)
+        typer.echo(f"{export_prompts}: {len(prompts)} prompts; give back lines of id and text with --import-texts")
+        return
+    if import_texts is not None:
+        if not writer:
+            raise ValueError("--import-texts needs --writer: who wrote the texts (model, engine, sampling)")
+        made = generation.import_texts(import_texts, s, out, writer=writer, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths)  # fmt: skip
+    else:
+        from emolens.models import load_model
+
+        generation.story_prompts(
+            s, per_topic=per_topic, emotions=named[0], topics=named[1]
+        )  # before the model: a wrong name
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+        made = generation.write_stories(
+            loaded, s, out, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    typer.echo(repr(made))
+    if made.emotions is None:
+        typer.echo(
+            "no set: not one topic has a usable story of every emotion (see dropped.jsonl); ask for more with --per-topic"
+        )
+        raise typer.Exit(1)
+    typer.echo(f"{made.folder / 'set'}: {made.emotions!r}")
+
+
+@app.command()
+def languages(
+    model: Model = "smollm2-135m-instruct-q4",
+    sets: Annotated[
+        str, typer.Option(help="Sets of different languages with the same concepts and topics.")
+    ] = "core,core_zh,core_ja,core_de",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all rows to this JSON file.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Read every language with the directions of every other, on topics that none has seen.
+
+    Example: emolens languages --model qwen2.5-0.5b --out languages.json
+    """
+    import json
+
+    from emolens.emotion_sets import load_emotion_set
+    from emolens.experiments.languages import compare_languages
+    from emolens.models import load_model, model_info
+
+    chosen = [load_emotion_set(name) for name in sets.split(",")]
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+    found = compare_languages(loaded, chosen, seed=seed)
+    typer.echo(repr(found))
+    if out is not None:
+        data = {
+            "model": model_info(loaded).to_dict(),
+            "sets": {s.name: s.fingerprint for s in chosen},
+            "layers": found.layers,
+            "topics": found.topics,
+            "rows": [r.to_dict() for r in found.rows],
+        }
+        out.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        typer.echo(f"wrote {out}")
+
+
 @app.command()
 def models() -> None:
     """List the models known by a short name, with what they need.
@@ -389,6 +493,43 @@ def sets_check(
     console.print(f"{broken or 'no'} violations in {len(results)} checked", style="bold")
     if broken:
         raise typer.Exit(1)
+
+
+@sets.command("import")
+def sets_import(
+    source: Annotated[str, typer.Argument(help="A folder; for emotion-probes also the hub's name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the set.")],
+    form: Annotated[str, typer.Option("--form", help="emovecllm or emotion-probes.")] = "emotion-probes",
+    emotions: Annotated[str | None, typer.Option(help="emotion-probes: some of them, such as joyful,afraid.")] = None,
+    topics: Annotated[int | None, typer.Option(min=1, help="emotion-probes: the first so many topics.")] = None,
+    per_topic: Annotated[int, typer.Option(min=1, help="emotion-probes: stories of an emotion in a topic.")] = 1,
+) -> None:
+    """Make a set of another project's corpus.
+
+    Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
+    """
+    from emolens.corpora import read_emotion_probes, read_emovecllm
+    from emolens.emotion_sets import save_emotion_set
+
+    if form not in ("emovecllm", "emotion-probes"):
+        raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")
+    if form == "emovecllm":
+        s = read_emovecllm(source)
+    else:
+        s = read_emotion_probes(
+            source, emotions=emotions.split(",") if emotions else None, topics=topics, per_topic=per_topic
+        )
+    typer.echo(f"{save_emotion_set(s, out)}: {s!r}\n{s.source}")
+
+
+def _two_numbers(text: str) -> tuple[int, int]:
+    try:
+        low, high = (int(x) for x in text.split(","))
+    except ValueError:
+        raise ValueError(f"--length {text}; give two numbers such as 60,150") from None
+    if not 1 <= low <= high:
+        raise ValueError(f"--length {text}; the first at least 1, the second at least the first")
+    return low, high
 
 
 def _degrees(dose: float) -> float:

@@ -74,6 +74,7 @@ def generate(
     temperature: float | int = 0.0,
     top_p: float | int = 1.0,
     seed: int = 0,
+    items: Sequence[int] | None = None,
     read: EmotionDirections | None = None,
     layer: int | None = None,
     watch: bool | Callable[[str, dict[str, float]], None] = False,
@@ -89,8 +90,9 @@ def generate(
         prompts: One or several texts or chats (which end where the assistant begins).
         hooks: From `steer_resid_post` and its siblings, or anyone's (which see each step: the prompt, then one token at a time).
         max_new_tokens: At most; a row ends at the tokenizer's EOS.
-        temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, row, step).
+        temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, item, step).
         top_p: Sample from the smallest set of tokens with this probability.
+        items: Number of each prompt in the key of the noise, where the prompts are a part of more; None counts from 0.
         read: Directions to score every new token with, as it is written.
         layer: Of the readout; None is the directions' default.
         watch: Show the text of the first prompt and its score as it is written, or call a function with both.
@@ -119,7 +121,12 @@ def generate(
         )
     validate(model, hooks, encoded=encoded, allow_other_model=allow_other_model)
     reader = None if read is None else _Reader(model, read, layer, encoded, allow_other_model)
-    ids = _decode(model, encoded, hooks, max_new_tokens, temperature, top_p, seed, reader, cache, _line(watch, model))
+    numbers = list(range(len(texts))) if items is None else list(items)
+    if len(numbers) != len(texts) or any(n < 0 for n in numbers):
+        raise ValueError(f"items={numbers}: one number, 0 or more, for each of the {len(texts)} prompts")
+    ids = _decode(
+        model, encoded, hooks, max_new_tokens, temperature, top_p, seed, numbers, reader, cache, _line(watch, model)
+    )
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
     return Generations(
         prompts=tuple(e.text for e in encoded),
@@ -159,7 +166,7 @@ class _Reader:
 @torch.no_grad()
 def _decode(
     model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, temperature: float, top_p: float,
-    seed: int, reader: _Reader | None, cache: bool, tell: Callable[[list[int], dict[str, float]], None] | None,
+    seed: int, items: Sequence[int], reader: _Reader | None, cache: bool, tell: Callable[[list[int], dict[str, float]], None] | None,
 ) -> list[list[int]]:  # fmt: skip
     tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
     window = Window(tokens.shape[1])
@@ -181,7 +188,7 @@ def _decode(
                 tell(out[0], reader.now(0) if reader is not None else {})
             if step == max_new_tokens or all(done):
                 break
-            chosen = _choose(logits.float(), temperature, top_p, seed, step)
+            chosen = _choose(logits.float(), temperature, top_p, seed, items, step)
             for row, token in enumerate(chosen):
                 done[row] = done[row] or token == eos
                 if not done[row]:
@@ -193,8 +200,8 @@ def _decode(
     return out
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, seed: int, step: int) -> list[int]:
-    """The next token of each row: the likeliest, or the inverse of the distribution function at noise keyed by (seed, row, step)."""
+def _choose(logits: Tensor, temperature: float, top_p: float, seed: int, items: Sequence[int], step: int) -> list[int]:
+    """The next token of each row: the likeliest, or the inverse of the distribution function at noise keyed by (seed, item, step)."""
     if temperature == 0:
         return logits.argmax(-1).tolist()
     p, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
@@ -202,7 +209,7 @@ def _choose(logits: Tensor, temperature: float, top_p: float, seed: int, step: i
     kept = total[:, :1].clone()
     inside = total - p < top_p  # the first token always is
     kept = torch.where(inside, total, 0).amax(-1)
-    keys = [np.random.Philox(key=seed, counter=[row, step, 0, 0]) for row in range(len(logits))]
+    keys = [np.random.Philox(key=seed, counter=[item, step, 0, 0]) for item in items]
     u = torch.tensor([np.random.Generator(k).random() for k in keys], dtype=total.dtype, device=total.device) * kept
     index = (total < u[:, None]).sum(-1).clamp_max(p.shape[-1] - 1)
     return order.gather(1, index[:, None])[:, 0].tolist()

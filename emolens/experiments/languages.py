@@ -1,0 +1,251 @@
+"""Does a direction fitted in one language read another, on topics that no language has shown it?
+
+Sets that are parallel by concept and topic (`core` and its translations) are cut into folds of whole topics, the same in every language.
+Directions, reference mean, neutral components and layer come from the training topics of one language; the held-out topics of every
+language are read. Read with the stored reference of the training language a change of language shifts every score, so each cell is
+given twice: "training reference", and "language-centred", by the unlabelled mean of the read language's training topics. Beside it the
+embedding twin, TF-IDF within a language, and labels shuffled within topic. Primary rows: language-centred top-1, one a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emolens import stats
+from emolens._typing import HookedModel
+from emolens.activations import collect_resid_post
+from emolens.directions import class_means, mean_difference, project, remove_components
+from emolens.emotion_sets import EmotionSet, load_emotion_set
+from emolens.experiments.base import Inputs, Row, row
+from emolens.experiments.separability import choose_layer
+
+NAME = "languages"
+Array = NDArray[np.floating]
+READOUTS = ("language-centred", "training reference")
+
+
+@dataclass(frozen=True, eq=False)
+class Languages:
+    """Accuracy from every language to every language.
+
+    Attributes:
+        names: The languages, in order.
+        rows: All figures, with their controls.
+        concepts, topics: What the sets share.
+        layers: The layer of each fold, by language.
+    """
+
+    names: tuple[str, ...]
+    rows: list[Row]
+    concepts: tuple[str, ...]
+    topics: tuple[str, ...]
+    layers: dict[str, tuple[int, ...]]
+
+    def matrix(self, metric: str = "top1", *, readout: str = "language-centred", control: str | None = None) -> Array:
+        """Values `[fitted in, read in]` of one metric; NaN where there is none (TF-IDF across languages).
+
+        Args:
+            metric: "top1" or "auc".
+            control: None for the directions, "embed" or "tfidf" for a twin.
+        """
+        out = np.full((len(self.names), len(self.names)), np.nan)
+        for r in self.rows:
+            twin = r.control if r.control in ("embed", "tfidf") else None
+            if r.metric == metric and r.readout == readout and twin == control and r.split:
+                a, b = r.split.split(" -> ")
+                out[self.names.index(a), self.names.index(b)] = r.value
+        return out
+
+    def __repr__(self) -> str:
+        cells = {r.split: r for r in self.rows if r.primary}
+        width = 20
+        lines = [
+            f"top-1 of {len(self.concepts)} emotions (chance {1 / len(self.concepts):.2f}), fitted in a row's language, read in a column's, topics held out",
+            "".join(["".ljust(8), *(name.ljust(width) for name in self.names)]),
+        ]
+        for a in self.names:
+            found = [cells[f"{a} -> {b}"] for b in self.names]
+            cell = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if _shown(r) else ' n.s.'}" for r in found]
+            lines.append("".join([a.ljust(8), *(c.ljust(width) for c in cell)]))
+        null = max(r.null_high or 0 for r in cells.values())
+        lines.append(f"n.s.: not above 95 % of shuffled labels (at most {null:.2f}) with p < .05")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def compare_languages(
+    model: HookedModel,
+    sets: Sequence[EmotionSet | str] = ("core", "core_zh", "core_ja", "core_de"),
+    *,
+    layers: Sequence[int] | None = None,
+    n_shuffles: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> Languages:
+    """Accuracy of emotion directions within and across languages, with controls.
+
+    Args:
+        sets: Sets of different languages that share concepts (`Emotion.concept`, else the name) and topics.
+        layers: Blocks to choose from; None is every one.
+        n_shuffles: Label shuffles for the null of each cell, at the layers that the fold chose.
+
+    Returns:
+        `Languages`; print it for the matrix.
+
+    Raises:
+        ValueError: fewer than two sets, two of one language, or fewer than two shared concepts or four shared topics.
+
+    Example:
+        ``em.compare_languages(em.load_model("qwen2.5-0.5b"))``
+    """
+    loaded = [load_emotion_set(s) if isinstance(s, str) else s for s in sets]
+    names = [s.language for s in loaded]
+    if len(loaded) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"give two or more sets of different languages, got {names}")
+    concepts = [c for c in loaded[0].concepts if all(c in s.concepts for s in loaded)]
+    person = {t.name: t.person for t in loaded[0].topics}
+    topics = [t for t in person if all(any(u.name == t and u.person == person[t] for u in s.topics) for s in loaded)]
+    if len(concepts) < 2 or len(topics) < 4:
+        raise ValueError(
+            f"the sets share {len(concepts)} concepts and {len(topics)} topics (of the same person); at least 2 and 4 are needed"
+        )
+    folds = stats.topic_folds({t: person[t] for t in topics}, seed=seed)
+    tongues = []
+    for s in loaded:
+        cut = _aligned(s, concepts, topics)
+        acts = collect_resid_post(model, cut, layers=layers, progress=progress)
+        tongues.append(_Tongue(Inputs(model, cut, acts, None, -1, seed), folds))  # type: ignore[arg-type]  # fitted by fold
+    out = [r for a in tongues for b in tongues for r in _cell(a, b, n_shuffles)]
+    out += _cosines(tongues)
+    chosen = {t.name: tuple(t.inputs.acts.layers[k] for k in t.slots) for t in tongues}
+    return Languages(tuple(names), out, tuple(concepts), tuple(topics), chosen)
+
+
+def _shown(r: Row) -> bool:
+    return r.p is not None and r.p < 0.05 and r.low is not None and r.low > (r.null_high or 0)
+
+
+def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> EmotionSet:
+    """The shared part of a set, its emotions in the order of the concepts."""
+    s = s.subset([s.concepts[c] for c in concepts])
+    kept = {e: tuple(t for t in told if t.topic in topics and t.split == "main") for e, told in s.stories.items()}
+    neutral = tuple(n for n in s.neutral if n.topic in topics)
+    return replace(s, topics=tuple(t for t in s.topics if t.name in topics), stories=kept, neutral=neutral)
+
+
+class _Tongue:
+    """One language: what each fold fitted on its training topics."""
+
+    def __init__(self, inputs: Inputs, folds: list[tuple[str, ...]]) -> None:
+        self.inputs, self.folds, self.name = inputs, folds, inputs.emotions.language
+        self.rows, self.embed = inputs.main.rows, inputs.main.embed
+        self.y = torch.from_numpy(inputs.labels)
+        self.inside = [torch.from_numpy(np.isin(np.asarray(inputs.topics), held)) for held in folds]
+        self.components = [inputs.neutral_components(held) for held in folds]
+        self.slots = []
+        for held, inside, components in zip(folds, self.inside, self.components, strict=True):
+            topic = [t for t, out in zip(inputs.topics, inside.tolist(), strict=True) if not out]
+            accuracy = choose_layer(
+                self.rows[~inside], inputs.labels[~inside.numpy()], topic, inputs.inner_folds(held), components
+            )
+            self.slots.append(int(accuracy.argmax()))
+
+    def fit(self, fold: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors `[emotion 1 d_model]` and their reference mean, from the training topics of a fold."""
+        slot, inside, components = self.slots[fold], self.inside[fold], self.components[fold]
+        means = class_means(self.rows[~inside][:, [slot]], labels[~inside])
+        mu = means.mean(0)
+        return (means - mu if components is None else remove_components(means - mu, [components[slot]])), mu
+
+
+def _scores(a: _Tongue, b: _Tongue, labels: Tensor, readout: str) -> Array:
+    """Scores `[text emotion]` of b's stories by a's directions, each from the fold that held its topic out."""
+    out = np.zeros((len(b.y), len(a.inputs.emotions.names)))
+    for fold, inside in enumerate(b.inside):
+        vectors, mu = a.fit(fold, labels)
+        rows = b.rows[:, [a.slots[fold]]]
+        if readout == "language-centred":
+            mu = rows[~inside].mean(0)
+        out[inside.numpy()] = project(rows[inside], vectors, mu)[:, :, 0].numpy()
+    return out
+
+
+def _cell(a: _Tongue, b: _Tongue, n_shuffles: int) -> list[Row]:
+    """Everything about directions of a's language read in b's."""
+    seed, y, topics = b.inputs.seed, b.inputs.labels, b.inputs.topics
+    say = {
+        "estimator": "mean_difference",
+        "hook": a.inputs.acts.hook_point,
+        "layer": "nested",
+        "split": f"{a.name} -> {b.name}",
+        "n": len(y),
+        "unit_of_n": "stories",
+        "seed": seed,
+    }
+    rng = np.random.default_rng(seed)
+    shuffles = [
+        torch.from_numpy(stats.shuffle_within(a.inputs.labels, a.inputs.topics, rng)) for _ in range(n_shuffles)
+    ]
+    out = []
+    for readout in READOUTS:
+        scores = _scores(a, b, a.y, readout)
+        right = stats.bootstrap_mean(stats.top_k(scores, y).astype(float), topics, seed=seed)
+        null = np.array([stats.top_k(_scores(a, b, z, readout), y).mean() for z in shuffles])
+        judged = {
+            "control": "shuffled labels",
+            "null_mean": float(null.mean()),
+            "null_high": float(np.percentile(null, 95)),
+            "p": stats.permutation_p(right.value, null),
+        }
+        out.append(row(NAME, "top1", right, primary=readout == READOUTS[0], readout=readout, **say, **judged))
+        auc = stats.bootstrap(lambda i, s=scores: stats.macro_auc(s[i], y[i]), topics, n=300, seed=seed)
+        out.append(row(NAME, "auc", auc, readout=readout, **say))
+    embed = _embed(a, b)
+    words = stats.tfidf_scores(b.inputs.texts, [f"{k:04d}" for k in y], topics, b.folds, b.name, estimator="mean_difference") if a is b else None  # fmt: skip
+    ours = stats.top_k(_scores(a, b, a.y, READOUTS[0]), y).astype(float)
+    for twin, scores in (("embed", embed), ("tfidf", words)):
+        if scores is not None:
+            theirs = stats.top_k(scores, y).astype(float)
+            tag = say | {"control": twin, "readout": READOUTS[0], "layer": "embed" if twin == "embed" else None}
+            out.append(row(NAME, "top1", stats.bootstrap_mean(theirs, topics, seed=seed), **tag))
+            margin = stats.bootstrap_mean(ours - theirs, topics, seed=seed)
+            out.append(row(NAME, f"top1 minus {twin}", margin, **(tag | {"layer": "nested"})))
+    return out
+
+
+def _embed(a: _Tongue, b: _Tongue) -> Array:
+    """The same from the embeddings alone, language-centred."""
+    x, z, out = a.embed.numpy(), b.embed.numpy(), np.zeros((len(b.y), len(a.inputs.emotions.names)))
+    for mine, theirs in zip(a.inside, b.inside, strict=True):
+        there, here = theirs.numpy(), ~mine.numpy()
+        shift = z[~there].mean(0) - x[here].mean(0)
+        out[there] = stats.centroid_scores(x[here], a.inputs.labels[here], z[there] - shift, out.shape[1])
+    return out
+
+
+def _cosines(tongues: list[_Tongue]) -> list[Row]:
+    """Cosine of the same emotion's directions in two languages, against other pairings of the emotions, at the first one's usual layer."""
+    layer = int(np.median([tongues[0].inputs.acts.layers[k] for k in tongues[0].slots]))
+    fitted = [mean_difference(t.inputs.acts).at(layer).unit().numpy() for t in tongues]
+    out = []
+    for i in range(len(tongues)):
+        for j in range(i + 1, len(tongues)):
+            cosine = fitted[i] @ fitted[j].T
+            rng = np.random.default_rng(tongues[0].inputs.seed)
+            order = np.arange(len(cosine))
+            null = [cosine[order, rng.permutation(order)].mean() for _ in range(1000)]
+            same = stats.bootstrap_mean(np.diag(cosine), list(order), seed=tongues[0].inputs.seed)
+            out.append(
+                row(
+                    NAME, "cosine of the same emotion", same, split=f"{tongues[i].name} -> {tongues[j].name}", layer=layer,
+                    hook=tongues[i].inputs.acts.hook_point, estimator="mean_difference", control="permuted emotions",
+                    null_mean=float(np.mean(null)), null_high=float(np.percentile(null, 95)),
+                    p=stats.permutation_p(same.value, null), n=len(order), unit_of_n="emotions",
+                )
+            )  # fmt: skip
+    return out
