@@ -121,7 +121,7 @@ def check_emotion_set(s: EmotionSet, *, words: bool = True, seed: int = 0) -> Ch
     violations += [f"{name}: reads as {tongue!r}, the set says {s.language!r}" for name, tongue in foreign]
     if s.sha256 is not None and s.sha256 != s.fingerprint:
         violations.append(f"the texts are not the frozen ones: sha256 {s.fingerprint}, set.yaml says {s.sha256}")
-    phrase, share = _commonest(texts, s.language)
+    phrase, share = _commonest([t.text for _, t in stories], s.language)
     turns = [n for n in s.neutral if isinstance(n, Dialogue)]
     for d in turns:
         if any(a.speaker == b.speaker for a, b in zip(d.turns, d.turns[1:], strict=False)):
@@ -135,7 +135,7 @@ def check_emotion_set(s: EmotionSet, *, words: bool = True, seed: int = 0) -> Ch
         "length": f"median {np.median(lengths):.0f} {unit}, {min(lengths)} to {max(lengths)}",
         "language": f"{s.language}, {1 - len(foreign) / len(texts):.1%} of the texts recognised",
         "stock phrases": f"{stock} in {len(texts)} texts" if shares else "no list for this language",
-        "commonest phrase": f"{phrase!r} in {share:.1%} of the texts",
+        "commonest phrase": f"{phrase!r} in {share:.1%} of the stories",
         **coverage(s),
         "sha256 of the texts": s.fingerprint[:16],
     }
@@ -343,10 +343,10 @@ def _stock(texts: list[tuple[str, str]]) -> dict[str, list[str]]:
     return {p: [name for name, text in texts if re.search(rf"\b({p})", text.lower())] for p in STOCK}
 
 
-def _commonest(texts: list[tuple[str, str]], language: str) -> tuple[str, float]:
+def _commonest(texts: list[str], language: str) -> tuple[str, float]:
     """The run of five words (eight characters) that most texts share, and their share."""
     counts: Counter[tuple[str, ...] | str] = Counter()
-    for _, text in texts:
+    for text in texts:
         if language in CHARACTERS:
             runs: set[Any] = {text[i : i + 8] for i in range(len(text) - 7)}
         else:

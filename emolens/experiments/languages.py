@@ -20,7 +20,7 @@ from torch import Tensor
 from emolens import stats
 from emolens._typing import HookedModel
 from emolens.activations import collect_resid_post
-from emolens.directions import class_means, mean_difference, project, remove_components
+from emolens.directions import class_means, project, remove_components
 from emolens.emotion_sets import EmotionSet, load_emotion_set
 from emolens.experiments.base import Inputs, Row, row
 from emolens.experiments.separability import choose_layer
@@ -157,10 +157,19 @@ class _Tongue:
 
     def fit(self, fold: int, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors `[emotion 1 d_model]` and their reference mean, from the training topics of a fold."""
-        slot, inside, components = self.slots[fold], self.inside[fold], self.components[fold]
-        means = class_means(self.rows[~inside][:, [slot]], labels[~inside])
-        mu = means.mean(0)
-        return (means - mu if components is None else remove_components(means - mu, [components[slot]])), mu
+        inside = self.inside[fold]
+        return _fit(self.rows[~inside], labels[~inside], self.slots[fold], self.components[fold])
+
+    def whole(self, slot: int) -> Array:
+        """Unit vectors `[emotion d_model]` from all topics."""
+        vectors = _fit(self.rows, self.y, slot, self.inputs.neutral_components(()))[0][:, 0]
+        return torch.nn.functional.normalize(vectors.double(), dim=-1).numpy()
+
+
+def _fit(rows: Tensor, labels: Tensor, slot: int, components: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    means = class_means(rows[:, [slot]], labels)
+    mu = means.mean(0)
+    return (means - mu if components is None else remove_components(means - mu, [components[slot]])), mu
 
 
 def _scores(a: _Tongue, b: _Tongue, labels: Tensor, readout: str) -> Array:
@@ -230,8 +239,9 @@ def _embed(a: _Tongue, b: _Tongue) -> Array:
 
 def _cosines(tongues: list[_Tongue]) -> list[Row]:
     """Cosine of the same emotion's directions in two languages, against other pairings of the emotions, at the first one's usual layer."""
-    layer = int(np.median([tongues[0].inputs.acts.layers[k] for k in tongues[0].slots]))
-    fitted = [mean_difference(t.inputs.acts).at(layer).unit().numpy() for t in tongues]
+    slot = sorted(tongues[0].slots)[len(tongues[0].slots) // 2]
+    layer = tongues[0].inputs.acts.layers[slot]
+    fitted = [t.whole(slot) for t in tongues]
     out = []
     for i in range(len(tongues)):
         for j in range(i + 1, len(tongues)):

@@ -1,0 +1,99 @@
+"""Directions across languages: a planted translation is read, a scrambled one is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import emolens as em
+from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.experiments import languages
+
+CONCEPTS = ("joy", "fear", "anger")
+TOPICS = tuple(Topic(name=f"t{k}", person="first" if k % 2 else "third") for k in range(8))
+
+
+def _set(language: str, *, order: tuple[str, ...] = CONCEPTS, topics: tuple[Topic, ...] = TOPICS) -> EmotionSet:
+    emotions = tuple(Emotion(name=f"{c}-{language}", concept=c) for c in order)
+    stories = {
+        e.name: tuple(
+            Story(id=f"{e.name}-{t.name}", topic=t.name, person=t.person, text=f"{language} {e.concept} {t.name}")
+            for t in topics
+        )
+        for e in emotions
+    }
+    return EmotionSet(f"set_{language}", language, emotions, topics, stories, ())
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations of a text: its concept's direction, an offset of its language, a little of its topic, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    d = 24
+    direction = {c: torch.randn(d, generator=generator) for c in CONCEPTS}
+    own = {c: torch.randn(d, generator=generator) for c in CONCEPTS}  # what "xx" has instead
+    offset = {lang: 5 * torch.randn(d, generator=generator) for lang in ("en", "de", "xx")}
+    topic = {t.name: 0.5 * torch.randn(d, generator=generator) for t in TOPICS}
+
+    def collect(model: Any, s: EmotionSet, **_: Any) -> em.Activations:
+        from emolens.activations import NORM_BINS, TextInfo
+
+        rows, infos = [], []
+        for e in s.names:
+            for story in s.stories[e]:
+                language, concept, t = story.text.split()
+                signal = own[concept] if language == "xx" else direction[concept]
+                noise = 0.3 * torch.randn(2, d, generator=generator)
+                rows.append(torch.stack([signal * 0, signal]) + offset[language] + topic[t] + noise)
+                infos.append(TextInfo(story.id, e, t, story.person, "main", story.id, 9))
+        x = torch.stack(rows)
+        n = len(rows)
+        return em.Activations(
+            hook_point="resid_post", layers=(3, 7), rows=x, embed=torch.randn(n, d, generator=generator), row_text=torch.arange(n),
+            row_position=torch.full((n,), -1), texts=tuple(infos), norm_histogram=torch.ones((2, NORM_BINS), dtype=torch.int64),
+            sink_ratio=torch.ones(2), info={"model": {"n_layers": 8}, "set": None},
+        )  # fmt: skip
+
+    monkeypatch.setattr(languages, "collect_resid_post", collect)
+
+
+def test_a_shared_direction_is_read_in_the_other_language_and_a_private_one_is_not(planted: None) -> None:
+    found = em.compare_languages(None, [_set("en"), _set("de"), _set("xx")], n_shuffles=50)  # type: ignore[arg-type]
+    accuracy = found.matrix()
+    assert (accuracy[:2, :2] > 0.95).all()
+    assert accuracy[2, 2] > 0.95
+    assert (accuracy[[0, 1], 2] < 0.8).all()
+    assert set(found.layers["en"]) == {7}  # the layer that holds anything
+    reference = found.matrix(readout="training reference")
+    assert reference[0, 1] < accuracy[0, 1]  # the offset between languages is read as an emotion
+    cell = next(r for r in found.rows if r.primary and r.split == "en -> de")
+    assert cell.p is not None
+    assert cell.p < 0.05
+    assert cell.null_mean == pytest.approx(1 / 3, abs=0.1)  # chance
+    assert np.isnan(found.matrix(control="tfidf")[0, 1])
+    assert found.matrix(control="embed").shape == (3, 3)
+    same = {r.split: r for r in found.rows if r.metric == "cosine of the same emotion"}
+    assert same["en -> de"].value > 0.9
+    assert "n.s." in repr(found)
+    assert "en      " in repr(found)
+
+
+def test_concepts_line_up_whatever_the_order_of_the_emotions(planted: None) -> None:
+    shuffled = _set("de", order=("anger", "joy", "fear"))
+    found = em.compare_languages(None, [_set("en"), shuffled], n_shuffles=20)  # type: ignore[arg-type]
+    assert (found.matrix() > 0.95).all()
+
+
+def test_sets_that_share_too_little_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"two or more sets of different languages, got \['en', 'en'\]"):
+        em.compare_languages(None, [_set("en"), _set("en")])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="share 3 concepts and 2 topics"):
+        em.compare_languages(None, [_set("en"), _set("de", topics=TOPICS[:2])])  # type: ignore[arg-type]
+    other = _set("de")
+    other = replace(other, emotions=tuple(e.model_copy(update={"concept": None}) for e in other.emotions))
+    with pytest.raises(ValueError, match="share 0 concepts"):
+        em.compare_languages(None, [_set("en"), other])  # type: ignore[arg-type]
