@@ -57,22 +57,38 @@ class AxisFit:
     null_high: float
 
 
-def axis_table(
-    scores: Array, norm: Array, *, all_scores: Sequence[Array] | None = None, n_permutations: int = 1000, seed: int = 0
-) -> list[AxisFit]:
+def axis_null(
+    scores: Sequence[Array], norms: Sequence[tuple[Sequence[int], Array]], *, n_permutations: int = 1000, seed: int = 0
+) -> Array:
+    """Largest |r| of any component at any layer with any table of norms when the words are permuted, `[permutation]`.
+
+    One permutation of the words serves every layer and table, so what they have in common stays.
+
+    Args:
+        scores: `[word component]` of every layer that was looked at.
+        norms: For each table the rows of the words that it rates, and the ratings.
+    """
+    every = np.concatenate(list(scores), axis=1)
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(every)) for _ in range(n_permutations)]
+    null = np.zeros(n_permutations)
+    for known, norm in norms:
+        y = (norm - norm.mean()) / norm.std().clip(1e-12)
+        for k, order in enumerate(orders):
+            x = every[order[list(known)]]
+            z = (x - x.mean(0)) / x.std(0).clip(1e-12)
+            null[k] = max(null[k], np.abs(y @ z).max() / len(y))
+    return null
+
+
+def axis_table(scores: Array, norm: Array, null: Array, *, seed: int = 0) -> list[AxisFit]:
     """|r| of each component with a norm, with a bootstrap over words and a max-statistic permutation p.
 
     Args:
-        scores: `[word component]` at the layer that is reported.
+        scores: `[word component]` at the layer that is reported, of the rated words.
         norm: `[word]`.
-        all_scores: Scores at every layer that was looked at; the null is the maximum of |r| over all of them and all components.
+        null: From `axis_null`, over everything that was searched.
     """
-    searched = np.concatenate(list(all_scores) if all_scores else [scores], axis=1)
-    rng = np.random.default_rng(seed)
-    z = (searched - searched.mean(0)) / searched.std(0).clip(1e-12)
-    permuted = np.stack([rng.permutation(norm) for _ in range(n_permutations)])
-    permuted = (permuted - permuted.mean(1, keepdims=True)) / permuted.std(1, keepdims=True)
-    null = np.abs(permuted @ z / len(norm)).max(1)
     words = list(range(len(norm)))
     return [
         AxisFit(

@@ -437,10 +437,10 @@ def _geometry(rows: Sequence[Row]) -> str:
     """The table against the main norms; the second table of norms, with related word forms, folded away."""
     aside = ("split-half reliability", "rsa of layers with the reported one")
     found = [r for r in rows if r.experiment == "geometry" and r.metric not in aside]
-    related = [r for r in found if "related form" in (r.split or "")]
+    related = [r for r in found if "related" in (r.split or "") or (r.split or "").startswith("russell")]
     main = _table([r for r in found if r not in related])
     return main + (
-        f"<details><summary>Sensitivity: related word forms, another table of norms</summary>{_table(related)}</details>"
+        f"<details><summary>Sensitivity: related word forms, the other table of norms</summary>{_table(related)}</details>"
         if related
         else ""
     )

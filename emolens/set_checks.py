@@ -41,6 +41,7 @@ STOCK = (
     r"in (my|his|her) chest",
 )
 STEMMERS = {"en": "english", "de": "german"}
+SHORT_STEM = {"en": 3, "de": 5}  # below, too much has the same stem: "sicher" and "sich"
 SPOKEN = ["ar", "cs", "da", "de", "en", "es", "fi", "fr", "hi", "id", "it", "ja", "ko", "nl", "no", "pl", "pt", "ru", "sv", "tr", "uk", "vi", "zh"]  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def leaks(text: str, emotion: Emotion, language: str = "en") -> list[str]:
     stem = _stemmer(language)
     exact = named | {w.lower() for w in emotion.forbidden if not w.endswith("*")}
     phrases = [w for w in exact if not re.fullmatch(r"[^\W\d_]+", w)]
-    stems = {stem(w) for w in named}
+    stems = {x for x in map(stem, named) if len(x) >= SHORT_STEM.get(language, 1)}
     starts = tuple(w[:-1].lower() for w in emotion.forbidden if w.endswith("*"))
     words = re.findall(r"[^\W\d_]+", text)
     found = [w for w in words if w in exact or stem(w) in stems or (starts and w.startswith(starts))]

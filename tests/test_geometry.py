@@ -65,12 +65,29 @@ def test_a_wrong_shape_is_a_type_check_error() -> None:
 # --- axes of human norms ----------------------------------------------------------------------------------------------
 
 
+def _null(layers: list[np.ndarray], norm: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
+    return geometry.axis_null(layers, [(range(len(norm)), norm)], n_permutations=n, seed=seed)
+
+
+def test_a_second_table_that_says_the_same_hardly_raises_the_null_and_another_one_does() -> None:
+    rng = np.random.default_rng(8)
+    layers = [rng.normal(size=(40, 3)) for _ in range(4)]
+    norm, other = rng.normal(size=40), rng.normal(size=12)
+    every, some = range(40), range(5, 17)
+    alone, same, two = (
+        np.percentile(geometry.axis_null(layers, tables, n_permutations=400), 95)
+        for tables in ([(every, norm)], [(every, norm), (every, 3 * norm + 1)], [(every, norm), (some, other)])
+    )
+    assert same == pytest.approx(alone)
+    assert two > alone  # twelve words reach a high r by chance
+
+
 def test_a_planted_axis_is_found_at_its_component_with_the_least_possible_p() -> None:
     rng = np.random.default_rng(1)
     norm = rng.normal(size=30)
     scores = rng.normal(size=(30, 3))
     scores[:, 1] = -norm + 0.2 * rng.normal(size=30)  # the sign of a component is arbitrary
-    table = geometry.axis_table(scores, norm, n_permutations=199)
+    table = geometry.axis_table(scores, norm, _null([scores], norm, 199))
     assert [fit.component for fit in table] == [1, 2, 3]
     assert table[1].r.value > 0.9
     assert table[1].r.low > 0.8
@@ -86,13 +103,8 @@ def test_the_axis_p_is_uniform_under_the_null_and_counts_the_search(monkeypatch:
         layers = [rng.normal(size=(20, 3)) for _ in range(4)]
         norm = rng.normal(size=20)
         # report the best of twelve cells, as somebody who searched would
-        best.append(
-            min(
-                fit.p
-                for scores in layers
-                for fit in geometry.axis_table(scores, norm, all_scores=layers, n_permutations=99, seed=seed)
-            )
-        )
+        null = _null(layers, norm, 99, seed)
+        best.append(min(fit.p for scores in layers for fit in geometry.axis_table(scores, norm, null)))
     assert min(best) >= 0.01  # the floor, 1 / (99 + 1)
     # P(best <= .1) = .1 with a binomial sd of .017 over 300 runs; without the maximum it would be about 1 - .9**12 = .72.
     assert np.mean(np.asarray(best) <= 0.1) < 0.16
@@ -103,7 +115,7 @@ def test_searching_more_layers_raises_the_null() -> None:
     rng = np.random.default_rng(3)
     norm, here = rng.normal(size=20), rng.normal(size=(20, 1))
     layers = [here, *(rng.normal(size=(20, 3)) for _ in range(10))]
-    alone, among = (geometry.axis_table(here, norm, all_scores=a, n_permutations=200)[0] for a in (None, layers))
+    alone, among = (geometry.axis_table(here, norm, _null(a, norm, 200))[0] for a in ([here], layers))
     assert among.null_high > alone.null_high
     assert among.p >= alone.p
     assert among.r == alone.r
@@ -113,7 +125,7 @@ def test_a_component_that_does_not_vary_has_no_p_below_one() -> None:
     norm = np.random.default_rng(4).normal(size=12)
     scores = np.column_stack([norm, np.zeros(12)])
     with pytest.warns(RuntimeWarning, match="All-NaN"):  # the interval of an r that does not exist
-        table = geometry.axis_table(scores, norm, n_permutations=50)
+        table = geometry.axis_table(scores, norm, _null([scores], norm, 50))
     assert np.isnan(table[1].r.value)
     assert table[1].p == 1.0
 

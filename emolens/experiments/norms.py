@@ -1,95 +1,126 @@
 """The geometry of the directions against human ratings, and how sure it is.
 
-Components 1-3 of the unit vectors against valence and arousal, with an interval over words and a permutation null of the maximum over
-every component and layer that could have been looked at; RSA with the distance in story form (`stats.form_features`); a ridge regression over held-out words; the same from the embeddings; RSA;
-clusters against Plutchik's families; reliability of each direction; similarity of layers. With few rated words the rows say so:
-claims about geometry belong to a set of many words. Primary row: |r| of the best of components 1-3 with valence.
+Components 1-3 of the unit vectors of *all* emotions against valence and arousal of those that a table rates, with an interval over words and
+a permutation null of the maximum over every component, layer and table that could have been looked at; the same from the embeddings; a
+ridge regression over held-out words; RSA; RSA with the distance in story form (`stats.form_features`); clusters against families; reliability;
+similarity of layers; how far the two tables agree with each other. Headline: exact word forms; other forms of a word are a sensitivity
+row. With few rated words the rows say so: claims about geometry belong to a set of many words. Primary row: |r| of the best of
+components 1-3 with valence.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 
 from emolens import geometry, stats
 from emolens.directions import class_means
-from emolens.emotion_sets import load_norms
+from emolens.emotion_sets import load_norms, norm_of
 from emolens.experiments.base import Inputs, Row, row
 
 NAME = "geometry"
+TABLES = ("glasgow_2019", "russell_mehrabian_1977")
 UNDERPOWERED = 30  # words; below this an interval on r is about .4 wide at best
+FEW = 6  # words; below this no r is given
 
 
 def run(inputs: Inputs) -> list[Row]:
     """All rows."""
     v = inputs.directions
-    slot = v.slot(inputs.layer)
     say = {"hook": v.hook_point, "layer": inputs.layer, "estimator": "mean_difference", "seed": inputs.seed}
-    out = []
+    layers = [geometry.components(v.vectors[:, k])[0].numpy() for k in range(len(v.layers))]
+    exact = {t: r for t in TABLES if len(r := _rated(inputs, t, ("exact",))) >= FEW}
+    out: list[Row] = []
+    for axis in ("valence", "arousal"):
+        tables = [(list(r), np.array([getattr(n, axis) for n in r.values()])) for r in exact.values()]
+        null = geometry.axis_null(layers, tables, seed=inputs.seed) if tables else None
+        for table in TABLES:
+            for kinds in (("exact",), ("exact", "related")):
+                rated = _rated(inputs, table, kinds)
+                if null is None or len(rated) < FEW or (len(kinds) > 1 and len(rated) == len(exact.get(table, ()))):
+                    continue
+                power = "" if len(rated) >= UNDERPOWERED else ", underpowered"
+                at = say | {
+                    "n": len(rated),
+                    "unit_of_n": f"words{power}",
+                    "split": f"{table}, {' and '.join(kinds)} form",
+                    "emotion": axis,
+                }
+                first = table == next(iter(exact)) and kinds == ("exact",) and axis == "valence"
+                out += _axis(inputs, rated, axis, layers[v.slot(inputs.layer)], null, at, primary=first)
+    for table, rated in exact.items():
+        power = "" if len(rated) >= UNDERPOWERED else ", underpowered"
+        at = say | {"n": len(rated), "unit_of_n": f"words{power}", "split": f"{table}, exact form"}
+        out += _plane(inputs, rated, at)
+    return out + _agreement(inputs) + _similarity(inputs, say)
+
+
+def _rated(inputs: Inputs, table: str, kinds: tuple[str, ...]) -> dict[int, Any]:
+    """The emotions that a table rates in these forms, by their row."""
+    found = {k: norm_of(inputs.emotions[e], table) for k, e in enumerate(inputs.directions.emotions)}
+    return {k: norm for k, (norm, kind) in found.items() if kind in kinds}
+
+
+def _axis(
+    inputs: Inputs, rated: dict[int, Any], axis: str, scores: np.ndarray, null: np.ndarray, at: dict, *, primary: bool
+) -> list[Row]:
+    """Components and ridge of one table and axis, with the embeddings' beside them."""
+    v, known = inputs.directions, list(rated)
+    norm = np.array([getattr(n, axis) for n in rated.values()])
     embed = _embed(inputs)
-    for table, key in (("glasgow_2019", "exact"), ("russell_mehrabian_1977", "adjective")):
-        norms = load_norms(table)
-        words = {e.name: (e.norm_key if key == "exact" else e.adjective) for e in inputs.emotions.emotions}
-        known = [i for i, e in enumerate(v.emotions) if words[e] in norms]
-        if len(known) < 6:
-            continue
-        power = "underpowered" if len(known) < UNDERPOWERED else None
-        at = say | {
-            "n": len(known),
-            "unit_of_n": "words" + (f", {power}" if power else ""),
-            "split": f"{table}, {'exact form' if key == 'exact' else 'related form (adjective)'}",
-        }
-        scores = [geometry.components(v.vectors[known, k])[0].numpy() for k in range(len(v.layers))]
-        for axis in ("valence", "arousal"):
-            norm = np.array([getattr(norms[words[v.emotions[i]] or ""], axis) for i in known])
-            fits = geometry.axis_table(scores[slot], norm, all_scores=scores, seed=inputs.seed)
-            best = max(fits, key=lambda f: f.r.value)
-            for f in fits:
-                primary = axis == "valence" and f is best and key == "exact"
-                out.append(
-                    row(
-                        NAME,
-                        f"|r| of PC{f.component} with {axis}",
-                        f.r,
-                        primary=primary,
-                        p=f.p,
-                        null_high=f.null_high,
-                        control="permuted words, max over components and layers",
-                        emotion=axis,
-                        **at,
-                    )
-                )
-            vectors = v.vectors[known, slot].numpy()
-            predicted, theirs = geometry.ridge_heldout(vectors, norm), geometry.ridge_heldout(embed[known], norm)
-            ids = list(range(len(known)))
-            rng = np.random.default_rng(inputs.seed)
-            shuffled = [rng.permutation(norm) for _ in range(100)]
-            null = [stats.pearson(geometry.ridge_heldout(vectors, y), y) for y in shuffled]
-            ridge = stats.bootstrap(lambda i, a=predicted, b=norm: stats.pearson(a[i], b[i]), ids, seed=inputs.seed)
-            judged = {
-                "control": "permuted words",
-                "p": stats.permutation_p(ridge.value, null),
-                "null_mean": float(np.mean(null)),
-                "null_high": float(np.percentile(null, 95)),
-            }
-            out.append(row(NAME, f"ridge r with {axis}, held-out words", ridge, emotion=axis, **(at | judged)))
-            margin = stats.bootstrap(
-                lambda i, a=predicted, c=theirs, b=norm: stats.pearson(a[i], b[i]) - stats.pearson(c[i], b[i]),
-                ids,
-                seed=inputs.seed,
-            )
-            out.append(row(NAME, f"ridge r with {axis} minus embed", margin, control="embed", emotion=axis, **at))
-        if key == "exact":
-            out += _plane(inputs, known, norms, words, at)
-    out += _similarity(inputs, say)
+    twin = geometry.components(torch.from_numpy(embed).float())[0].numpy()[known]
+    fits = geometry.axis_table(scores[known], norm, null, seed=inputs.seed)
+    best = max(fits, key=lambda f: f.r.value)
+    searched = {"control": "permuted words, max over components, layers and tables"}
+    out = [
+        row(NAME, f"|r| of PC{f.component} with {axis}", f.r, primary=primary and f is best, p=f.p, null_high=f.null_high, null_mean=float(null.mean()), **(at | searched))
+        for f in fits
+    ]  # fmt: skip
+    highest = lambda x, i: max(abs(stats.pearson(x[i, k], norm[i])) for k in range(x.shape[1]))  # noqa: E731
+    ids = list(range(len(known)))
+    margin = stats.bootstrap(lambda i: highest(scores[known], i) - highest(twin, i), ids, seed=inputs.seed)
+    out.append(row(NAME, f"highest |r| of PC1-3 with {axis} minus embed", margin, control="embed", **at))
+    vectors = v.vectors[known, v.slot(inputs.layer)].numpy()
+    predicted, theirs = geometry.ridge_heldout(vectors, norm), geometry.ridge_heldout(embed[known], norm)
+    rng = np.random.default_rng(inputs.seed)
+    shuffled = [rng.permutation(norm) for _ in range(100)]
+    chance = [stats.pearson(geometry.ridge_heldout(vectors, y), y) for y in shuffled]
+    ridge = stats.bootstrap(lambda i: stats.pearson(predicted[i], norm[i]), ids, seed=inputs.seed)
+    judged = {
+        "control": "permuted words",
+        "p": stats.permutation_p(ridge.value, chance),
+        "null_mean": float(np.mean(chance)),
+        "null_high": float(np.percentile(chance, 95)),
+    }
+    out.append(row(NAME, f"ridge r with {axis}, held-out words", ridge, **(at | judged)))
+    margin = stats.bootstrap(
+        lambda i: stats.pearson(predicted[i], norm[i]) - stats.pearson(theirs[i], norm[i]), ids, seed=inputs.seed
+    )
+    out.append(row(NAME, f"ridge r with {axis} minus embed", margin, control="embed", **at))
     return out
 
 
-def _plane(inputs: Inputs, known: list[int], norms: dict, words: dict, at: dict) -> list[Row]:
+def _agreement(inputs: Inputs) -> list[Row]:
+    """How well the two tables agree on the set's own words: what an r with either is to be read beside."""
+    a, b = (load_norms(t) for t in TABLES)
+    words = [e.norm_key for e in inputs.emotions.emotions if e.norm_key in a and e.norm_key in b]
+    if len(words) < FEW:
+        return []
+    out = []
+    for axis in ("valence", "arousal"):
+        x, y = (np.array([getattr(t[w or ""], axis) for w in words]) for t in (a, b))
+        r = stats.bootstrap(lambda i, x=x, y=y: stats.pearson(x[i], y[i]), list(range(len(words))), seed=inputs.seed)
+        out.append(row(NAME, f"r of the two tables in {axis}", r, emotion=axis, n=len(words), unit_of_n="words"))
+    return out
+
+
+def _plane(inputs: Inputs, rated: dict[int, Any], at: dict) -> list[Row]:
     """RSA and Procrustes against the valence-arousal plane, and the partial r of arousal given valence (in Glasgow arousal rises with it)."""
     v = inputs.directions
-    vectors = v.vectors[known, v.slot(inputs.layer)]
-    points = np.array([[norms[words[v.emotions[i]]].valence, norms[words[v.emotions[i]]].arousal] for i in known])
+    vectors = v.vectors[list(rated), v.slot(inputs.layer)]
+    points = np.array([[n.valence, n.arousal] for n in rated.values()])
     points = (points - points.mean(0)) / points.std(0)
     rho, p = geometry.rsa(vectors.numpy(), points, seed=inputs.seed)
     scores = geometry.components(vectors)[0].numpy()
