@@ -35,7 +35,7 @@ _HOME = {
     "attribution_patching": "patching", "agreement": "patching", "attribute": "patching", "bake": "baking",
     "run_study": "study", "compare_languages": "experiments.languages",
     "write_stories": "generation", "story_prompts": "generation", "export_prompts": "generation", "import_texts": "generation",
-    "read_emovecllm": "corpora", "read_emotion_probes": "corpora",
+    "read_emovecllm": "published", "read_emotion_probes": "published",
     "explore_tokens": "plots",
 }  # fmt: skip
 
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
         mean_over_tokens,
     )
     from emolens.baking import bake
-    from emolens.corpora import read_emotion_probes, read_emovecllm
     from emolens.directions import (
         EmotionDirections,
         antonym_contrast,
@@ -136,6 +135,7 @@ if TYPE_CHECKING:
         projection,
     )
     from emolens.plots import explore_tokens
+    from emolens.published import read_emotion_probes, read_emovecllm
     from emolens.readout import Scores, logit_lens, score
     from emolens.steering import Generations, generate
     from emolens.study import run_study

@@ -508,8 +508,8 @@ def sets_import(
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.corpora import read_emotion_probes, read_emovecllm
     from emolens.emotion_sets import save_emotion_set
+    from emolens.published import read_emotion_probes, read_emovecllm
 
     if form not in ("emovecllm", "emotion-probes"):
         raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")

@@ -19,7 +19,7 @@ FLOORS = [
     {"adapters.__init__"},
     {"models", "emotion_sets"},
     {"materials"},
-    {"set_checks", "corpora"},
+    {"set_checks", "published"},
     {"activations"},
     {"directions"},
     {"readout"},

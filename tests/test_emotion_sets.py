@@ -470,3 +470,79 @@ def test_core_has_the_shape_that_it_says() -> None:
     assert {n.topic for n in core.neutral} == set(person)
     assert Counter(Counter(core.families.values()).values()) == {3: 8}  # eight families of three
     assert all(e.target_words and e.adjective and e.antonym and e.prompts for e in core.emotions)
+
+
+def test_a_saved_set_is_the_same_set(tmp_path: Path, small: es.EmotionSet) -> None:
+    folder = es.save_emotion_set(small, tmp_path / "copy")
+    copy = es.load_emotion_set(folder)
+    assert copy.fingerprint == small.fingerprint == copy.sha256
+    assert copy.emotions == small.emotions
+    assert (copy.topics, copy.neutral, copy.names) == (small.topics, small.neutral, small.names)
+    with pytest.raises(FileExistsError, match="already holds a set"):
+        es.save_emotion_set(small, folder)
+
+
+def test_concepts_line_up_sets_and_must_be_one_emotion_each(tmp_path: Path) -> None:
+    s = load(tmp_path, change_emotion(2, concept="terror"))
+    assert s.concepts == {"joy": "joy", "sadness": "sadness", "terror": "fear"}
+    with pytest.raises(ValueError, match="two emotions are the concept 'joy'"):
+        load(tmp_path, change_emotion(2, concept="joy"))
+
+
+def test_prompts_of_the_set_serve_every_emotion_that_has_none(tmp_path: Path) -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        spec["prompts"] = ["about {topic}"]
+        spec["emotions"][0]["prompts"] = ["own"]
+
+    assert [e.prompts for e in load(tmp_path, edit).emotions] == [["own"], ["about {topic}"], ["about {topic}"]]
+
+
+def test_a_mixed_topic_may_be_told_in_any_person(tmp_path: Path) -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        spec["topics"][0]["person"] = "mixed"
+        spec["emotions"][0]["stories"][0]["person"] = "third"
+
+    assert load(tmp_path, edit).topics[0].person == "mixed"
+
+
+def test_a_set_may_say_how_long_its_stories_are(tmp_path: Path) -> None:
+    assert load(tmp_path, lambda s: s.update(length=[5, 500])).length == (5, 500)
+    with pytest.raises(ValueError, match=r"length: found \[9, 5\]; allowed: \[least, most\]"):
+        load(tmp_path, lambda s: s.update(length=[9, 5]))
+
+
+def test_the_pool_of_171_words_and_its_views() -> None:
+    pool = es.load_emotion_set("emotions171")
+    assert (len(pool.names), len(pool.texts()), len(pool.topics)) == (171, 171 * 8, 8)
+    assert Counter(t.person for t in pool.topics) == {"first": 4, "third": 4}
+    assert Counter(type(n).__name__ for n in pool.neutral) == {"Story": 200, "Dialogue": 100}
+    core = es.load_emotion_set("core")
+    assert {t.name: t.person for t in pool.topics}.items() <= {t.name: t.person for t in core.topics}.items()
+    assert len(set(pool.families.values())) == 10
+    wheel = es.load_emotion_set("plutchik32")
+    assert set(core.names) <= set(wheel.concepts)
+    assert len(wheel.names) == 32
+    assert [len(es.load_emotion_set("basic6").names), len(es.load_emotion_set("plutchik8").names)] == [6, 8]
+
+
+def test_the_pool_has_the_papers_words() -> None:
+    words = Path(__file__).parents[2] / "shared" / "data" / "emotions171.txt"
+    if not words.is_file():
+        pytest.skip("the paper's word list lies outside the project")
+    assert list(es.load_emotion_set("emotions171").names) == words.read_text().split("\n")[:171]
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "de"])
+def test_translations_are_parallel_to_core_by_concept_topic_and_id(language: str) -> None:
+    core, own = es.load_emotion_set("core"), es.load_emotion_set(f"core_{language}")
+    assert own.language == language
+    assert list(own.concepts) == list(core.names)
+    person = {t.name: t.person for t in core.topics}
+    assert {t.name: t.person for t in own.topics}.items() <= person.items()
+    assert len(own.topics) == 8
+    for concept, name in own.concepts.items():
+        assert [s.id for s in own.stories[name]] == [f"{concept}-{t.name}" for t in own.topics]
+        assert {s.id for s in own.stories[name]} <= {s.id for s in core.stories[concept]}
+        assert own[name].target_words
+        assert own[name].antonym in own.names
+    assert own.neutral

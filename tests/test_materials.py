@@ -110,3 +110,82 @@ def test_stems_of_ones_own_are_read_and_missing_files_are_named(tmp_path: Path) 
         materials.load_stems(tmp_path / "nowhere.yaml")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
         materials.load_pairs(tmp_path / "nowhere.jsonl")
+
+
+# --- the other materials ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_shipped_has_the_shape_that_the_data_card_says() -> None:
+    core = es.load_emotion_set("core")
+    scenarios = materials.load_scenarios()
+    assert {(s.emotion, s.split) for s in scenarios} == {(e, k) for e in core.names for k in ("main", "test")}
+    assert len(scenarios) == 96
+    intensities = materials.load_intensities()
+    assert (len(intensities), {len(r.values) for r in intensities}) == (16, {8})
+    items = materials.load_items()
+    assert len(items) == 40
+    assert {r.kind for r in items} == {"negation", "prefix", "person"}
+    activities = materials.load_activities()
+    assert {c: sum(a.category == c for a in activities) for c in materials.CATEGORIES} == dict.fromkeys(
+        materials.CATEGORIES, 8
+    )
+    dialogues = materials.load_dialogues()
+    assert len(dialogues) == 240
+    assert {len(d.turns) for d in dialogues} == {6, 7, 8}
+    assert len({tuple(d.emotions.values()) for d in dialogues}) == 15 * 15
+    deflections = materials.load_deflections()
+    assert len(deflections) == 120
+    for d in deflections:
+        for span in d.spans:
+            assert d.turns[span.turn].text[span.start : span.end].strip()
+
+
+def test_an_intensity_writes_its_numbers_into_the_sentence() -> None:
+    row = materials.Intensity(id="a", text="{x} of {x}", values=[0.5, 7, 20_000], expected={"fear": 1})
+    assert row.texts == ["0.5 of 0.5", "7 of 7", "20,000 of 20,000"]
+
+
+_TURNS = [
+    {"speaker": s, "text": f"line {k}", "own": o, "other": "joyful" if o == "sad" else "sad"}
+    for k, (s, o) in enumerate([("A", "sad"), ("B", "joyful"), ("A", "sad")])
+]
+_FELT = {"id": "a", "topic": "t", "emotions": {"A": "sad", "B": "joyful"}, "turns": _TURNS}
+_MASK = {
+    "id": "a", "topic": "t", "felt": "sad", "displayed": "joyful", "speaker": "A",
+    "turns": [{"speaker": "A", "text": "All is well."}, {"speaker": "B", "text": "Good."}], "spans": [{"turn": 0, "start": 0, "end": 12}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("load", "good", "change", "message"),
+    [
+        ("scenarios", {"id": "a", "emotion": "joy", "split": "main", "text": "x"}, {"split": "train"}, r"split: input should be 'main' or 'test'"),
+        ("intensities", {"id": "a", "text": "{x} mg", "values": [1, 2, 3], "expected": {"fear": 1}}, {"values": [1, 3, 2]}, r"values must grow from each to the next, found \[1, 3, 2\]"),
+        ("intensities", {"id": "a", "text": "{x} mg", "values": [1, 2, 3], "expected": {"fear": 1}}, {"text": "mg"}, r"text: string should match pattern"),
+        ("intensities", {"id": "a", "text": "{x} mg", "values": [1, 2, 3], "expected": {"fear": 1}}, {"expected": {"fear": 2}}, r"expected\.fear: input should be -1 or 1"),
+        ("items", {"id": "a", "kind": "negation", "emotion": "joy", "affirmed": "x", "negated": "y"}, {"kind": "irony"}, r"'irony'"),
+        ("items", {"id": "a", "kind": "person", "text": "Ann and Bo", "persons": [{"name": "Ann", "emotion": "joy"}, {"name": "Bo", "emotion": "fear"}]}, {"text": "Ann"}, r"not in the text: \['bo'\]"),
+        ("activities", {"id": "a", "category": "helpful", "text": "x"}, {"category": "odd"}, r"category: input should be 'helpful'"),
+        ("dialogues", _FELT, {"turns": [_TURNS[0], _TURNS[2]]}, r"must take turns, found \['a', 'a'\]"),
+        ("dialogues", _FELT, {"emotions": {"A": "joyful", "B": "sad"}}, r"turn 0: own and other are not what `emotions` says"),
+        ("dialogues", _FELT, {"emotions": {"A": "sad"}}, r"a dialogue has two speakers"),
+        ("deflections", _MASK, {"spans": [{"turn": 1, "start": 0, "end": 4}]}, r"is not inside a turn of speaker 'a'"),
+        ("deflections", _MASK, {"spans": [{"turn": 0, "start": 0, "end": 99}]}, r"is not inside a turn of speaker 'a'"),
+        ("deflections", _MASK, {"displayed": "sad"}, r"two different emotions are needed"),
+    ],
+)  # fmt: skip
+def test_a_wrong_record_is_named_and_the_right_one_is_read(
+    tmp_path: Path, load: str, good: dict, change: dict, message: str
+) -> None:
+    path, read = tmp_path / "own.jsonl", getattr(materials, f"load_{load}")
+    path.write_text(json.dumps(good) + "\n")
+    assert len(read(path)) == 1
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"id": "b"} | change) + "\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl:2: .*" + message):
+        read(path)
+
+
+def test_an_empty_file_of_materials_is_no_material(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl: empty"):
+        materials.load_scenarios(tmp_path / "own.jsonl")

@@ -107,10 +107,57 @@ def test_with_few_topics_tfidf_is_not_computed_and_says_so(tmp_path: Path) -> No
     assert numbers["TF-IDF accuracy"] == "not computed (fewer than four topics)"
 
 
-def test_core_is_frozen_and_breaks_none_of_its_own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    core = es.load_emotion_set("core")
-    if core.sha256 is None:
-        pytest.skip("the texts are not frozen yet, and nothing may be measured on them before")
-    assert core.sha256 == core.fingerprint
-    monkeypatch.setattr(sc, "_tfidf", lambda *_: {})  # information that takes most of a minute, and no rule
-    assert sc.check_emotion_set(core).violations == ()
+@pytest.mark.parametrize("name", es.list_emotion_sets())
+def test_every_shipped_set_is_frozen_and_breaks_none_of_its_own_rules(name: str) -> None:
+    s = es.load_emotion_set(name)
+    assert sc.check_emotion_set(s, words=False).violations == ()
+    own = (es.data_root() / name / "set.yaml").read_text(encoding="utf-8")
+    assert s.sha256 is not None or "extends:" in own  # a view without texts of its own is as frozen as its set
+
+
+def test_the_shipped_materials_break_no_rule() -> None:
+    checks = sc.check_materials()
+    assert {name: check.violations for name, check in checks.items()} == dict.fromkeys(checks, ())
+
+
+def test_a_phrase_in_many_texts_and_a_text_in_another_language_are_violations(tmp_path: Path) -> None:
+    def edit(spec: dict[str, Any]) -> None:
+        for k, e in enumerate(spec["emotions"][:2]):
+            e["stories"][0]["text"] = prose(90 + k, 84) + " and his heart was hammering on"
+        german = (
+            "Der Zug hielt, und niemand stieg aus, weil der Bahnsteig unter Wasser stand und das Licht nicht ging. " * 5
+        )
+        spec["emotions"][2]["stories"][1]["text"] = german
+
+    violations = sc.check_emotion_set(load(tmp_path, edit), words=False).violations
+    assert len(violations) == 2
+    assert "2 of 12 texts have the stock phrase /heart (was |is )?(hammer" in violations[0]
+    assert violations[0].endswith("joy-kitchen, sadness-kitchen")
+    assert violations[1] == "fear-train: reads as 'de', the set says 'en'"
+
+
+def test_leaks_are_found_by_stem_in_german_and_anywhere_in_chinese() -> None:
+    trust = es.Emotion(name="Vertrauen", target_words=["sicher"], forbidden=["trau*"])
+    assert sc.leaks("Er setzte sich, sein Vertrauen war hin, er traute sich nicht.", trust, "de") == [
+        "vertrauen",
+        "traute",
+    ]
+    joy = es.Emotion(name="喜悦", forbidden=["高兴*"])
+    assert sc.leaks("他不高兴地走了。", joy, "zh") == ["高兴"]
+    edge = es.Emotion(name="on edge")
+    assert sc.leaks("He was on edge. A station edge.", edge) == ["on edge"]
+
+
+def test_a_neutral_speaker_who_answers_themselves_is_a_violation(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "small").parent
+    file = folder / "neutral" / "dialogues.jsonl"
+    file.write_text(file.read_text().replace('"B"', '"A"'))
+    violations = sc.check_emotion_set(es.load_emotion_set(folder), words=False).violations
+    assert "talk-1: a speaker answers themselves" in violations
+
+
+def test_norms_are_counted_by_the_form_that_the_table_has(small: es.EmotionSet) -> None:
+    numbers = sc.coverage(small)
+    assert numbers["norms, Glasgow"] == "2 exact, 1 by a related form, 0 without"  # afraid for fear
+    assert es.norm_of(small["fear"])[1] == "related"
+    assert es.norm_of(es.Emotion(name="zorb")) == (None, None)

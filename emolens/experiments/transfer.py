@@ -124,8 +124,9 @@ def run(inputs: Inputs) -> list[Row]:
 
 
 def goemotions(inputs: Inputs, data: Labelled) -> list[Row]:
-    """Macro-AUC over the shared labels."""
-    data = _sample(data, inputs)
+    """Macro-AUC over the labels that are a concept of the set."""
+    known = inputs.emotions.concepts
+    data = _sample(Labelled(data.texts, [{known.get(x, x) for x in labels} for labels in data.labels]), inputs)
     counts = {e: sum(e in ls for ls in data.labels) for e in inputs.emotions.names}
     shared = [e for e in inputs.emotions.names if counts[e] >= MIN_POSITIVE]
     if not shared:
