@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,13 @@ COMMANDS = [
     ["extract"],
     ["score"],
     ["steer"],
+    ["write-stories"],
+    ["languages"],
     ["models"],
     ["sets", "list"],
     ["sets", "show"],
     ["sets", "check"],
+    ["sets", "import"],
 ]
 
 
@@ -432,3 +436,65 @@ def test_steer_without_a_vectors_file(emolens, tmp_path):
     code, _, err = emolens("steer", "-v", tmp_path / "none.safetensors", "-e", "joy", "The door")
     assert code == 2
     assert "none.safetensors" in one_line(err)
+
+
+# --- stories, languages, imports ----------------------------------------------------------------------------------------
+
+
+def test_write_stories_writes_counts_and_says_when_nothing_is_usable(emolens, tiny, toy_set, tmp_path):
+    options = ("-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "--emotions", "glimmer,brindle", "--topics", "train", "--max-new-tokens", "8")  # fmt: skip
+    code, out, err = emolens("write-stories", *options, "-o", tmp_path / "own")
+    assert code == 1, err
+    assert "2 asked" in out
+    assert "not one topic has a usable story of every emotion" in out
+    assert len((tmp_path / "own" / "dropped.jsonl").read_text().splitlines()) == 2
+    code, _, err = emolens("write-stories", *options, "-o", tmp_path / "own", "--seed", "5")
+    assert code == 2
+    assert "differs in: seed" in one_line(err)
+
+
+def test_prompts_go_out_and_texts_come_back(emolens, toy_set, tmp_path):
+    some = ("-s", toy_set, "--emotions", "glimmer,brindle", "--topics", "train")
+    code, out, _ = emolens("write-stories", *some, "--export-prompts", tmp_path / "prompts.jsonl")
+    assert (code, "2 prompts" in out) == (0, True)
+    prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    told = "The kettle was on the table and nobody had put it there. {} walked to the window and counted four buses in the rain."
+    lines = [{"id": p["id"], "text": told.format(who)} for p, who in zip(prompts, ("Ann", "Bo"), strict=True)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    back = ("--import-texts", tmp_path / "texts.jsonl", "--length", "15,60", "-o", tmp_path / "own")
+    code, _, err = emolens("write-stories", *some, *back)
+    assert (code, "--writer" in one_line(err)) == (2, True)
+    code, out, err = emolens("write-stories", *some, *back, "--writer", "a person")
+    assert code == 0, err
+    assert "2 asked, 2 kept" in out
+    assert len(em.load_emotion_set(tmp_path / "own" / "set").texts()) == 2
+
+
+@pytest.mark.parametrize(("length", "message"), [("60", "two numbers"), ("90,60", "the first at least 1")])
+def test_a_wrong_length_says_what_is_allowed(emolens, toy_set, tmp_path, length, message):
+    code, _, err = emolens("write-stories", "-s", toy_set, "--length", length, "-o", tmp_path / "own")
+    assert (code, message in one_line(err)) == (2, True)
+
+
+def test_languages_prints_the_matrix_and_writes_every_row(emolens, tiny, toy_set, tmp_path):
+    spec = yaml.safe_load((toy_set / "set.yaml").read_text())
+    german = tmp_path / "toy_de"
+    shutil.copytree(toy_set, german)
+    (german / "set.yaml").write_text(yaml.safe_dump(spec | {"name": "toy_de", "language": "de"}))
+    code, out, err = emolens("languages", "-m", tiny("llama", tokenizer="chat"), "--sets", f"{toy_set},{german}", "-o", tmp_path / "l.json")  # fmt: skip
+    assert code == 0, err
+    assert re.search(r"(?m)^de +\d\.\d\d \[", out)
+    data = json.loads((tmp_path / "l.json").read_text())
+    assert {r["split"] for r in data["rows"] if r["primary"]} == {"en -> en", "en -> de", "de -> en", "de -> de"}
+
+
+def test_sets_import_makes_a_set_of_a_corpus(emolens, tmp_path):
+    plain = "The {} stood by the door for the third time that week and the lamp was on the table where it had been left since Monday."
+    told = [{"job_id": e, "kind": "emotion_story", "emotion": e, "topic": "a fence", "segments": [plain.format(e)]} for e in ("joyful", "sad")]  # fmt: skip
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in told))
+    code, out, err = emolens("sets", "import", tmp_path, "--form", "emovecllm", "-o", tmp_path / "set")
+    assert code == 0, err
+    assert "2 used" in out
+    assert em.load_emotion_set(tmp_path / "set").names == ("joyful", "sad")
+    code, _, err = emolens("sets", "import", tmp_path, "--form", "csv", "-o", tmp_path / "set")
+    assert (code, "allowed: emovecllm, emotion-probes" in one_line(err)) == (2, True)
