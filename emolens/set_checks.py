@@ -96,7 +96,7 @@ def check_emotion_set(s: EmotionSet, *, words: bool = True, seed: int = 0) -> Ch
     low, high = s.length or WORDS.get(s.language) or CHARACTERS.get(s.language) or (1, 10**6)
     stories = [(e, t) for e in s.names for t in s.stories[e]]
     lengths = [length(t.text, s.language) for _, t in stories]
-    texts = [(t.id, t.text) for _, t in stories] + [(n.id, n.text) for n in s.neutral]
+    texts = [(t.id, t.text) for _, t in stories] + [(n.id, _said(n)) for n in s.neutral]
     unit = "characters" if s.language in CHARACTERS else "words"
     violations = [
         f"{t.id}: {n} {unit}; allowed {low} to {high}"
@@ -111,7 +111,9 @@ def check_emotion_set(s: EmotionSet, *, words: bool = True, seed: int = 0) -> Ch
         violations.append(
             f"grammatical person is not balanced: {person['first']} first-person, {person['third']} third-person stories"
         )
-    violations += _same_texts(texts, s.language)
+    spoken = {n.id for n in s.neutral if isinstance(n, Dialogue)}
+    for kind in ([t for t in texts if t[0] not in spoken], [t for t in texts if t[0] in spoken]):
+        violations += _same_texts(kind, s.language) if kind else []
     shares = _stock(texts) if s.language == "en" else {}
     violations += [
         f"{len(ids)} of {len(texts)} texts have the stock phrase /{phrase}/ (allowed: one in a hundred): {', '.join(ids[:5])}"
@@ -306,6 +308,11 @@ def _grid(found: Iterable[Any], wanted: Iterable[Any], n: int) -> list[str]:
     counts, cells = Counter(found), list(wanted)
     out = [f"{cell}: {counts[cell]} of {n}" for cell in cells if counts[cell] != n]
     return out + [f"{cell}: not one of {cells}" for cell in counts if cell not in cells]
+
+
+def _said(text: Story | Dialogue) -> str:
+    """A text without the names of who speaks, which are no words of it."""
+    return " ".join(turn.text for turn in text.turns) if isinstance(text, Dialogue) else text.text
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
