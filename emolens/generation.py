@@ -42,6 +42,12 @@ REFUSAL = re.compile(
     r"|对不起|抱歉|很抱歉|作为(一个)?ai|申し訳|すみませんが)",
     re.IGNORECASE,
 )
+SELF = {
+    "en": r"\b(I|[Mm]y|me|[Mm]yself)\b",
+    "de": r"(?i)\b(ich|mich|mir|mein(e|en|em|er|es)?)\b",
+    "zh": "我",
+}  # Japanese may leave it out
+QUOTED = re.compile(r"[\"“„「][^\"”“」]*[\"”“」]")
 LENGTHS = {False: (60, 150), True: (100, 400)}  # words; characters for Chinese and Japanese
 REPEATED = 0.25  # share of three-word runs (eight-character runs) that occurred before in the same text
 
@@ -264,14 +270,20 @@ def parse_story(text: str, language: str, most: int) -> str:
     return "".join(kept).strip()
 
 
-def judge(story: str, raw: str, s: EmotionSet, emotion: str, lengths: tuple[int, int]) -> str | None:
-    """Why a story is dropped, or None: "refusal", "too short", "wrong language", "names the emotion", "repetition"."""
+def judge(
+    story: str, raw: str, s: EmotionSet, emotion: str, lengths: tuple[int, int], person: Person = "mixed"
+) -> str | None:
+    """Why a story is dropped, or None: "refusal", "too short", "wrong language", "wrong person", "names the emotion", "repetition"."""
     if REFUSAL.search(raw):
         return "refusal"
     if length(story, s.language) < lengths[0]:
         return "too short"
     if language_of(story) != s.language:
         return "wrong language"
+    if person != "mixed" and s.language in SELF:
+        told = "first" if re.search(SELF[s.language], QUOTED.sub("", story)) else "third"
+        if told != person:
+            return "wrong person"
     if leaks(story, s[emotion], s.language):
         return "names the emotion"
     if _repeated(story, s.language) > REPEATED:
@@ -340,7 +352,7 @@ def _finish(
     for p in prompts:
         raw = texts.get(p.id)
         story = "" if raw is None else parse_story(raw, s.language, lengths[1])
-        reason = "missing" if raw is None else judge(story, raw, s, p.emotion, lengths)
+        reason = "missing" if raw is None else judge(story, raw, s, p.emotion, lengths, p.person)
         reason = reason or ("duplicate" if story in seen else None)
         if reason:
             counts[reason] += 1

@@ -458,7 +458,7 @@ def test_prompts_go_out_and_texts_come_back(emolens, toy_set, tmp_path):
     code, out, _ = emolens("write-stories", *some, "--export-prompts", tmp_path / "prompts.jsonl")
     assert (code, "2 prompts" in out) == (0, True)
     prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    told = "The kettle was on the table and nobody had put it there. {} walked to the window and counted four buses in the rain."
+    told = "The kettle was on the table and nobody had put it there. {} and I walked to the window and counted four buses in the rain."
     lines = [{"id": p["id"], "text": told.format(who)} for p, who in zip(prompts, ("Ann", "Bo"), strict=True)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     back = ("--import-texts", tmp_path / "texts.jsonl", "--length", "15,60", "-o", tmp_path / "own")

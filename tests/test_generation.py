@@ -108,9 +108,9 @@ def test_an_item_has_the_same_noise_in_any_batch(tiny_model: Any) -> None:
 
 def test_every_text_is_counted_once_and_the_set_is_balanced(toy: EmotionSet, tmp_path: Path) -> None:
     prompts = em.story_prompts(toy, per_topic=2, emotions=["glimmer", "brindle"], topics=["kitchen", "train"])
-    texts = {p.id: f"{GOOD} It was {k} o'clock when the bell rang." for k, p in enumerate(prompts, 1)}
+    texts = {p.id: f"{GOOD} It was {k} o'clock by my watch." for k, p in enumerate(prompts, 1)}
     texts["glimmer-kitchen-2"] = "I'm sorry, but I cannot write that."
-    texts["glimmer-train-1"] = GOOD + " She was glimmering all day."
+    texts["glimmer-train-1"] = GOOD + " I was glimmering all day."
     texts["brindle-train-2"] = texts["brindle-train-1"]
     texts["brindle-kitchen-1"] = "Too short."
     del texts["brindle-kitchen-2"]
@@ -198,6 +198,15 @@ def test_a_story_is_cut_out_of_what_a_model_says_around_it(raw: str, language: s
 )  # fmt: skip
 def test_each_reason_to_drop_a_text_is_found(toy: EmotionSet, text: str, reason: str | None) -> None:
     assert judge(text, text, toy, "glimmer", (20, 150)) == reason
+
+
+def test_a_story_in_the_other_person_is_dropped_and_speech_does_not_count(toy: EmotionSet) -> None:
+    said = GOOD + ' "I saw it," she said.'
+    assert judge(said, said, toy, "glimmer", (20, 150), "third") is None
+    assert judge(said, said, toy, "glimmer", (20, 150), "first") == "wrong person"
+    own = GOOD + " I saw it."
+    assert judge(own, own, toy, "glimmer", (20, 150), "third") == "wrong person"
+    assert judge(own, own, toy, "glimmer", (20, 150), "first") is None
 
 
 @pytest.mark.real
