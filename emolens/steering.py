@@ -2,7 +2,7 @@
 
 A row does not depend on the others in its batch, nor on the cache, nor (sampling) on anything but the seed, its number and the step.
 Hooks see the prompt and then one token at a time. With directions to read, every new token is scored as it is written, after the other
-hooks of that layer. What steering does is measured in `sweeps`, not here.
+hooks of that layer. What steering does to the text is measured in `sweeps`, one floor up.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ def generate(
         )
     validate(model, hooks, encoded=encoded, allow_other_model=allow_other_model)
     reader = None if read is None else _Reader(model, read, layer, encoded, allow_other_model)
-    ids = _decode(model, encoded, hooks, max_new_tokens, temperature, top_p, seed, reader, cache, _line(watch, model))
+    ids = decode(
+        model, encoded, hooks, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, reader=reader, cache=cache,
+        tell=_line(watch, model),
+    )  # fmt: skip
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
     return Generations(
         prompts=tuple(e.text for e in encoded),
@@ -157,10 +160,11 @@ class _Reader:
 
 
 @torch.no_grad()
-def _decode(
-    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, temperature: float, top_p: float,
-    seed: int, reader: _Reader | None, cache: bool, tell: Callable[[list[int], dict[str, float]], None] | None,
+def decode(
+    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0,
+    seed: int = 0, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int], dict[str, float]], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
+    """The new tokens of each row up to its EOS, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
     tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
     window = Window(tokens.shape[1])
     bound = [(name, h.within(window) if isinstance(h, Hook) else h) for name, h in hooks]

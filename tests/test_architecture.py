@@ -22,7 +22,8 @@ FLOORS = [
     {"directions"},
     {"readout"},
     {"interventions"},
-    {"geometry", "steering", "sweeps", "patching", "baking"},
+    {"geometry", "steering", "patching", "baking"},
+    {"sweeps"},
     {"experiments.__init__", "experiments.base"},
     {
         "experiments.causal",
