@@ -234,6 +234,10 @@ def load_pairs(path: str | Path | None = None) -> tuple[Pair, ...]:
     most = Counter(p.id for p in pairs).most_common(1)
     if most and most[0][1] > 1:
         raise ValueError(f"{path or 'pairs.jsonl'}: two pairs have the id {most[0][0]!r}")
+    for p in pairs:
+        if p.clean in (p.corrupted, p.control):
+            other = "corrupted" if p.clean == p.corrupted else "control"
+            raise ValueError(f"{path or 'pairs.jsonl'}: pair {p.id!r}: clean and {other} are the same prompt")
     return pairs
 
 

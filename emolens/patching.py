@@ -58,7 +58,7 @@ class LogitDifference:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """(x - mu).v / |v| at the last real token of one hook point; cells at or above its layer are NaN."""
+    """(x - mu).v / |v| at the last real token of one hook point; the cell that it reads is trivial, cells behind it are NaN."""
 
     emotion: str
     hook_point: HookPoint
@@ -122,6 +122,8 @@ class Patching:
         labels: Names of the columns: tokens, spans of several pairs, or heads.
         dropped: Pairs left out because their token counts differ.
         excluded: Pairs left out because |clean - corrupted| is below `min_gap`.
+        trivial: Layers where the patched activation is the one that the metric reads: NaN, and shown as "=".
+            Those behind it cannot matter: NaN, and shown as ".".
         approximate: Made by gradients.
     """
 
@@ -134,6 +136,7 @@ class Patching:
     corrupted: Float[np.ndarray, " pair"]
     dropped: int = 0
     excluded: int = 0
+    trivial: tuple[int, ...] = ()
     approximate: bool = False
 
     def _ratio(self, rows: np.ndarray) -> Float[np.ndarray, "layer column"]:
@@ -181,11 +184,13 @@ class Patching:
         head = [repr(name)[1:-1][:7] for name in self.labels]
         lines = [self._title(), "layer " + " ".join(f"{name:>7}" for name in head)]
         for layer, row in zip(self.layers, self.recovery, strict=True):
-            lines.append(f"{layer:>5} " + " ".join(f"{'.':>7}" if np.isnan(x) else f"{x:7.2f}" for x in row))
+            nothing = "=" if layer in self.trivial else "."
+            lines.append(f"{layer:>5} " + " ".join(f"{nothing:>7}" if np.isnan(x) else f"{x:7.2f}" for x in row))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return _heat(self._title(), [str(x) for x in self.layers], self.labels, self.recovery, 1.0)
+        same = [layer in self.trivial for layer in self.layers]
+        return _heat(self._title(), [str(x) for x in self.layers], self.labels, self.recovery, 1.0, same)
 
 
 @dataclass(frozen=True)
@@ -219,14 +224,21 @@ def agreement(exact: Patching, approximate: Patching) -> Agreement:
     )
 
 
-def _heat(title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float) -> str:
+_EMPTY = '<td style="background:#ddd" title="cannot matter, or not there"></td>'
+_TRIVIAL = '<td style="background:repeating-linear-gradient(45deg,#fff,#fff 3px,#ddd 3px,#ddd 6px)" title="what the metric itself reads">=</td>'
+
+
+def _heat(
+    title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float, same: Sequence[bool] | None = None
+) -> str:  # fmt: skip
+    """A coloured table; empty cells are grey, or striped in the rows that are `same` as what is read."""
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)
     body = ""
-    for name, row in zip(rows, values, strict=True):
+    for name, row, trivial in zip(rows, values, same or [False] * len(rows), strict=True):
         cells = ""
         for x in row:
             if np.isnan(x):
-                cells += '<td style="background:#ddd"></td>'
+                cells += _TRIVIAL if trivial else _EMPTY
                 continue
             colour = "214,96,77" if x > 0 else "67,147,195"
             cells += f'<td style="background:rgba({colour},{min(abs(x) / limit, 1):.2f})">{x:.2f}</td>'
@@ -263,8 +275,14 @@ class _Reader:
         elif not callable(self.metric):
             raise TypeError(f"metric is a callable, logit_difference(...) or projection(...), not {self.metric!r}")
 
-    def reaches(self, layer: int) -> bool:
-        return not isinstance(self.metric, Projection) or layer < self.metric.layer
+    def ahead(self, hook_point: str, layer: int) -> int:
+        """How far the metric is ahead of a hook point: 0 where it reads that very activation, below where it was read before."""
+        if not isinstance(self.metric, Projection):
+            return 1
+        return _depth(self.metric.hook_point, self.metric.layer) - _depth(hook_point, layer)
+
+    def reaches(self, hook_point: str, layer: int) -> bool:
+        return self.ahead(hook_point, layer) > 0
 
     def __call__(
         self, x: Tensor, layer: int | None = None, hooks: Sequence[tuple[str, Callable[..., Any]]] = ()
@@ -294,6 +312,22 @@ class _Reader:
         if values.shape != logits.shape[:1]:
             raise ValueError(f"metric returned shape {list(values.shape)}, one value a row is [{len(logits)}]")
         return values
+
+
+ORDER = (
+    ("resid_pre",),
+    ("q", "k", "v"),
+    ("z",),
+    ("attn_out",),
+    ("resid_mid",),
+    ("mlp_out",),
+    ("resid_post",),
+)  # of a block
+
+
+def _depth(hook_point: str, layer: int) -> int:
+    """Where in the model a hook point lies; resid_post of a block is resid_pre of the next."""
+    return (len(ORDER) - 1) * layer + next(k for k, points in enumerate(ORDER) if hook_point in points)
 
 
 def _check_point(model: Any, hook_point: str, layers: Sequence[int]) -> None:
@@ -436,7 +470,7 @@ def _sweep(
             present = [i for i, (where, _) in enumerate(cells) if where]
             step = max(1, batch_tokens // base.shape[1])
             for row, layer in enumerate(wanted):
-                if not read.reaches(layer):
+                if not read.reaches(hook_point, layer):
                     continue
                 for at in range(0, len(present), step):
                     some = present[at : at + step]
@@ -446,7 +480,7 @@ def _sweep(
                     table[row, some] = read(x, layer if skip else None, [hook]).float().cpu().numpy()
             values.append(table)
             ends.append((c, k))
-    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, min_gap)
+    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, min_gap, read)
 
 
 def _prepare(
@@ -467,13 +501,14 @@ def _prepare(
 
 def _result(
     hook_point: str, direction: Direction, layers: list[int], labels: tuple[str, ...], values: list[np.ndarray],
-    ends: list[tuple[float, float]], dropped: int, excluded: int, approximate: bool, min_gap: float,
+    ends: list[tuple[float, float]], dropped: int, excluded: int, approximate: bool, min_gap: float, read: _Reader,
 ) -> Patching:  # fmt: skip
     if not values:
         raise ValueError(f"all {excluded} pairs have |clean - corrupted| below min_gap={min_gap}; lower it")
     c, k = np.array(ends).T
+    trivial = tuple(layer for layer in layers if read.ahead(hook_point, layer) == 0)
     return Patching(
-        hook_point, direction, tuple(layers), labels, np.stack(values), c, k, dropped, excluded, approximate
+        hook_point, direction, tuple(layers), labels, np.stack(values), c, k, dropped, excluded, trivial, approximate
     )
 
 
@@ -585,7 +620,7 @@ def attribution_patching(
             kept[name] = act if act.requires_grad else act.detach().requires_grad_()
             return kept[name]
 
-        reached = [row for row, layer in enumerate(wanted) if read.reaches(layer)]
+        reached = [row for row, layer in enumerate(wanted) if read.reaches(hook_point, layer)]
         table = np.full((len(wanted), len(pair.columns)), np.nan)
         if reached:
             hooks = [(names[r], lambda act, hook, name=names[r]: keep(act, hook, name)) for r in reached]
@@ -601,7 +636,7 @@ def attribution_patching(
         values.append(table)
         ends.append((c, k))
     labels = tuple(pairs[0].columns)
-    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, min_gap)
+    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, min_gap, read)
 
 
 # --- attribution ------------------------------------------------------------------------------------------------------
