@@ -261,7 +261,7 @@ def sweep(
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
-    run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader)
+    run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers)
 
     cells = [
         Cell(e, control, layer, dose)
@@ -362,6 +362,7 @@ class _Run:
     def __init__(
         self, model: Any, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
         positions: Literal["all", "generation"] = "all", batch_tokens: int = 4096, write: int = 0, reader: EmotionDirections | None = None,
+        layers: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.model, self.encoded, self.neutral, self.batch_tokens = model, encoded, neutral, batch_tokens
         self.write, self.reader = write, reader
@@ -372,15 +373,23 @@ class _Run:
         self.words = {e: [tokenize(w) for w in ws] for e, ws in words.items()}
         every = [ids for ws in self.words.values() for ids in ws]
         self.prefixes = sorted({ids[:k] for ids in every for k in range(1, len(ids))}, key=lambda p: (len(p), p))
-        self.stream: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        # the tokens whose probability is wanted after each: a whole vocabulary for every prefix would fill the memory
+        self.next = {
+            p: sorted({ids[len(p)] for ids in every if ids[: len(p)] == p and len(ids) > len(p)})
+            for p in ((), *self.prefixes)
+        }
+        # of the prompts and then of each prefix, before the blocks that can be started at: nothing below them is computed again
+        self.stream: dict[int, list[Tensor]] = {k: [] for k in layers if k > 0 and can_start_at_layer(model)}
         self.neutral_stream: dict[int, Tensor] = {}
         with torch.no_grad():
             if words:
                 tokens, mask = pad(encoded, "left", self.device)
                 decoder = Decoder(model, mask)
-                logs = {(): decoder(tokens).log_softmax(-1)}
-                for p in self.prefixes:
-                    logs[p] = decoder(self._repeated(p, len(encoded)), keep=False).log_softmax(-1)
+                keep = lambda act, hook: self.stream[hook.layer()].append(act)  # noqa: E731  (one line of a list)
+                with model.hooks(fwd_hooks=[(hook_name("resid_pre", k), keep) for k in self.stream]):
+                    logs = {(): self._logs((), decoder(tokens))}
+                    for p in self.prefixes:
+                        logs[p] = self._logs(p, decoder(self._repeated(p, len(encoded)), keep=False))
                 self.baseline = self._emotions(logs)
             if neutral:
                 tokens, mask = pad(neutral, "right", self.device)
@@ -394,9 +403,15 @@ class _Run:
     def _repeated(self, prefix: tuple[int, ...], rows: int) -> Tensor:
         return repeat(torch.tensor(prefix, device=self.device), "pos -> row pos", row=rows)
 
-    def _emotions(self, logs: Mapping[tuple[int, ...], Tensor]) -> Float[Tensor, "row emotion"]:
+    def _logs(self, prefix: tuple[int, ...], logits: Tensor) -> dict[int, Float[Tensor, " row"]]:
+        """Log-probability of each wanted token after a prefix."""
+        logits = logits.float()
+        log = logits[:, self.next[prefix]] - logits.logsumexp(-1, keepdim=True)
+        return dict(zip(self.next[prefix], log.unbind(1), strict=True))
+
+    def _emotions(self, logs: Mapping[tuple[int, ...], Mapping[int, Tensor]]) -> Float[Tensor, "row emotion"]:
         """Mean over each emotion's words of their log-probability, from the next-token ones after each prefix."""
-        whole = lambda ids: torch.stack([logs[ids[:k]][:, ids[k]] for k in range(len(ids))]).sum(0)  # noqa: E731
+        whole = lambda ids: torch.stack([logs[ids[:k]][ids[k]] for k in range(len(ids))]).sum(0)  # noqa: E731
         return (
             torch.stack([torch.stack([whole(ids) for ids in ws]).mean(0) for ws in self.words.values()], 1)
             .float()
@@ -445,22 +460,15 @@ class _Run:
         cells = len(vectors)
         each = repeat(vectors, "cell d_model -> (cell prompt) d_model", prompt=n)
         many = lambda t: repeat(t, "prompt ... -> (cell prompt) ...", cell=cells)  # noqa: E731  (used three times)
-        skip = can_start_at_layer(model) and layer > 0
-        if skip and layer not in self.stream:
-            whole = run_to(model, tokens, mask, layer)
-            further = []
-            for p in self.prefixes:
-                grown = torch.cat([tokens, self._repeated(p, n)], 1), torch.cat([mask, mask.new_ones((n, len(p)))], 1)
-                further.append(run_to(model, *grown, layer)[:, -len(p) :])
-            self.stream[layer] = whole, further
+        skip = layer in self.stream
         window = Window(tokens.shape[1])
         decoder = Decoder(model, many(mask), layer if skip else 0)
-        start, further = self.stream[layer] if skip else (tokens, [self._repeated(p, n) for p in self.prefixes])
+        start, *further = self.stream[layer] if skip else [tokens, *(self._repeated(p, n) for p in self.prefixes)]
         with model.hooks(fwd_hooks=self._hooks(each, hook_point, layer, window, self.positions)):
-            logs = {(): decoder(many(start)).log_softmax(-1)}
+            logs = {(): self._logs((), decoder(many(start)))}
             window.start = tokens.shape[1]
             for p, x in zip(self.prefixes, further, strict=True):
-                logs[p] = decoder(many(x), keep=False).log_softmax(-1)
+                logs[p] = self._logs(p, decoder(many(x), keep=False))
         return self._emotions(logs).unflatten(0, (cells, n)) - self.baseline
 
     @torch.no_grad()
