@@ -10,7 +10,7 @@ effects. Not done here: path patching, and patching of MLP neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from typing import Any, Literal, cast, get_args
@@ -168,6 +168,25 @@ class Patching:
             e = stats.bootstrap(lambda rows, one=one: float(one._ratio(rows)[0, 0]), pairs, n=300)
             out[:, row, column] = e.low, e.high
         return out
+
+    def joined(self, others: Sequence[Patching]) -> Patching:
+        """The pairs of several sweeps together, say of contrasts that are read by other words.
+
+        Raises:
+            ValueError: sweeps of other layers, columns, hook points or directions.
+        """
+        same = lambda p: (p.hook_point, p.direction, p.layers, p.labels, p.trivial, p.approximate)  # noqa: E731  (used twice)
+        if any(same(p) != same(self) for p in others):
+            raise ValueError("only sweeps of the same hook point, direction, layers and columns can be joined")
+        every = [self, *others]
+        return replace(
+            self,
+            values=np.concatenate([p.values for p in every]),
+            clean=np.concatenate([p.clean for p in every]),
+            corrupted=np.concatenate([p.corrupted for p in every]),
+            dropped=sum(p.dropped for p in every),
+            excluded=sum(p.excluded for p in every),
+        )
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
         """The k cells of largest |recovery|: layer, column label, recovery."""
@@ -367,7 +386,7 @@ def _pairs(
         n = len(x.ids)
         if by_head:
             columns = {"all": list(range(n))}
-        elif len(a) == 1:
+        elif len(a) == 1 and not (positions and all(isinstance(p, str) for p in positions)):
             wanted = list(range(n)) if positions is None else positions
             columns = {}
             for p in wanted:
@@ -378,7 +397,9 @@ def _pairs(
             columns = _spans(x.ids, y.ids)
             unknown = [p for p in positions or () if p not in SPANS]
             if unknown:
-                raise ValueError(f"positions of several pairs are named spans {SPANS}, not {unknown[0]!r}")
+                raise ValueError(
+                    f"positions of several pairs, and those given by name, are the spans {SPANS}, not {unknown[0]!r}"
+                )
             columns = {s: columns[s] for s in (SPANS if positions is None else cast(Any, positions))}
         ids = [torch.tensor([e.ids], device=device) for e in (x, y)]
         out.append(_Pair(ids[0], ids[1], columns))
@@ -541,7 +562,7 @@ def _stream(hook_point: HookPoint, what: str) -> Callable[..., Patching]:
         clean: One prompt or several; `corrupted` as many, each with as many tokens as its partner.
         metric: `logit_difference(...)`, `projection(...)`, or a callable from last-token logits `[batch d_vocab]` to `[batch]`.
         layers: None takes all of them.
-        positions: Token indices of a single pair, or names of spans (before, changed, after, last) of several.
+        positions: Token indices of a single pair, or names of spans (before, changed, after, last) of one or several.
         direction: "denoise" puts clean into corrupted; "noise" the other way round.
         batch_tokens: Most tokens in one forward pass.
         min_gap: Pairs with a smaller |clean - corrupted| are excluded and counted.

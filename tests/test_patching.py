@@ -235,3 +235,20 @@ def test_errors_say_what_is_wrong(model):
 def test_labels_are_escaped(tiny_model):
     r = P.patch_resid_pre(tiny_model, clean="a <b> 3", corrupted="a <b> 7", metric=metric)
     assert "<b>" not in r._repr_html_()
+
+
+def test_pairs_of_several_contrasts_are_joined_and_a_single_pair_has_spans_too(model):
+    two = {"clean": [CLEAN, CORRUPTED], "corrupted": [CORRUPTED, CLEAN], "metric": metric, "layers": [0, 2]}
+    one = [
+        P.patch_resid_pre(model, clean=a, corrupted=b, metric=metric, layers=[0, 2], positions=P.SPANS)
+        for a, b in ((CLEAN, CORRUPTED), (CORRUPTED, CLEAN))
+    ]
+    joined = one[0].joined(one[1:])
+    whole = P.patch_resid_pre(model, **two)
+    assert joined.labels == whole.labels == P.SPANS
+    np.testing.assert_array_equal(joined.values, whole.values)
+    np.testing.assert_array_equal(joined.recovery, whole.recovery)
+    with pytest.raises(ValueError, match="can be joined"):
+        one[0].joined([P.patch_resid_post(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=P.SPANS)])
+    with pytest.raises(ValueError, match="not 'middle'"):
+        P.patch_resid_pre(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=["middle"])
