@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loading import peak_mib, touch
+from loading import touch
 from speed import ALIAS, compare  # sets the environment before torch
 
 import torch  # isort: skip
@@ -29,7 +29,7 @@ PROMPTS = [
     "I opened the door and", "After the phone call she", "The old man looked at me and", "On the way home they",
     "When it was over, he", "My sister put down the letter and", "Nobody in the room", "At the end of the day I",
 ]  # fmt: skip
-N_NEW = 24
+N_NEW = 16
 DOSES = (0.05, 0.1, 0.2)
 PATCHED_LAYERS = (5, 15, 25)
 
@@ -116,6 +116,14 @@ class Work:
         return values.reshape(len(PATCHED_LAYERS), n)
 
 
+def resident_mib() -> tuple[float, float]:
+    """Resident memory now, and its peak since the last call (Linux); loading a GGUF file has a higher peak than any case here."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    now, peak = (float(fields[k].split()[0]) / 2**10 for k in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
 def _largest(a: Any, b: Any) -> float:
     """Largest difference of two results; texts are equal or they are not."""
     return float((a - b).abs().max()) if isinstance(a, torch.Tensor) else float(a != b)
@@ -123,7 +131,7 @@ def _largest(a: Any, b: Any) -> float:
 
 # what is timed: name, ours, against, allowed difference (float32 noise of thirty blocks in log-probabilities and recoveries)
 CASES = (
-    ("generation, 8 rows x 24 tokens: 30 hooks against none", "generate_hooks", "generate_plain", 0.0),
+    ("generation, 8 rows x 16 tokens: 30 hooks against none", "generate_hooks", "generate_plain", 0.0),
     ("generation, 30 hooks: one direction a row against one for all", "generate_rows", "generate_hooks", 0.0),
     ("sweep, 24 cells x 8 prompts: rows of shared batches against one run a cell", "sweep_rows", "sweep_serial", 2e-4),
     ("patching, 3 layers x 22 tokens: em.patch_resid_pre against TransformerLens's loop", "patch_ours", "patch_transformer_lens", 1e-4),
@@ -137,7 +145,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", default=range(len(CASES)), help="numbers of the ratios to run")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--vectors", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--vectors", type=Path, help="directions of plutchik8 at one layer; the default collects them")
     options = parser.parse_args()
     if not importlib.metadata.version("transformer-lens").startswith("3."):
         sys.exit("transformer-lens 4 has no HookedTransformer to compare")
@@ -145,14 +153,14 @@ def main() -> None:
     if options.case:  # a child process: its peak memory
         work = Work(options.vectors)
         touch(work.model)
-        before = peak_mib()
+        before = resident_mib()
         if options.case != "nothing":
             getattr(work, options.case)()
-        print(before, peak_mib())
+        print(before[0], resident_mib()[1])
         return
 
     with tempfile.TemporaryDirectory(prefix="vectors") as directory:
-        vectors = Path(directory) / "vectors.safetensors"
+        vectors = options.vectors or Path(directory) / "vectors.safetensors"
 
         def child(case: str) -> tuple[float, float]:
             command = [

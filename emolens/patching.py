@@ -204,12 +204,15 @@ class Patching:
         lines = [self._title(), "layer " + " ".join(f"{name:>7}" for name in head)]
         for layer, row in zip(self.layers, self.recovery, strict=True):
             nothing = "=" if layer in self.trivial else "."
-            lines.append(f"{layer:>5} " + " ".join(f"{nothing:>7}" if np.isnan(x) else f"{x:7.2f}" for x in row))
+            lines.append(f"{layer:>5} " + " ".join(f"{nothing:>7}" if np.isnan(x) else f"{x:z7.2f}" for x in row))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        same = [layer in self.trivial for layer in self.layers]
-        return _heat(self._title(), [str(x) for x in self.layers], self.labels, self.recovery, 1.0, same)
+        layers = [f"L{x}" for x in self.layers]
+        same = np.array([[layer in self.trivial] * len(self.labels) for layer in self.layers])
+        if len(self.labels) > len(layers):  # the longer side goes down the page
+            return _heat(self._title(), self.labels, layers, self.recovery.T, 1.0, same.T)
+        return _heat(self._title(), layers, self.labels, self.recovery, 1.0, same)
 
 
 @dataclass(frozen=True)
@@ -248,19 +251,20 @@ _TRIVIAL = '<td style="background:repeating-linear-gradient(45deg,#fff,#fff 3px,
 
 
 def _heat(
-    title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float, same: Sequence[bool] | None = None
+    title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float, same: np.ndarray | None = None
 ) -> str:  # fmt: skip
-    """A coloured table; empty cells are grey, or striped in the rows that are `same` as what is read."""
+    """A coloured table; empty cells are grey, or striped where they are the `same` as what is read."""
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)
     body = ""
-    for name, row, trivial in zip(rows, values, same or [False] * len(rows), strict=True):
+    same = np.zeros(values.shape, bool) if same is None else same
+    for name, row, trivial in zip(rows, values, same, strict=True):
         cells = ""
-        for x in row:
+        for x, known in zip(row, trivial, strict=True):
             if np.isnan(x):
-                cells += _TRIVIAL if trivial else _EMPTY
+                cells += _TRIVIAL if known else _EMPTY
                 continue
             colour = "214,96,77" if x > 0 else "67,147,195"
-            cells += f'<td style="background:rgba({colour},{min(abs(x) / limit, 1):.2f})">{x:.2f}</td>'
+            cells += f'<td style="background:rgba({colour},{min(abs(x) / limit, 1):.2f})">{x:z.2f}</td>'
         body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
     style = "font:12px system-ui,sans-serif;color:#1d2433;background:#fff"
     return f'<table style="{style}"><caption>{escape(title)}</caption><tr><th></th>{head}</tr>{body}</table>'

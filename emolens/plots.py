@@ -230,7 +230,7 @@ def patching_map(rows: Sequence[Row]) -> Figure:
         for (i, j), value in np.ndenumerate(table):
             if np.isfinite(value):
                 dark = "white" if abs(value) > 0.6 else INK
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=dark)
+                axes.text(j, i, f"{value:z.2f}", ha="center", va="center", fontsize=8, color=dark)
     axes.set_xticks(range(len(layers)), [str(k) for k in layers], fontsize=8)
     axes.set_yticks(range(len(spans)), [SPAN_NAMES[s] for s in spans], fontsize=9)
     axes.spines[:].set_visible(False)

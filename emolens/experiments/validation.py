@@ -42,7 +42,7 @@ class Chosen:
     layer: int
     dose: float
     emotions: tuple[str, ...]
-    texts: tuple[tuple[str, str, str], ...]  # (what was added, the text, its top scores)
+    texts: tuple[tuple[str, str, str], ...]  # (what was added, the text, its score)
 
 
 def run(inputs: Inputs) -> list[Row]:
@@ -269,6 +269,7 @@ def _texts(
     )  # fmt: skip
     assert s.written is not None
     assert s.unsteered is not None
+    assert s.unsteered.score is not None
     found = [("nothing", s.unsteered, 0)]
     for d, control, label in ((dose, None, ""), (dose, "random", ""), (2 * dose, None, "twice ")):
         cells = [i for i, c in enumerate(s.cells) if (c.dose, c.control) == (d, control)]
@@ -276,7 +277,12 @@ def _texts(
     out = []
     for what, w, i in found:
         assert w.score is not None
-        best = w.score[i, 0].argsort(descending=True)[:2].tolist()
-        top = ", ".join(f"{w.emotions[k]} {float(w.score[i, 0, k]):+.1f}" for k in best) if w.length[i, 0] else ""
-        out.append((what, OPENING + w.texts[i][0], top))
+        e = what.removeprefix("twice ")
+        if e in w.emotions:  # beside what the unsteered text has of it
+            k = w.emotions.index(e)
+            seen = f"{e} {float(w.score[i, 0, k]):+.1f} (with nothing {float(s.unsteered.score[0, 0, k]):+.1f})"
+        else:
+            best = w.score[i, 0].argsort(descending=True)[:2].tolist()
+            seen = "highest: " + ", ".join(f"{w.emotions[k]} {float(w.score[i, 0, k]):+.1f}" for k in best)
+        out.append((what, OPENING + w.texts[i][0], seen if w.length[i, 0] else ""))
     return tuple(out)
