@@ -88,7 +88,7 @@ def _triad(inputs: Inputs, layer: int, dose: float) -> list[Row]:
     base = inputs.directions
     v = base[[p.emotion_clean for p in pairs]] - base[[p.emotion_corrupted for p in pairs]]
     v = replace(v, emotions=tuple(p.id for p in pairs))
-    n_random = 20 if inputs.full else 1  # for each of sixty pairs
+    n_random = 20 if inputs.full else 2
     anywhere = [_like(v, random_directions(v, len(pairs), seed=seed + 1 + k)) for k in range(n_random)]
     matched = [_matched(inputs, v, layer, seed + 1 + k, together=False) for k in range(n_random)]
 
