@@ -34,6 +34,7 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/causal.py
 
 # run the tutorials again and write their outputs into the notebooks
 notebooks: install

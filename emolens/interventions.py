@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -849,7 +849,8 @@ class Check:
 
     Attributes:
         text: The prompt.
-        spans: Characters of each token.
+        spans: Characters of each token; none of a token that the tokenizer adds.
+        tokens: Each token by itself.
         steered: `[pos]` whether any hook changed the token.
         fired: For each hook: its name, how often it fired, how many tokens it changed, the median over them of |x' - x| / |x|, and of
             |x'| / |x|.
@@ -857,19 +858,27 @@ class Check:
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    tokens: tuple[str, ...]
     steered: Bool[Tensor, " pos"]
     fired: tuple[tuple[str, int, int, float, float], ...]
+
+    def _pieces(self) -> Iterator[tuple[str, bool]]:
+        """The text cut at its tokens, and whether each piece was changed; a token without characters (a BOS) stands under its name."""
+        at = 0
+        for (start, end), name, on in zip(self.spans, self.tokens, self.steered.tolist(), strict=True):
+            if start == end:
+                yield name if on else "", on
+                continue
+            start = max(start, at)
+            yield self.text[at:start], False
+            yield self.text[start:end], on  # nothing where the token before has taken the whole character
+            at = max(end, at)
+        yield self.text[at:], False
 
     @property
     def marked(self) -> str:
         """The text with changed tokens in brackets."""
-        out, at = [], 0
-        for (start, end), on in zip(self.spans, self.steered.tolist(), strict=True):
-            piece = self.text[max(start, at) : end]
-            out.append(self.text[at : max(start, at)])
-            out.append(f"[{piece}]" if on else piece)
-            at = max(end, at)
-        return "".join(out) + self.text[at:]
+        return "".join(f"[{piece}]" if on and piece else piece for piece, on in self._pieces())
 
     def __repr__(self) -> str:
         lines = [self.marked]
@@ -880,18 +889,14 @@ class Check:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        out, at = [], 0
-        for (start, end), on in zip(self.spans, self.steered.tolist(), strict=True):
-            out.append(escape(self.text[at : max(start, at)]))
-            piece = escape(self.text[max(start, at) : end])
-            out.append(f'<mark style="background:#f6cdb8">{piece}</mark>' if on else piece)
-            at = max(end, at)
+        mark = '<mark style="background:#f6cdb8">'
+        text = "".join(f"{mark}{escape(p)}</mark>" if on and p else escape(p) for p, on in self._pieces())
         lines = "".join(
             f"<li>{escape(what)}: fired {times}x, {n} of {len(self.spans)} tokens, |change| = {step:.3f} |x|, norm x {norm:.3f}</li>"
             for what, times, n, step, norm in self.fired
         )
         style = "font:14px/1.7 system-ui,sans-serif;color:#1d2433;background:#fff;padding:8px;max-width:52em"
-        return f'<div style="{style}"><bdi>{"".join(out)}{escape(self.text[at:])}</bdi><ul>{lines}</ul></div>'
+        return f'<div style="{style}"><bdi>{text}</bdi><ul>{lines}</ul></div>'
 
 
 def check(
@@ -957,4 +962,6 @@ def check(
         raise ValueError(
             "these hooks changed no token of the prompt: " + "; ".join(f"{what} fired {n}x" for what, n, *_ in fired)
         )
-    return Check(encoded.text, tuple(encoded.offsets), steered, tuple(fired))
+    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
+    names = tuple(tokenizer.decode([i]) for i in encoded.ids)
+    return Check(encoded.text, tuple(encoded.offsets), names, steered, tuple(fired))

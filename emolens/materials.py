@@ -208,7 +208,12 @@ def load_pairs(path: str | Path | None = None) -> tuple[Pair, ...]:
     Raises:
         FileNotFoundError, ValueError: no such file; what is wrong in which line.
     """
-    return _load("pairs.jsonl", path, Pair)
+    pairs: tuple[Pair, ...] = _load("pairs.jsonl", path, Pair)
+    for p in pairs:
+        if p.clean in (p.corrupted, p.control):
+            other = "corrupted" if p.clean == p.corrupted else "control"
+            raise ValueError(f"{path or 'pairs.jsonl'}: pair {p.id!r}: clean and {other} are the same prompt")
+    return pairs
 
 
 def load_stems(path: str | Path | None = None) -> Stems:

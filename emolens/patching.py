@@ -10,7 +10,7 @@ effects. Not done here: path patching, and patching of MLP neurons.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from typing import Any, Literal, cast, get_args
@@ -58,7 +58,7 @@ class LogitDifference:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """(x - mu).v / |v| at the last real token of one hook point; cells at or above its layer are NaN."""
+    """(x - mu).v / |v| at the last real token of one hook point; the cell that it reads is trivial, cells behind it are NaN."""
 
     emotion: str
     hook_point: HookPoint
@@ -122,6 +122,8 @@ class Patching:
         labels: Names of the columns: tokens, spans of several pairs, or heads.
         dropped: Pairs left out because their token counts differ.
         excluded: Pairs left out because |clean - corrupted| is below `min_gap`.
+        trivial: Layers where the patched activation is the one that the metric reads: NaN, and shown as "=".
+            Those behind it cannot matter: NaN, and shown as ".".
         approximate: Made by gradients.
     """
 
@@ -134,6 +136,7 @@ class Patching:
     corrupted: Float[np.ndarray, " pair"]
     dropped: int = 0
     excluded: int = 0
+    trivial: tuple[int, ...] = ()
     approximate: bool = False
 
     def _ratio(self, rows: np.ndarray) -> Float[np.ndarray, "layer column"]:
@@ -166,6 +169,25 @@ class Patching:
             out[:, row, column] = e.low, e.high
         return out
 
+    def joined(self, others: Sequence[Patching]) -> Patching:
+        """The pairs of several sweeps together, say of contrasts that are read by other words.
+
+        Raises:
+            ValueError: sweeps of other layers, columns, hook points or directions.
+        """
+        same = lambda p: (p.hook_point, p.direction, p.layers, p.labels, p.trivial, p.approximate)  # noqa: E731  (used twice)
+        if any(same(p) != same(self) for p in others):
+            raise ValueError("only sweeps of the same hook point, direction, layers and columns can be joined")
+        every = [self, *others]
+        return replace(
+            self,
+            values=np.concatenate([p.values for p in every]),
+            clean=np.concatenate([p.clean for p in every]),
+            corrupted=np.concatenate([p.corrupted for p in every]),
+            dropped=sum(p.dropped for p in every),
+            excluded=sum(p.excluded for p in every),
+        )
+
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
         """The k cells of largest |recovery|: layer, column label, recovery."""
         r = np.nan_to_num(np.abs(self.recovery), nan=-1.0)
@@ -181,11 +203,16 @@ class Patching:
         head = [repr(name)[1:-1][:7] for name in self.labels]
         lines = [self._title(), "layer " + " ".join(f"{name:>7}" for name in head)]
         for layer, row in zip(self.layers, self.recovery, strict=True):
-            lines.append(f"{layer:>5} " + " ".join(f"{'.':>7}" if np.isnan(x) else f"{x:7.2f}" for x in row))
+            nothing = "=" if layer in self.trivial else "."
+            lines.append(f"{layer:>5} " + " ".join(f"{nothing:>7}" if np.isnan(x) else f"{x:z7.2f}" for x in row))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return _heat(self._title(), [str(x) for x in self.layers], self.labels, self.recovery, 1.0)
+        layers = [f"L{x}" for x in self.layers]
+        same = np.array([[layer in self.trivial] * len(self.labels) for layer in self.layers])
+        if len(self.labels) > len(layers):  # the longer side goes down the page
+            return _heat(self._title(), self.labels, layers, self.recovery.T, 1.0, same.T)
+        return _heat(self._title(), layers, self.labels, self.recovery, 1.0, same)
 
 
 @dataclass(frozen=True)
@@ -219,17 +246,25 @@ def agreement(exact: Patching, approximate: Patching) -> Agreement:
     )
 
 
-def _heat(title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float) -> str:
+_EMPTY = '<td style="background:#ddd" title="cannot matter, or not there"></td>'
+_TRIVIAL = '<td style="background:repeating-linear-gradient(45deg,#fff,#fff 3px,#ddd 3px,#ddd 6px)" title="what the metric itself reads">=</td>'
+
+
+def _heat(
+    title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float, same: np.ndarray | None = None
+) -> str:  # fmt: skip
+    """A coloured table; empty cells are grey, or striped where they are the `same` as what is read."""
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)
     body = ""
-    for name, row in zip(rows, values, strict=True):
+    same = np.zeros(values.shape, bool) if same is None else same
+    for name, row, trivial in zip(rows, values, same, strict=True):
         cells = ""
-        for x in row:
+        for x, known in zip(row, trivial, strict=True):
             if np.isnan(x):
-                cells += '<td style="background:#ddd"></td>'
+                cells += _TRIVIAL if known else _EMPTY
                 continue
             colour = "214,96,77" if x > 0 else "67,147,195"
-            cells += f'<td style="background:rgba({colour},{min(abs(x) / limit, 1):.2f})">{x:.2f}</td>'
+            cells += f'<td style="background:rgba({colour},{min(abs(x) / limit, 1):.2f})">{x:z.2f}</td>'
         body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
     style = "font:12px system-ui,sans-serif;color:#1d2433;background:#fff"
     return f'<table style="{style}"><caption>{escape(title)}</caption><tr><th></th>{head}</tr>{body}</table>'
@@ -263,8 +298,14 @@ class _Reader:
         elif not callable(self.metric):
             raise TypeError(f"metric is a callable, logit_difference(...) or projection(...), not {self.metric!r}")
 
-    def reaches(self, layer: int) -> bool:
-        return not isinstance(self.metric, Projection) or layer < self.metric.layer
+    def ahead(self, hook_point: str, layer: int) -> int:
+        """How far the metric is ahead of a hook point: 0 where it reads that very activation, below where it was read before."""
+        if not isinstance(self.metric, Projection):
+            return 1
+        return _depth(self.metric.hook_point, self.metric.layer) - _depth(hook_point, layer)
+
+    def reaches(self, hook_point: str, layer: int) -> bool:
+        return self.ahead(hook_point, layer) > 0
 
     def __call__(
         self, x: Tensor, layer: int | None = None, hooks: Sequence[tuple[str, Callable[..., Any]]] = ()
@@ -294,6 +335,22 @@ class _Reader:
         if values.shape != logits.shape[:1]:
             raise ValueError(f"metric returned shape {list(values.shape)}, one value a row is [{len(logits)}]")
         return values
+
+
+ORDER = (
+    ("resid_pre",),
+    ("q", "k", "v"),
+    ("z",),
+    ("attn_out",),
+    ("resid_mid",),
+    ("mlp_out",),
+    ("resid_post",),
+)  # of a block
+
+
+def _depth(hook_point: str, layer: int) -> int:
+    """Where in the model a hook point lies; resid_post of a block is resid_pre of the next."""
+    return (len(ORDER) - 1) * layer + next(k for k, points in enumerate(ORDER) if hook_point in points)
 
 
 def _check_point(model: Any, hook_point: str, layers: Sequence[int]) -> None:
@@ -333,7 +390,7 @@ def _pairs(
         n = len(x.ids)
         if by_head:
             columns = {"all": list(range(n))}
-        elif len(a) == 1:
+        elif len(a) == 1 and not (positions and all(isinstance(p, str) for p in positions)):
             wanted = list(range(n)) if positions is None else positions
             columns = {}
             for p in wanted:
@@ -344,7 +401,9 @@ def _pairs(
             columns = _spans(x.ids, y.ids)
             unknown = [p for p in positions or () if p not in SPANS]
             if unknown:
-                raise ValueError(f"positions of several pairs are named spans {SPANS}, not {unknown[0]!r}")
+                raise ValueError(
+                    f"positions of several pairs, and those given by name, are the spans {SPANS}, not {unknown[0]!r}"
+                )
             columns = {s: columns[s] for s in (SPANS if positions is None else cast(Any, positions))}
         ids = [torch.tensor([e.ids], device=device) for e in (x, y)]
         out.append(_Pair(ids[0], ids[1], columns))
@@ -436,7 +495,7 @@ def _sweep(
             present = [i for i, (where, _) in enumerate(cells) if where]
             step = max(1, batch_tokens // base.shape[1])
             for row, layer in enumerate(wanted):
-                if not read.reaches(layer):
+                if not read.reaches(hook_point, layer):
                     continue
                 for at in range(0, len(present), step):
                     some = present[at : at + step]
@@ -446,7 +505,7 @@ def _sweep(
                     table[row, some] = read(x, layer if skip else None, [hook]).float().cpu().numpy()
             values.append(table)
             ends.append((c, k))
-    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, min_gap)
+    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, min_gap, read)
 
 
 def _prepare(
@@ -467,13 +526,14 @@ def _prepare(
 
 def _result(
     hook_point: str, direction: Direction, layers: list[int], labels: tuple[str, ...], values: list[np.ndarray],
-    ends: list[tuple[float, float]], dropped: int, excluded: int, approximate: bool, min_gap: float,
+    ends: list[tuple[float, float]], dropped: int, excluded: int, approximate: bool, min_gap: float, read: _Reader,
 ) -> Patching:  # fmt: skip
     if not values:
         raise ValueError(f"all {excluded} pairs have |clean - corrupted| below min_gap={min_gap}; lower it")
     c, k = np.array(ends).T
+    trivial = tuple(layer for layer in layers if read.ahead(hook_point, layer) == 0)
     return Patching(
-        hook_point, direction, tuple(layers), labels, np.stack(values), c, k, dropped, excluded, approximate
+        hook_point, direction, tuple(layers), labels, np.stack(values), c, k, dropped, excluded, trivial, approximate
     )
 
 
@@ -506,7 +566,7 @@ def _stream(hook_point: HookPoint, what: str) -> Callable[..., Patching]:
         clean: One prompt or several; `corrupted` as many, each with as many tokens as its partner.
         metric: `logit_difference(...)`, `projection(...)`, or a callable from last-token logits `[batch d_vocab]` to `[batch]`.
         layers: None takes all of them.
-        positions: Token indices of a single pair, or names of spans (before, changed, after, last) of several.
+        positions: Token indices of a single pair, or names of spans (before, changed, after, last) of one or several.
         direction: "denoise" puts clean into corrupted; "noise" the other way round.
         batch_tokens: Most tokens in one forward pass.
         min_gap: Pairs with a smaller |clean - corrupted| are excluded and counted.
@@ -585,7 +645,7 @@ def attribution_patching(
             kept[name] = act if act.requires_grad else act.detach().requires_grad_()
             return kept[name]
 
-        reached = [row for row, layer in enumerate(wanted) if read.reaches(layer)]
+        reached = [row for row, layer in enumerate(wanted) if read.reaches(hook_point, layer)]
         table = np.full((len(wanted), len(pair.columns)), np.nan)
         if reached:
             hooks = [(names[r], lambda act, hook, name=names[r]: keep(act, hook, name)) for r in reached]
@@ -601,7 +661,7 @@ def attribution_patching(
         values.append(table)
         ends.append((c, k))
     labels = tuple(pairs[0].columns)
-    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, min_gap)
+    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, min_gap, read)
 
 
 # --- attribution ------------------------------------------------------------------------------------------------------

@@ -213,6 +213,32 @@ def triad(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+SPAN_NAMES = {"before": "before it", "changed": "the changed fact", "after": "after it", "last": "last token"}
+
+
+def patching_map(rows: Sequence[Row]) -> Figure:
+    """Where the gap travels: share recovered by the clean stream of one layer (across) at one span of the prompt (down)."""
+    found = find(rows, "causal", "patch recovery by layer and span")
+    layers = sorted({int(r.layer or 0) for r in found})
+    spans = [s for s in SPAN_NAMES if any(r.split == s for r in found)]
+    table = np.full((len(spans), len(layers)), np.nan)
+    for r in found:
+        table[spans.index(str(r.split)), layers.index(int(r.layer or 0))] = r.value
+    figure, axes = _figure(2.6 + 0.55 * len(layers), 1.3 + 0.42 * len(spans))
+    image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    if len(layers) <= 12:  # more would not be readable
+        for (i, j), value in np.ndenumerate(table):
+            if np.isfinite(value):
+                dark = "white" if abs(value) > 0.6 else INK
+                axes.text(j, i, f"{value:z.2f}", ha="center", va="center", fontsize=8, color=dark)
+    axes.set_xticks(range(len(layers)), [str(k) for k in layers], fontsize=8)
+    axes.set_yticks(range(len(spans)), [SPAN_NAMES[s] for s in spans], fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="layer (stream before the block)")
+    figure.colorbar(image, ax=axes, shrink=0.9, label="gap recovered")
+    return figure
+
+
 def cosine_matrix(directions: EmotionDirections, *, layer: int | None = None) -> Figure:
     """Cosines in the order of a cluster tree; emotions with unreliable directions have grey names."""
     slot = directions.slot(layer)

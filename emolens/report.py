@@ -29,6 +29,7 @@ body{margin:0;background:#f6f4f0;color:#1d2433;font:16px/1.6 Georgia,'Times New 
 main{max-width:60rem;margin:0 auto;padding:1.2rem}
 h1,h2,h3,th,.k,figcaption,table{font-family:system-ui,-apple-system,'Segoe UI',sans-serif}
 h1{font-size:1.7rem;line-height:1.25;margin:.6rem 0}
+h3{font:600 1rem system-ui,sans-serif;margin:1.4rem 0 .2rem}
 h2{font-size:1.2rem;margin:2.2rem 0 .4rem;padding-top:.6rem;border-top:2px solid #d9622b}
 .k{color:#667085;font-size:.85rem}
 .answer{background:#fff;border-radius:10px;padding:.4rem 1.2rem;box-shadow:0 1px 3px #0002}
@@ -41,6 +42,7 @@ figcaption{font-size:.85rem;color:#475069;margin-top:.4rem}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem;background:#fff;min-width:100%}
 th,td{padding:.28rem .6rem;text-align:left;border-bottom:1px solid #e7e3db;vertical-align:top}
+td:first-child{min-width:10em}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 tr.primary td{background:#fff4ec;font-weight:600}
 pre{background:#1d2433;color:#f6f4f0;padding:.8rem;border-radius:8px;overflow-x:auto;font-size:.82rem;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -320,6 +322,16 @@ def _causes(rows: Sequence[Row]) -> list[str]:
                 f" They rise most of all in {_pct(first.value)} {_ci(first, True)} (chance {_pct(first.null_mean)})."
             )
         out.append(_li(shown, "Adding a direction makes the model say its word", text))
+    for r in find(rows, "validation", "diag minus off at equal KL, direction minus instruction"):
+        told = find(rows, "validation", "diag minus off at equal KL", control="instruction in words")[0]
+        own = find(rows, "validation", "diag minus off at equal KL", control=None)[0]
+        text = f"{own.value:.2f} nats against {told.value:.2f}; difference {r.value:+.2f} {_ci(r)}, the dose interpolated on the curve."
+        out.append(
+            _li((r.low or 0) > 0, "It does more than an instruction in words that changes neutral text as much", text)
+        )
+    for r in find(rows, "validation", "own score of the text minus random"):
+        text = f"z {r.value:+.2f} {_ci(r)} against text written with random directions; an unsteered model reads it."
+        out.append(_li((r.low or 0) > 0, "What is written with a direction reads more like its emotion", text))
     claims = (
         ("ablate loss", "Taking a direction out costs the model part of the contrast", "of the clean-corrupted gap is lost"),
         ("patch recovery", "The part of the stream along a direction carries some of the contrast", "of the gap is recovered by it alone"),
@@ -347,14 +359,28 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
     """Steering, ablation and patching; nothing for a study without target words."""
     if not find(rows, "validation", "share diag above off"):
         return []
+    steered = [r for r in rows if r.experiment == "validation"]
+    main = (
+        "share diag above off",
+        "share diag above off minus random",
+        "share diag above off minus shuffled",
+        "diag minus off",
+        "argmax",
+    )
+    by_emotion = "diag minus off by emotion"
     parts = [
         "<h2>Does the model use the directions?</h2>",
         _figure(plots.dose_curve(rows), "Dose curve",
-            "Above: how much more an emotion's own words gain than the others' when its direction is added, on openings that nothing was chosen on. "
+            "Above: how much more an emotion's own words gain than the others' when its direction is added (six emotions in a short study), on openings that nothing was chosen on. "
             "Below: what the same dose does to neutral text. Where both rise together the text is falling apart."),
         _figure(plots.validation_matrix(rows), "Validation steering",
             "Change of the log-probability of each emotion's words at the chosen block and dose, minus the mean of its row. Outlined: the own words."),
-        _table([r for r in rows if r.experiment == "validation" and r.metric in ("share diag above off", "share diag above off minus random", "diag minus off", "argmax", "diag minus off by emotion")]),
+        _table([r for r in steered if r.metric in main]),
+        "<h3>Beside it</h3><p>The direct path is the same vector added after the last block: what it writes on the vocabulary without any block reading it. "
+        "An instruction in words is compared where it changes neutral text as much as the direction does (between the points of the dose curve). "
+        "What is written is read by the unsteered model, at the chosen dose; a text that repeats itself has a low perplexity and few distinct pairs.</p>",
+        _beside(rows),
+        f"<details><summary>Each emotion against random directions</summary>{_table([r for r in steered if r.metric == by_emotion])}</details>",
     ]  # fmt: skip
     if written:
         lines = "".join(
@@ -363,7 +389,7 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
         )
         parts.append(
             "<details open><summary>What it writes: one opening, greedy, with each direction, with a random one, and at twice the dose</summary>"
-            "<div class='wide'><table><tr><th>added</th><th>text</th><th>highest scores of the new tokens</th></tr>"
+            "<div class='wide'><table><tr><th>added</th><th>text</th><th>score (z) of the new tokens, read by the unsteered model</th></tr>"
             f"{lines}</table></div></details>"
         )
     if find(rows, "causal", "ablate loss"):
@@ -372,11 +398,47 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
                 "Prompts that differ in one fact and so in what someone feels. The gap is the difference in the logits of the two emotions' words. "
                 "Line and band: all pairs with their 95 % interval.")
         )  # fmt: skip
-    parts.append(_table([r for r in rows if r.experiment == "causal" and "by contrast" not in r.metric]))
+    if mapped := find(rows, "causal", "patch recovery by layer and span"):
+        parts.append(
+            _figure(plots.patching_map(rows), "Where the gap travels",
+                f"The clean stream of one layer and one part of the prompt, put into the corrupted run: 1 means that this place alone carries the whole gap, 0 nothing of it ({mapped[0].n} pairs). "
+                "It must begin at the fact that differs and end at the last token; the map shows when it moves.")
+        )  # fmt: skip
+    parts.append(
+        _table(
+            [
+                r
+                for r in rows
+                if r.experiment == "causal" and "by contrast" not in r.metric and "by layer" not in r.metric
+            ]
+        )
+    )
     parts.append(
         "<p class='k'>Steering moves this readout; that is not proof of sufficiency. Ablation says that a direction contributes, given these controls; not that it is necessary.</p>"
     )
     return parts
+
+
+BESIDE = (
+    ("share diag above off, direct path", "own words rise more than the others', by the direct path alone", "share diag above off", None, "with the blocks after it"),
+    ("diag minus off, direct path", "own words minus the others', nats, by the direct path alone", "diag minus off", None, "with the blocks after it"),
+    ("share diag above off at equal KL", "own words rise more, at the KL of an instruction", "", "instruction in words", "the instruction"),
+    ("diag minus off at equal KL", "own words minus the others', nats, at the KL of an instruction", "", "instruction in words", "the instruction"),
+    ("perplexity of the text, in units of the unsteered text's", "perplexity of what is written, in units of the unsteered text's", "", "random directions", "random directions"),
+    ("distinct pairs of the text", "share of different ones among its pairs of tokens", "", "random directions", "random directions"),
+    ("length of the text", "its length in tokens", "", "random directions", "random directions"),
+)  # fmt: skip
+
+
+def _beside(rows: Sequence[Row]) -> str:
+    """Further measures of the directions, each beside what it is to be compared with."""
+    lines = []
+    for metric, what, other, control, name in BESIDE:
+        own, theirs = (find(rows, "validation", m, control=c) for m, c in ((metric, None), (other or metric, control)))
+        cells = [f"{r.value:.2f} {_ci(r)}" for r in (*own, *theirs)]
+        lines.append(f"<tr><td>{what}</td>{''.join(f'<td>{c}</td>' for c in cells)}<td>{name}</td></tr>")
+    head = "".join(f"<th>{h}</th>" for h in ("what", "directions [95 %]", "compared with", "which is"))
+    return f"<div class='wide'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
 def _estimators(rows: Sequence[Row]) -> str:
@@ -405,12 +467,11 @@ def _estimators(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """Rows as they are, the primary one marked."""
-    lines = []
+    """Rows as they are, the primary one marked; the estimator is said where there are several."""
+    lines, several = [], len({r.estimator for r in rows if r.estimator}) > 1
     for r in rows:
-        what = " · ".join(
-            escape(str(x)) for x in (r.metric, r.estimator and r.estimator.replace("_", " "), r.emotion, r.split) if x
-        )
+        estimator = (r.estimator or "").replace("_", " ") if several else ""
+        what = " · ".join(escape(str(x)) for x in (r.metric, estimator, r.emotion, r.split) if x)
         null = (
             ""
             if r.null_high is None and r.null_mean is None
@@ -515,10 +576,10 @@ def _pct(value: float | None) -> str:
 
 
 def _num(value: float | None, digits: int = 2) -> str:
-    return "" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+    return "" if value is None or not np.isfinite(value) else f"{value:z.{digits}f}"
 
 
 def _ci(r: Row, percent: bool = False) -> str:
     if r.low is None or r.high is None:
         return ""
-    return f"[{100 * r.low:.0f}, {100 * r.high:.0f}]" if percent else f"[{r.low:.2f}, {r.high:.2f}]"
+    return f"[{100 * r.low:.0f}, {100 * r.high:.0f}]" if percent else f"[{r.low:z.2f}, {r.high:z.2f}]"

@@ -2,7 +2,7 @@
 
 A row does not depend on the others in its batch, nor on the cache, nor (sampling) on anything but the seed, its number and the step.
 Hooks see the prompt and then one token at a time. With directions to read, every new token is scored as it is written, after the other
-hooks of that layer. What steering does is measured in `sweeps`, not here.
+hooks of that layer. What steering does to the text is measured in `sweeps`, one floor up.
 """
 
 from __future__ import annotations
@@ -124,9 +124,10 @@ def generate(
     numbers = list(range(len(texts))) if items is None else list(items)
     if len(numbers) != len(texts) or any(n < 0 for n in numbers):
         raise ValueError(f"items={numbers}: one number, 0 or more, for each of the {len(texts)} prompts")
-    ids = _decode(
-        model, encoded, hooks, max_new_tokens, temperature, top_p, seed, numbers, reader, cache, _line(watch, model)
-    )
+    ids = decode(
+        model, encoded, hooks, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, items=numbers, reader=reader, cache=cache,
+        tell=_line(watch, model),
+    )  # fmt: skip
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
     return Generations(
         prompts=tuple(e.text for e in encoded),
@@ -164,10 +165,11 @@ class _Reader:
 
 
 @torch.no_grad()
-def _decode(
-    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, temperature: float, top_p: float,
-    seed: int, items: Sequence[int], reader: _Reader | None, cache: bool, tell: Callable[[list[int], dict[str, float]], None] | None,
+def decode(
+    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0,
+    seed: int = 0, items: Sequence[int] | None = None, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int], dict[str, float]], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
+    """The new tokens of each row up to its EOS, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
     tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
     window = Window(tokens.shape[1])
     bound = [(name, h.within(window) if isinstance(h, Hook) else h) for name, h in hooks]
@@ -188,7 +190,7 @@ def _decode(
                 tell(out[0], reader.now(0) if reader is not None else {})
             if step == max_new_tokens or all(done):
                 break
-            chosen = _choose(logits.float(), temperature, top_p, seed, items, step)
+            chosen = _choose(logits.float(), temperature, top_p, seed, items or range(len(encoded)), step)
             for row, token in enumerate(chosen):
                 done[row] = done[row] or token == eos
                 if not done[row]:

@@ -24,8 +24,8 @@ FLOORS = [
     {"directions"},
     {"readout"},
     {"interventions"},
-    {"geometry", "steering", "sweeps", "patching", "baking"},
-    {"generation"},
+    {"geometry", "steering", "patching", "baking"},
+    {"sweeps", "generation"},
     {"experiments.__init__", "experiments.base"},
     {
         "experiments.causal",

@@ -900,6 +900,17 @@ def test_check_marks_the_changed_tokens_and_counts_what_fired(tiny_model, v):
     assert repr(c).startswith(expected + f"\n  steer {name} at blocks.0.hook_resid_post (dose 0.1 median norms): fired 1x, {len(inside)} of {len(e.ids)} tokens")  # fmt: skip
 
 
+def test_check_names_a_bos_and_never_shows_an_empty_bracket(tiny_model, v):
+    hooks = em.steer_resid_post(v[v.emotions[0]], layer=1, dose=0.2)
+    text = "They saw 🙂 and laughed."  # whose tokenizer may need several tokens for one character
+    c = em.check(tiny_model, hooks, text, prepend_bos=True)
+    assert c.marked.startswith("[<s>]")
+    assert "[]" not in c.marked
+    assert c.marked[5:].replace("[", "").replace("]", "") == text
+    assert "<mark style" in c._repr_html_()
+    assert "&lt;s&gt;</mark>" in c._repr_html_()
+
+
 def test_check_says_how_large_the_change_is(tiny_model, v):
     name, seen = v.emotions[0], {}
     run(tiny_model, em.positions(tiny_model, PROMPTS[0]), recorder(seen, "blocks.1.hook_resid_post"))
@@ -947,7 +958,9 @@ def test_what_a_prompt_and_an_emotion_say_is_escaped_in_html(tiny_model, v):
     bad = "<script>alert(1)</script> & so on"
     hostile = replace(v[v.emotions[0]], emotions=("<img src=x onerror=alert(2)>",))
     foreign: Hooks = [("blocks.1.hook_resid_post", lambda act, hook: act + 1)]
-    page = em.check(tiny_model, em.steer_resid_post(hostile, layer=1, dose=0.1) + foreign, bad)._repr_html_()
+    page = em.check(
+        tiny_model, em.steer_resid_post(hostile, layer=1, dose=0.1) + foreign, bad, prepend_bos=False
+    )._repr_html_()
     assert set(re.findall(r"</?(\w+)", page)) == {"div", "bdi", "mark", "ul", "li"}
     assert "&lt;img src=x onerror=alert(2)&gt;" in page
     words = re.sub(r"<[^>]*>", "", page.split("<ul>")[0])

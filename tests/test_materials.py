@@ -69,12 +69,14 @@ def test_pairs_of_ones_own_are_read_from_a_file(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (_pair() + _pair(), r"own\.jsonl: two records have the id 'a'"),
+        (_pair(corrupted="x"), r"own\.jsonl: pair 'a': clean and corrupted are the same prompt"),
+        (_pair(control="x"), r"own\.jsonl: pair 'a': clean and control are the same prompt"),
         (_pair() + _pair(id="b", control="-"), r"own\.jsonl:2: control: field required"),
         (_pair(clean=""), r"own\.jsonl:1: clean: string should have at least 1 character"),
         (_pair(emotion="joy"), r"own\.jsonl:1: emotion: this key is not known here \(found 'joy'\)"),
         (_pair() + "{broken\n", r"own\.jsonl:2: not valid JSON"),
     ],
-    ids=["twice", "missing", "empty", "unknown", "broken"],
+    ids=["twice", "same", "same control", "missing", "empty", "unknown", "broken"],
 )
 def test_a_wrong_pair_is_named_by_line_and_field(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "own.jsonl"

@@ -136,10 +136,44 @@ def test_skipping_equals_not_skipping(model):
     assert relative(run(skip=True).values, run(skip=False).values) < TOLERANCE
 
 
-def test_a_projection_sees_only_layers_before_it(model):
-    r = P.patch_resid_pre(model, clean=CLEAN, corrupted=CORRUPTED, metric=P.projection(directions(model), layer=1))
-    assert np.isnan(r.values[0, 1:]).all()
-    assert np.isfinite(r.values[0, 0]).all()
+@pytest.mark.parametrize(
+    ("point", "measured", "trivial"),
+    [
+        ("resid_pre", [0, 1], [2]),
+        ("attn_out", [0, 1], []),
+        ("mlp_out", [0, 1], []),
+        ("resid_post", [0], [1]),
+        ("z", [0, 1], []),
+    ],
+)
+def test_a_projection_tells_what_lies_before_it_from_itself_and_what_lies_behind(model, point, measured, trivial):
+    """Against a naive loop: the cells that the metric itself reads are the source's projection, those behind it change nothing."""
+    metric = P.projection(directions(model), layer=1)  # at resid_post
+    r = getattr(P, f"patch_{point}")(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric)
+    assert [layer for layer in r.layers if np.isfinite(r.values[0, layer]).all()] == measured
+    assert list(r.trivial) == trivial
+    clean, corrupted = both(model)
+    name = "blocks.{}.hook_resid_post".format
+    put = lambda layer: (name(layer), lambda act, hook: clean_act[layer])  # noqa: E731
+    _, cache = model.run_with_cache(clean)
+    clean_act = {layer: cache[name(layer)] for layer in (0, 1, 2)}
+    seen: list[torch.Tensor] = []
+    listen = (name(1), lambda act, hook: seen.append(act[0, -1].detach()))
+    for layer in (1, 2):
+        model.run_with_hooks(corrupted, fwd_hooks=[put(layer), listen])
+    model.run_with_hooks(corrupted, fwd_hooks=[listen])
+    assert torch.equal(seen[0], clean_act[1][0, -1])  # trivial
+    assert torch.equal(seen[1], seen[2])  # behind it nothing happens
+
+
+def test_trivial_and_impossible_cells_look_different(model):
+    r = P.patch_resid_post(model, clean=CLEAN, corrupted=CORRUPTED, metric=P.projection(directions(model), layer=1))
+    lines = repr(r).splitlines()
+    assert set(lines[3].split()[1:]) == {"="}
+    assert set(lines[4].split()[1:]) == {"."}
+    html = r._repr_html_()
+    n = len(r.labels)
+    assert (html.count("what the metric itself reads"), html.count("cannot matter")) == (n, n)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -201,3 +235,20 @@ def test_errors_say_what_is_wrong(model):
 def test_labels_are_escaped(tiny_model):
     r = P.patch_resid_pre(tiny_model, clean="a <b> 3", corrupted="a <b> 7", metric=metric)
     assert "<b>" not in r._repr_html_()
+
+
+def test_pairs_of_several_contrasts_are_joined_and_a_single_pair_has_spans_too(model):
+    two = {"clean": [CLEAN, CORRUPTED], "corrupted": [CORRUPTED, CLEAN], "metric": metric, "layers": [0, 2]}
+    one = [
+        P.patch_resid_pre(model, clean=a, corrupted=b, metric=metric, layers=[0, 2], positions=P.SPANS)
+        for a, b in ((CLEAN, CORRUPTED), (CORRUPTED, CLEAN))
+    ]
+    joined = one[0].joined(one[1:])
+    whole = P.patch_resid_pre(model, **two)
+    assert joined.labels == whole.labels == P.SPANS
+    np.testing.assert_array_equal(joined.values, whole.values)
+    np.testing.assert_array_equal(joined.recovery, whole.recovery)
+    with pytest.raises(ValueError, match="can be joined"):
+        one[0].joined([P.patch_resid_post(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=P.SPANS)])
+    with pytest.raises(ValueError, match="not 'middle'"):
+        P.patch_resid_pre(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=["middle"])

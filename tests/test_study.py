@@ -19,10 +19,11 @@ import emolens as em
 import emolens.study
 from emolens.activations import NORM_BINS, Activations, TextInfo
 from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
-from emolens.experiments import lens, norms, person, separability, transfer
+from emolens.experiments import lens, norms, person, separability, transfer, validation
 from emolens.experiments.base import Inputs, Row, row
 from emolens.report import _margin, render
 from emolens.study import Study, run_study
+from emolens.sweeps import Cell, Sweep
 
 ROWS = ("separability", "person", "transfer", "geometry", "logit_lens", "validation", "causal")
 DEEDS = {  # six words of GoEmotions and of the Glasgow norms, and what people do
@@ -338,6 +339,46 @@ def test_transfer_has_its_twins_and_its_nulls(study):
         "macro auc minus tfidf",
         "mean_difference",
         "goemotions",
+    )
+
+
+def test_steering_has_each_control_and_every_emotion_its_null(study):
+    rows = [r for r in study.rows if r.experiment == "validation"]
+    share = {r.control: r for r in rows if r.metric == "share diag above off"}
+    assert set(share) == {None, "random directions", "shuffled labels"}
+    assert share["shuffled labels"].split == "5 draws"
+    assert share["random directions"].n == 30 * 12 * len(DEEDS)  # draws x openings x emotions
+    assert {r.emotion for r in rows if r.metric == "diag minus off by emotion"} == set(DEEDS)
+    for metric in ("share diag above off, direct path", "own score of the text minus random"):
+        assert len([r for r in rows if r.metric == metric]) == 1
+    for metric in ("diag minus off at equal KL", "distinct pairs of the text", "length of the text"):
+        assert len([r for r in rows if r.metric == metric]) == 2  # with its comparison
+
+
+def test_an_instruction_is_compared_at_the_dose_with_its_damage():
+    """Planted: KL = dose^2 and effect = 10 dose, so an instruction with KL .3^2 meets an effect of 3 whatever its own is."""
+    few, prompts = ["joy", "fear"], ("a", "b", "c")
+
+    def made(control, dose, effect, kl):
+        change = torch.zeros(2, 3, 2)
+        change[0, :, 0] = change[1, :, 1] = effect
+        cells = tuple(Cell(e, control, 1, dose) for e in few)
+        return cells, change, torch.full((2, 4), kl)
+
+    parts = [made(None, d, 10 * d, d**2) for d in validation.CURVE]
+    curve = Sweep(
+        sum((p[0] for p in parts), ()), prompts, tuple(few), torch.cat([p[1] for p in parts]), torch.zeros(3, 2),
+        torch.cat([p[2] for p in parts]),
+    )  # fmt: skip
+    cells, change, kl = made("prompt", 0.0, 1.0, 0.3**2)
+    told = Sweep(cells, prompts, tuple(few), change, torch.zeros(3, 2), kl)
+    rows = validation._told_rows(curve, told, few, {"layer": 1})
+    by = {(r.metric, r.control): r for r in rows}
+    assert by["diag minus off at equal KL", None].value == pytest.approx(3.0)
+    assert by["diag minus off at equal KL", None].dose == pytest.approx(0.3)
+    assert by["diag minus off at equal KL", "instruction in words"].value == pytest.approx(1.0)
+    assert by["diag minus off at equal KL, direction minus instruction", "instruction in words"].value == pytest.approx(
+        2.0
     )
 
 

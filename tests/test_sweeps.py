@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -193,6 +194,82 @@ def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
     assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
 
 
+def test_what_is_written_is_what_generate_writes_and_is_read_without_the_hook(model, v):
+    """Against `em.generate`, and against one plain run of prompt and new text for each."""
+    options = {"layers": [1], "doses": [0.8], "target_words": WORDS, "controls": {}, "progress": False}
+    result = sweep(model, STEMS, v[["glimmer", "tarrow"]], write=5, read=v, **options)
+    w, base = result.written, result.unsteered
+    assert w is not None
+    assert base is not None
+    for i, cell in enumerate((*result.cells, None)):
+        hooks = [] if cell is None else em.steer_resid_post(v[cell.direction], layer=1, dose=0.8)
+        made, at = (w, i) if cell is not None else (base, 0)
+        expected = em.generate(model, STEMS, hooks, max_new_tokens=5)
+        assert made.texts[at] == expected.texts
+        for j, (prompt, ids) in enumerate(zip(STEMS, expected.tokens, strict=True)):
+            before = encode(model, [prompt])[0].ids
+            with torch.no_grad():
+                logits, cache = model.run_with_cache(torch.tensor([[*before, *ids]]), return_type="logits")
+            log = logits[0].float().log_softmax(-1)
+            nll = [-float(log[len(before) - 1 + k, t]) for k, t in enumerate(ids)]
+            assert float(made.log_perplexity[at, j]) == pytest.approx(np.mean(nll), abs=TOLERANCE)
+            rows = cache[f"blocks.{v.layer}.hook_resid_post"][0, len(before) :, None].float()
+            z = v.at(v.layer).token_z(rows, torch.arange(len(before), len(before) + len(ids)))[..., 0]
+            torch.testing.assert_close(made.score[at, j], z.mean(0), atol=1e-2, rtol=1e-3)  # z divides by small spreads
+            assert made.length[at, j] == len(ids)
+            pairs = list(pairwise(ids))
+            assert float(made.distinct[at, j]) == pytest.approx(len(set(pairs)) / len(pairs))
+    assert not torch.equal(w.log_perplexity[0], base.log_perplexity[0])  # the dose is large enough to matter
+    torch.testing.assert_close(result.perplexity_ratio, (w.log_perplexity - base.log_perplexity).exp())
+    [row] = [r for r in result.rows() if (r["prompt"], r["emotion"], r["direction"]) == (STEMS[1], "gloamer", "tarrow")]
+    assert row["text"] == w.texts[1][1]
+    assert row["score"] == pytest.approx(float(w.score[1, 1, v.emotions.index("gloamer")]))
+    assert "perplexity" in repr(result)
+    assert result.select(dose=0.8).written.texts == w.texts
+
+
+def test_a_text_that_ends_at_once_has_no_perplexity_and_length_zero(model, v, monkeypatch):
+    first = em.generate(model, STEMS[:1], max_new_tokens=1).tokens[0][0]
+    monkeypatch.setattr(type(model.tokenizer), "eos_token_id", first, raising=False)
+    result = sweep(
+        model, STEMS[:1], v[["glimmer"]], layers=[1], doses=[0.0], target_words=WORDS, controls={}, write=3, read=v, progress=False
+    )  # fmt: skip
+    assert result.written is not None
+    assert result.written.texts == (("",),)
+    assert result.written.length.tolist() == [[0.0]]
+    assert result.written.log_perplexity.isnan().all()
+    assert result.written.score.isnan().all()
+
+
+def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, monkeypatch):
+    options = {"layers": [0, 2], "doses": [0.4], "target_words": WORDS, "write": 4, "read": v, "progress": False}
+    whole = sweep(model, STEMS, v, **options)
+    real, calls = sweeps._Run.text, []
+
+    def small_and_dies(self, vectors, *args):
+        if vectors is not None:
+            if len(vectors) > 2:
+                raise torch.OutOfMemoryError("out of memory")
+            calls.append(len(vectors))
+            if sum(calls) > 14:
+                raise KeyboardInterrupt
+        return real(self, vectors, *args)
+
+    monkeypatch.setattr(sweeps._Run, "text", small_and_dies)
+    file = tmp_path / "sweep.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, STEMS, v, out=file, **options)
+    calls[:] = [-100]
+    resumed = sweep(model, STEMS, v, out=file, **options)
+    assert resumed.info["splits"] > 0
+    assert resumed.written.texts == whole.written.texts
+    torch.testing.assert_close(resumed.written.log_perplexity, whole.written.log_perplexity, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(resumed.written.score, whole.written.score, atol=1e-2, rtol=1e-3)
+    with pytest.raises(ValueError, match="another sweep"):
+        sweep(model, STEMS, v, out=file, **(options | {"write": 3}))
+    assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
+
+
 def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
     file = tmp_path / "sweep.jsonl"
     sweep(model, STEMS[:1], v, layers=[1], doses=[0.1], target_words=WORDS, out=file, progress=False)
@@ -241,6 +318,8 @@ def test_running_out_of_memory_halves_the_batch_and_is_recorded(model, v, monkey
         ({"target_words": {"glimmer": ["happy"]}}, "at least two emotions"),
         ({"target_words": {"glimmer": ["happy"], "gloamer": ["sorry"]}}, "'brindle' has no target words"),
         ({"neutral": NEUTRAL, "neutral_tokens": 1}, "at least 2"),
+        ({"write": -1}, "how many tokens to write"),
+        ({"write": 10_000}, "this model reads"),
     ],
 )
 def test_bad_requests_are_refused_before_any_run(model, v, change, message):
@@ -248,6 +327,8 @@ def test_bad_requests_are_refused_before_any_run(model, v, change, message):
         sweep(model, STEMS, v, **({"target_words": WORDS, "layers": [1]} | change))
     with pytest.raises(ValueError, match="prompts"):
         sweep(model, [], v, target_words=WORDS)
+    with pytest.raises(ValueError, match="needs write="):
+        sweep(model, STEMS, v, layers=[1], target_words=WORDS, read=v)
 
 
 def test_a_calibrated_dose_keeps_its_budget_and_a_larger_one_does_not(model, v):
@@ -276,7 +357,32 @@ def test_a_calibrated_dose_keeps_its_budget_and_a_larger_one_does_not(model, v):
     assert found.kl.low <= found.kl.value <= found.kl.high
 
 
+def test_a_dose_is_lowered_until_what_is_written_keeps_its_budget_too(model, v):
+    """A budget that every text keeps changes nothing; a tight one lowers the dose, and the next larger dose breaks it."""
+    options = {"layer": 1, "budget": 0.5, "max_dose": 4.0, "write": 6}
+    prompts = [*STEMS, "The letter came and"]
+    kl_only = calibrate_dose(model, v["glimmer"], NEUTRAL, **options)
+    loose = calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=prompts, perplexity_budget=1e6, **options)
+    assert loose.dose == kl_only.dose
+    tight = calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=prompts, perplexity_budget=1.001, **options)
+    assert tight.dose < kl_only.dose
+    assert tight.n_prompts == 2
+    assert "other prompts" in str(tight)
+    rng = np.random.default_rng(0)
+    rng.permutation(len(NEUTRAL))  # the texts are drawn first
+    chosen_on = [prompts[i] for i in rng.permutation(4)[:2]]
+    for dose, inside in ((tight.dose, True), (tight.dose / 0.9, False)):
+        r = sweep(
+            model, chosen_on, v["glimmer"], layers=[1], doses=[dose], target_words=WORDS, controls={}, write=6, progress=False
+        )  # fmt: skip
+        assert (float(r.perplexity_ratio.log().nanmean().exp()) <= 1.001) == inside
+
+
 def test_calibrate_dose_says_what_it_needs(model, v):
+    with pytest.raises(ValueError, match="at least four prompts"):
+        calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=STEMS)
+    with pytest.raises(ValueError, match="above one"):
+        calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=[*STEMS, "A"], perplexity_budget=1.0)
     with pytest.raises(ValueError, match="one direction"):
         calibrate_dose(model, v, NEUTRAL)
     with pytest.raises(ValueError, match="four texts"):

@@ -57,13 +57,13 @@ em.check(model, hooks, "After the phone call she felt")
 # `positions="generation"` leaves the prompt alone but for its last token, whose output is the first new word.
 
 # %%
-em.check(model, em.steer_resid_post(v["joy"], dose=0.1, positions="generation"), "After the phone call she felt")
+only_new = em.steer_resid_post(v["joy"], dose=0.1, positions="generation")
+em.check(model, only_new, "After the phone call she felt")
 
 # %% [markdown]
 # ## 3. What it writes
 #
-# The same opening with nothing, with joy, with sadness, and with a direction that points anywhere at the same dose. One row a direction:
-# all four are one batch.
+# The same opening with nothing, with joy, with sadness, and with a direction that points anywhere at the same dose.
 
 # %%
 OPENING = "After the phone call she"
@@ -83,9 +83,7 @@ for name, direction in (("joy", v["joy"]), ("sadness", v["sadness"]), ("random",
 # directions run beside it unless you turn them off. The damage is the KL divergence on neutral text.
 
 # %%
-from emolens.sweeps import shortest_words
-
-words = shortest_words(model.tokenizer, {e.name: e.target_words for e in emotions.emotions})
+words = {e.name: e.target_words for e in emotions.emotions}
 stems = em.load_stems().report[:6]
 neutral = [n.text for n in emotions.neutral[:4]]
 doses = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -98,14 +96,15 @@ result
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
+import torch
 
 
 def own_minus_others(s, control):
     at = s.select(control=control)
-    if control is None:
-        return np.mean([float(at.margin[i, :, at.emotions.index(c.direction)].mean()) for i, c in enumerate(at.cells)])
-    return float(at.margin.mean())
+    if control is not None:
+        return float(at.margin.mean())
+    own = [at.margin[i, :, at.emotions.index(c.direction)] for i, c in enumerate(at.cells)]
+    return float(torch.stack(own).mean())
 
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -113,8 +112,12 @@ for control, colour in ((None, "#d9622b"), ("random directions", "#9aa3b2")):
     at_dose = [result.select(dose=d) for d in doses]
     left.plot(doses, [own_minus_others(s, control) for s in at_dose], "o-", color=colour, label=control or "emotions")
     right.plot(doses, [float(s.select(control=control).kl.mean()) for s in at_dose], "o-", color=colour)
-left.set(xscale="log", xlabel="dose", ylabel="own words minus others, nats")
-right.set(xscale="log", yscale="log", xlabel="dose", ylabel="KL on neutral text, nats a token")
+for axes in (left, right):
+    axes.set_xscale("log")
+    axes.set_xticks(doses, [f"{d:g}" for d in doses])
+    axes.minorticks_off()
+left.set(xlabel="dose", ylabel="own words minus others, nats")
+right.set(yscale="log", xlabel="dose", ylabel="KL on neutral text, nats a token")
 left.legend(frameon=False)
 plt.show()
 
@@ -123,12 +126,28 @@ small = result.select(dose=0.1)
 assert own_minus_others(small, None) > own_minus_others(small, "random directions")
 
 # %% [markdown]
-# The paper's dose of 0.5 lies where this small model falls apart. `calibrate_dose` finds the largest dose within a budget, on half of the
-# texts, and reports on the other half.
+# And what does it *write* at these doses? The same call continues the openings; a model without any hook reads what came out. Perplexity is
+# in units of its own text. Note that a text which repeats itself is not perplexing at all: look at the distinct pairs too.
 
 # %%
-dose = em.calibrate_dose(model, v["joy"], [n.text for n in emotions.neutral[:8]], budget=0.1)
-print(dose)
+written = em.sweep(
+    model, stems, v[["joy", "sadness"]], doses=(0.1, 0.2, 0.8), target_words=words, write=20, read=v, progress=False
+)
+written
+
+# %%
+for dose in (0.1, 0.8):
+    w = written.select(dose=dose, control=None).written
+    print(f"joy at {dose}:", stems[0] + w.texts[0][0].replace("\n", " "))
+
+# %% [markdown]
+# The paper's dose of 0.5 lies where this small model falls apart. `calibrate_dose` finds the largest dose within a budget of damage to
+# neutral text and of perplexity, on half of the texts and openings, and reports on the other halves.
+
+# %%
+openings = em.load_stems().report
+dose = em.calibrate_dose(model, v["joy"], [n.text for n in emotions.neutral[:8]], budget=0.1, prompts=openings)
+print(str(dose).replace("; ", ";\n"))
 
 # %% [markdown]
 # And a sentence would have done it too. Compare at equal damage, not at equal effort:
@@ -143,8 +162,6 @@ em.prompt_baseline(model, stems, emotions, names=["joy", "sadness", "fear"], neu
 # when the joy-sadness direction is taken out at this layer?
 
 # %%
-import torch
-
 pair = em.load_pairs()[0]
 print(pair.clean)
 print(pair.corrupted)

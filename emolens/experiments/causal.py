@@ -6,7 +6,7 @@ d(x) the logit difference of the two emotions' words at the last token, v the di
 of the gap recovered;
 *ablate* - v taken out of both runs at every block (affinely, sinks left alone): share of the gap lost;
 *add* - v added to the corrupted run: change of d in gaps. Beside each, random directions that remove as much variance of ordinary tokens
-(ablate), or point anywhere (patch, add). Shares are ratios of means over pairs whose gap is positive; intervals resample pairs.
+(ablate), or point anywhere (patch, add). A map by layer and span of the prompt shows where the whole stream carries the gap. Shares are ratios of means over pairs whose gap is positive; intervals resample pairs.
 
 Then the emotions' whole subspace is taken out while the stories are read again, and a classifier is fitted *afresh* on what is left (an
 old one fails by construction), beside random subspaces of the same rank and removed variance, with the damage to neutral text.
@@ -42,7 +42,8 @@ from emolens.interventions import (
     steer_resid_post,
 )
 from emolens.materials import Pair, load_pairs
-from emolens.models import EncodedText, encode, pad, run_to, unembed
+from emolens.models import EncodedText, can_start_at_layer, encode, pad, run_from, run_to, unembed
+from emolens.patching import SPANS, patch_resid_pre
 from emolens.readout import first_tokens
 
 NAME = "causal"
@@ -52,7 +53,7 @@ MIN_PAIRS = 8
 def run(inputs: Inputs, *, layer: int, dose: float, names: Sequence[str]) -> list[Row]:
     """All rows. `layer`, `dose` and the emotions of the subspace are those that validation steering chose."""
     triad = _triad(inputs, layer, dose)
-    return triad + _refit(inputs, layer, list(names), primary=not any(r.primary for r in triad))
+    return [*triad, *_where(inputs), *_refit(inputs, layer, list(names), primary=not any(r.primary for r in triad))]
 
 
 # --- the triad --------------------------------------------------------------------------------------------------------
@@ -62,7 +63,12 @@ def usable_pairs(inputs: Inputs) -> tuple[list[Pair], int]:
     """Pairs of emotions of this set whose three prompts have one length in this tokenizer, and how many were dropped for their length."""
     tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
     words = first_tokens(tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
-    known = [p for p in load_pairs() if words.get(p.emotion_clean) and words.get(p.emotion_corrupted)]
+    name = inputs.emotions.concepts
+    named = [
+        p.model_copy(update={k: name.get(getattr(p, k), "") for k in ("emotion_clean", "emotion_corrupted")})
+        for p in load_pairs()
+    ]
+    known = [p for p in named if words.get(p.emotion_clean) and words.get(p.emotion_corrupted)]
     same = lambda p: len({len(tokenizer(t).input_ids) for t in (p.clean, p.corrupted, p.control)}) == 1  # noqa: E731  (used once)
     kept = [p for p in known if same(p)]
     return kept, len(known) - len(kept)
@@ -87,7 +93,7 @@ def _triad(inputs: Inputs, layer: int, dose: float) -> list[Row]:
     base = inputs.directions
     v = base[[p.emotion_clean for p in pairs]] - base[[p.emotion_corrupted for p in pairs]]
     v = replace(v, emotions=tuple(p.id for p in pairs))
-    n_random = 20 if inputs.full else 3
+    n_random = 20 if inputs.full else 2
     anywhere = [_like(v, random_directions(v, len(pairs), seed=seed + 1 + k)) for k in range(n_random)]
     matched = [_matched(inputs, v, layer, seed + 1 + k, together=False) for k in range(n_random)]
 
@@ -95,14 +101,17 @@ def _triad(inputs: Inputs, layer: int, dose: float) -> list[Row]:
 
     def patched(along: EmotionDirections | None, where: Positions | Literal["all"]) -> Tensor:
         hooks = patch_resid_post(stream["clean"], layer=layer, along=along, positions=where)
-        return read(prompts["corrupted"], hooks) - d["corrupted"]
+        return read(prompts["corrupted"], hooks, after=stream["corrupted"]) - d["corrupted"]
 
     def lost(u: EmotionDirections) -> Tensor:
         hooks = ablate_resid_post(u, layer="all", direction_from=layer, per_row=True)
         return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))
 
     def added(u: EmotionDirections) -> Tensor:
-        return read(prompts["corrupted"], steer_resid_post(u, layer=layer, dose=dose)) - d["corrupted"]
+        return (
+            read(prompts["corrupted"], steer_resid_post(u, layer=layer, dose=dose), after=stream["corrupted"])
+            - d["corrupted"]
+        )
 
     mean = lambda f, us: torch.stack([f(u) for u in us]).mean(0)  # noqa: E731  (a name for four lines)
     whole = patched(None, last)  # at all positions it would be the clean run itself
@@ -166,21 +175,32 @@ def _like(v: EmotionDirections, random: EmotionDirections) -> EmotionDirections:
 
 
 def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
-    """A function: prompts and hooks to the logit difference of each pair, at the last token."""
+    """A function: prompts and hooks to the logit difference of each pair, at the last token.
+
+    `keep` stores the stream after a block; hooks of that block alone can then be applied to it (`after`) without running the blocks before.
+    """
     model: Any = inputs.model
     words = first_tokens(model.tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
     device = getattr(model.cfg, "device", "cpu")
 
     @torch.no_grad()
-    def read(encoded: list[EncodedText], hooks: Hooks | None = None, keep: Any = None) -> Float[Tensor, " pair"]:
+    def read(
+        encoded: list[EncodedText], hooks: Hooks | None = None, keep: Any = None, after: Tensor | None = None
+    ) -> Float[Tensor, " pair"]:
         tokens, mask = pad(encoded, "left", device)
         window = Window(tokens.shape[1])
         bound = [(n, h.within(window) if isinstance(h, Hook) else h) for n, h in hooks or []]
         if keep is not None:
             layer, kind, stream = keep
             bound.append((f"blocks.{layer}.hook_resid_post", lambda act, hook: stream.__setitem__(kind, act.detach())))
-        with model.hooks(fwd_hooks=bound):
-            resid = run_to(model, tokens, mask, model.cfg.n_layers)
+        if after is not None and can_start_at_layer(model):
+            [(_, hook)] = bound
+            resid = hook(after)
+            if hook.spec.layer + 1 < model.cfg.n_layers:
+                resid = run_from(model, resid, mask, hook.spec.layer + 1)
+        else:
+            with model.hooks(fwd_hooks=bound):
+                resid = run_to(model, tokens, mask, model.cfg.n_layers)
         logits = unembed(model, resid[:, -1:])[:, 0].float().cpu()
         return torch.stack(
             [
@@ -192,12 +212,50 @@ def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
     return read
 
 
+def _where(inputs: Inputs) -> list[Row]:
+    """Share of the gap that each layer's stream carries at each span of the prompt (`em.patch_resid_pre`), pairs of all contrasts together."""
+    pairs, _ = usable_pairs(inputs)
+    if len(pairs) < MIN_PAIRS:
+        return []
+    some = pairs if inputs.full else pairs[:: max(1, len(pairs) // 20)]
+    n = inputs.model.cfg.n_layers
+    layers = list(range(n)) if inputs.full else sorted({round(k * (n - 1) / 6) for k in range(7)})
+    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
+    words = first_tokens(tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
+    tables = []
+    for contrast in dict.fromkeys((p.emotion_clean, p.emotion_corrupted) for p in some):
+        here = [p for p in some if (p.emotion_clean, p.emotion_corrupted) == contrast]
+        first, second = (words[e] for e in contrast)
+        difference = lambda logits, a=first, b=second: logits[:, a].mean(-1) - logits[:, b].mean(-1)  # noqa: E731  (a metric)
+        tables.append(
+            patch_resid_pre(
+                inputs.model, clean=[p.clean for p in here], corrupted=[p.corrupted for p in here], layers=layers,
+                positions=SPANS, metric=difference,
+            )
+        )  # fmt: skip
+    whole = tables[0].joined(tables[1:])
+    bounds = whole.interval
+    out = []
+    for i, layer in enumerate(layers):
+        for j, span in enumerate(whole.labels):
+            if not np.isfinite(whole.recovery[i, j]):
+                continue
+            low, high = (float(b[i, j]) for b in bounds) if bounds is not None else (None, None)
+            out.append(
+                row(NAME, "patch recovery by layer and span", float(whole.recovery[i, j]), low=low, high=high, layer=layer, split=span,
+                    hook="resid_pre", n=len(whole.clean), unit_of_n="pairs", seed=inputs.seed)
+            )  # fmt: skip
+    return out
+
+
 # --- what is left after ablation --------------------------------------------------------------------------------------
 
 
 def _refit(inputs: Inputs, layer: int, names: list[str], *, primary: bool) -> list[Row]:
     """A fresh classifier on stories that were read without the subspace."""
-    small = inputs.emotions.subset(names)
+    kept = [i for i, k in enumerate(inputs.labels) if inputs.emotions.names[k] in names]
+    texts, topics = [inputs.texts[i] for i in kept], [inputs.topics[i] for i in kept]
+    labels = np.array([names.index(inputs.emotions.names[inputs.labels[i]]) for i in kept])
     neutral = [n.text for n in inputs.emotions.neutral][:: max(1, len(inputs.emotions.neutral) // 8)][:8]
     v = inputs.directions[names]
     hooks: dict[str | None, Hooks] = {"nothing": [], None: ablate_resid_post(v, layer="all", direction_from=layer)}
@@ -207,14 +265,14 @@ def _refit(inputs: Inputs, layer: int, names: list[str], *, primary: bool) -> li
     model: Any = inputs.model
     right: dict[str | None, np.ndarray] = {}
     loss: dict[str | None, np.ndarray] = {}
-    texts = [s.text for _, s in small.texts()]
-    labels = np.array([names.index(e) for e, _ in small.texts()])
-    topics = [s.topic for _, s in small.texts()]
     for what, list_of in hooks.items():
         with model.hooks(fwd_hooks=list_of):
-            acts = collect_resid_post(model, texts, layers=[layer], progress=False)
             loss[what] = _loss(model, neutral)
-        x = acts.rows[:, 0].double().numpy()
+            if list_of:
+                rows = collect_resid_post(model, texts, layers=[layer], progress=False).rows[:, 0]
+            else:  # they have been read already
+                rows = inputs.main.rows[kept, inputs.acts.layers.index(layer)]
+        x = rows.double().numpy()
         fit = lambda train, test: stats.logistic_scores(x[train], labels[train], x[test])  # noqa: E731, B023  (called before x changes)
         scores = stats.heldout_scores(fit, topics, inputs.folds, len(names))
         right[what] = stats.top_k(scores, labels).astype(float)

@@ -1,35 +1,39 @@
 """Does adding a direction make the model say its word? Validation steering with its controls and its collapse.
 
 Openings such as "He feels" are continued with one direction added at one block. Read is the change of the log-probability of each
-emotion's target words; "diag" is the change of the steered emotion's own words, "off" the mean of the others'. Block and dose are
-chosen on one half of the openings (largest mean diag - off with a KL divergence on neutral text within `BUDGET`), everything else is
-reported on the other half, beside random directions, directions from shuffled labels, and the other emotions' directions (argmax).
-Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that the direction moves this
-readout, not that the model feels or acts by it.
+emotion's target words, all of them and whole; "diag" is the change of the steered emotion's own words, "off" the mean of the others'.
+Block and dose are chosen on one half of the openings (largest mean diag - off with a KL divergence on neutral text within `BUDGET`; for
+speed by six emotions and each emotion's shortest words), everything else is reported on the other half, for every emotion that has
+words, beside random directions, directions from shuffled labels, and the other emotions' directions (argmax).
+Beside it, for six emotions and (short form) every second opening: the dose curve into collapse; an instruction in words at the same KL,
+for which the curve is interpolated; what is written, as the unsteered model reads it; and the direct path alone, the same vector added
+after the last block. Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that
+the direction moves this readout, not that the model feels or acts by it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from emolens import stats
 from emolens.directions import EmotionDirections, random_directions, shuffled_directions
 from emolens.experiments.base import Inputs, Row, row
-from emolens.interventions import steer_resid_post
 from emolens.materials import load_stems
-from emolens.steering import Generations, generate
-from emolens.sweeps import shortest_words, sweep
+from emolens.sweeps import Sweep, prompt_baseline, shortest_words, sweep
 
 NAME = "validation"
+MANY = 40  # emotions; a larger set steers its six basic ones, and all of them with `full`
 BASIC = ("joy", "sadness", "anger", "fear", "disgust", "surprise")
 BUDGET = 0.1  # nats a token on neutral text
 DOSES = (0.05, 0.1, 0.2)
-CURVE = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+CURVE = (0.05, 0.1, 0.2, 0.4, 0.8)
 OPENING = "I opened the door and"
+RANDOM = "random directions"
+SHUFFLED = "shuffled labels"
+TOLD = "instruction in words"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +43,7 @@ class Chosen:
     layer: int
     dose: float
     emotions: tuple[str, ...]
-    texts: tuple[tuple[str, str, str], ...]  # (what was added, the text, its top scores)
-
-
-def steered_emotions(inputs: Inputs) -> list[str]:
-    """Six in the short form (the basic ones where the set has them), all that have target words in the full one."""
-    able = [e.name for e in inputs.emotions.emotions if e.target_words and e.name in inputs.directions.emotions]
-    if inputs.full:
-        return able
-    basic = [e for e in BASIC if e in able]
-    rest = [e for e in able if e not in basic]
-    return (basic + rest)[:6]
+    texts: tuple[tuple[str, str, str], ...]  # (what was added, the text, its score)
 
 
 def run(inputs: Inputs) -> list[Row]:
@@ -59,158 +53,239 @@ def run(inputs: Inputs) -> list[Row]:
 
 def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
     """The rows, and the block and dose that were chosen."""
-    names = steered_emotions(inputs)
-    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
     words = {e.name: e.target_words for e in inputs.emotions.emotions if e.target_words}
-    if not inputs.full:
-        words = shortest_words(tokenizer, words)
+    names = [e for e in words if e in inputs.directions.emotions]
     if len(names) < 2:
         return [], None
-    stems, n_layers = load_stems(), inputs.model.cfg.n_layers
-    v = inputs.directions[names]
+    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
+    basic = [e for c in BASIC if (e := inputs.emotions.concepts.get(c)) in names]
+    few = names if inputs.full else (basic + [e for e in names if e not in basic])[:6]
+    names = names if inputs.full or len(names) <= MANY else few
+    words = {e: words[e] for e in names}
+    quick = shortest_words(tokenizer, words)
+    stems, n_layers, v = load_stems(), inputs.model.cfg.n_layers, inputs.directions[names]
+    some = stems.report if inputs.full else stems.report[::2]
     neutral = [n.text for n in inputs.emotions.neutral][:: max(1, len(inputs.emotions.neutral) // 4)][:4]
-    candidates = sorted({k for k in (n_layers // 2, inputs.layer, 3 * n_layers // 4) if k in v.layers})
-    common: dict[str, Any] = {"target_words": words, "seed": inputs.seed, "progress": False, "neutral_tokens": 48}
+    common: dict[str, Any] = {"seed": inputs.seed, "progress": False, "neutral_tokens": 32}
 
-    pilot = sweep(inputs.model, stems.choose, v, layers=candidates, doses=DOSES, controls={}, neutral=neutral, **common)
-    layer, dose = _choose(pilot, names)
-    say = {"hook": v.hook_point, "layer": layer, "seed": inputs.seed, "estimator": "mean_difference"}
+    layers = sorted({k for k in (n_layers // 2, inputs.layer, 3 * n_layers // 4) if k in v.layers})
+    pilot = sweep(
+        inputs.model, stems.choose, v[few], layers=layers, doses=DOSES, target_words=quick, controls={}, neutral=neutral[::2], **common
+    )  # fmt: skip
+    layer, dose = _choose(pilot)
+    at: dict[str, Any] = {**common, "layers": [layer], "doses": [dose]}
+    say = {"hook": v.hook_point, "layer": layer, "dose": dose, "seed": inputs.seed, "estimator": "mean_difference"}
 
-    controls = {
-        "random directions": random_directions(v, 200 if inputs.full else 40, seed=inputs.seed),
-        "shuffled labels": _shuffled(inputs, names),
+    random = random_directions(v, 200 if inputs.full else 30, seed=inputs.seed)
+    shuffled = {
+        f"{SHUFFLED} {k}": shuffled_directions(inputs.acts.at([layer]), v.at(layer), seed=inputs.seed + k)[few]
+        for k in range(100 if inputs.full else 5)
     }
-    main = sweep(inputs.model, stems.report, v, layers=[layer], doses=[dose], controls=controls, **common)
-    n = len(stems.report) * len(names)
-    unit = "cells (opening x emotion)"
-    own = _margins(main, names, None)  # [prompt emotion]
-    out = []
+    main = sweep(inputs.model, stems.report, v, target_words=words, controls={RANDOM: random, **shuffled}, **at)
+    out = _main_rows(main, names, few, list(shuffled), say)
+    after = replace(v.at(layer), layers=(n_layers - 1,), layer=n_layers - 1, among=None)
+    direct = sweep(
+        inputs.model, stems.report, after, target_words=words, controls={}, **{**at, "layers": [n_layers - 1]}
+    )
+    through = own_margins(direct, names)
+    unit = {"n": through.size, "unit_of_n": "cells (opening x emotion)"}
+    out.append(row(NAME, "share diag above off, direct path", stats.bootstrap_two_way(above(through)), **unit, **say))
+    out.append(row(NAME, "diag minus off, direct path", stats.bootstrap_two_way(through), **unit, **say))
+
+    anywhere = random_directions(v, 40 if inputs.full else 2, seed=inputs.seed)
+    curve = sweep(
+        inputs.model, some, v[few], layers=[layer], doses=CURVE, target_words=words, controls={RANDOM: anywhere}, neutral=neutral, **common
+    )  # fmt: skip
+    out += _curve_rows(curve, few, say)
+    told = prompt_baseline(inputs.model, some, inputs.emotions, names=few, neutral=neutral, neutral_tokens=32)
+    out += _told_rows(curve, told, few, say)
+    written = sweep(
+        inputs.model, some, v[few], target_words=quick, controls={RANDOM: random_directions(v, len(few), seed=inputs.seed)},
+        write=16, read=inputs.directions, **at,
+    )  # fmt: skip
+    out += _written_rows(written, few, say)
+    return out, Chosen(layer, dose, tuple(few), _texts(inputs, v[few], layer, dose, quick))
+
+
+def _main_rows(main: Sweep, names: list[str], few: list[str], draws: list[str], say: dict[str, Any]) -> list[Row]:
+    """The claim, its controls, each emotion with its null, and the whole matrix."""
     columns = [main.emotions.index(e) for e in names]
-    for control in (None, *controls):
-        if control == "random directions":  # a random direction has no emotion of its own: it stands in for each
-            margins = _all_margins(main, control)[:, :, columns]
-            margins = margins.transpose(1, 0, 2).reshape(len(stems.report), -1)
-        else:
-            margins = _margins(main, names, control)
-        estimate = stats.bootstrap_two_way((margins > 0).astype(float))
+    own, null = (
+        own_margins(main, names),
+        all_margins(main, RANDOM)[:, :, columns],
+    )  # [prompt emotion], [draw prompt emotion]
+    several = np.stack([own_margins(main, few, control) for control in draws])  # [draw prompt emotion]
+    unit = "cells (opening x emotion)"
+    out = []
+    # a random direction has no emotion of its own: it stands in for each; draws are averaged before anything is resampled
+    for control, table, n in (
+        (None, own[None], own.size),
+        (RANDOM, null, null.size),
+        (SHUFFLED, several, several.size),
+    ):
         fields = {
             "control": control,
-            "dose": dose,
-            "n": n if control != "random directions" else margins.size,
+            "n": n,
             "unit_of_n": unit,
+            "split": f"{len(table)} draws" if control else None,
             **say,
         }
-        out.append(row(NAME, "share diag above off", estimate, **fields))
-        out.append(row(NAME, "diag minus off", stats.bootstrap_two_way(margins), **fields))
-        if control != "random directions":
-            first = _argmax(main, names, control)
-            out.append(
-                row(
-                    NAME,
-                    "argmax",
-                    stats.bootstrap_two_way(first.astype(float)),
-                    null_mean=1 / len(main.emotions),
-                    **fields,
-                )
-            )
-    by_chance = (_all_margins(main, "random directions")[:, :, columns] > 0).mean(0)
-    paired = stats.bootstrap_two_way((own > 0) - by_chance)
-    fields = {"control": "random directions", "dose": dose, "n": n, "unit_of_n": unit, **say}
-    out.append(row(NAME, "share diag above off minus random", paired, primary=True, **fields))
-    p = []
-    null = _all_margins(main, "random directions").mean(1)[:, columns]  # [random emotion]
-    for k in range(len(names)):
-        p.append(stats.permutation_p(float(own[:, k].mean()), null[:, k]))
+        out.append(row(NAME, "share diag above off", stats.bootstrap_two_way(above(table).mean(0)), **fields))
+        out.append(row(NAME, "diag minus off", stats.bootstrap_two_way(table.mean(0)), **fields))
+    for control, highest, n in (
+        (None, own_highest(main, names), own.size),
+        (SHUFFLED, np.mean([own_highest(main, few, control) for control in draws], 0), several.size),
+    ):
+        fields = {"control": control, "n": n, "unit_of_n": unit, "null_mean": 1 / len(main.emotions), **say}
+        out.append(row(NAME, "argmax", stats.bootstrap_two_way(highest), **fields))
+    inside = [names.index(e) for e in few]
+    for control, paired in (
+        (RANDOM, above(own) - above(null).mean(0)),
+        (SHUFFLED, above(own[:, inside]) - above(several).mean(0)),
+    ):
+        fields = {"control": control, "n": paired.size, "unit_of_n": unit, "primary": control == RANDOM, **say}
+        metric = f"share diag above off minus {control.split()[0]}"
+        out.append(row(NAME, metric, stats.bootstrap_two_way(paired), **fields))
+    of_emotion = null.mean(1)  # [draw emotion]
+    p = [stats.permutation_p(float(own[:, k].mean()), of_emotion[:, k]) for k in range(len(names))]
     q = stats.benjamini_hochberg(p)
     for k, name in enumerate(names):
+        low, high = float(of_emotion[:, k].mean()), float(np.percentile(of_emotion[:, k], 95))
         estimate = stats.bootstrap_mean(own[:, k], list(range(len(own))))
-        low, high = float(null[:, k].mean()), float(np.percentile(null[:, k], 95))
         out.append(
-            row(NAME, "diag minus off by emotion", estimate, emotion=name, dose=dose, null_mean=low, null_high=high, p=p[k], q=float(q[k]),
-                control="random directions", n=len(own), unit_of_n="openings", **say)
+            row(NAME, "diag minus off by emotion", estimate, emotion=name, null_mean=low, null_high=high, p=p[k], q=float(q[k]),
+                control=RANDOM, n=len(own), unit_of_n="openings", **say)
         )  # fmt: skip
-    change = main.change[[i for i, c in enumerate(main.cells) if c.control is None]].mean(1)
+    change = main.select(control=None).change.mean(1)
     for i, name in enumerate(names):
         for j, word in enumerate(main.emotions):
-            out.append(row(NAME, "change", float(change[i, j]), emotion=name, split=word, dose=dose, **say))
+            out.append(row(NAME, "change", float(change[i, j]), emotion=name, split=word, **say))
+    return out
 
-    few = {"random directions": random_directions(v, 40 if inputs.full else 6, seed=inputs.seed)}
-    curve = sweep(inputs.model, stems.report, v, layers=[layer], doses=CURVE, controls=few, neutral=neutral, **common)
-    for d in CURVE:
-        for control in (None, *few):
-            at = curve.select(dose=d)
-            if control is None:
-                margins = _margins(at, names, None)
-            else:
-                margins = _all_margins(at, control)[:, :, columns].transpose(1, 0, 2).reshape(len(stems.report), -1)
-            out.append(
-                row(NAME, "diag minus off by dose", stats.bootstrap_two_way(margins), dose=d, control=control, **say)
-            )
-            cells = [i for i, c in enumerate(at.cells) if c.control == control]
+
+def _curve_rows(curve: Sweep, few: list[str], say: dict[str, Any]) -> list[Row]:
+    """Effect and damage at every dose."""
+    columns = [curve.emotions.index(e) for e in few]
+    out = []
+    for dose in CURVE:
+        for control in (None, RANDOM):
+            at = curve.select(dose=dose, control=control)
+            margins = all_margins(at, control)[:, :, columns].mean(0) if control else own_margins(at, few)
             assert at.kl is not None  # neutral texts were given
-            out.append(row(NAME, "kl by dose", float(at.kl[cells].mean()), dose=d, control=control, **say))
-    return out, Chosen(layer, dose, tuple(names), _texts(inputs, v, layer, dose))
+            fields = say | {"dose": dose, "control": control}
+            out.append(row(NAME, "diag minus off by dose", stats.bootstrap_two_way(margins), **fields))
+            out.append(row(NAME, "kl by dose", float(at.kl.mean()), **fields))
+    return out
 
 
-def _choose(pilot: Any, names: list[str]) -> tuple[int, float]:
+def _told_rows(curve: Sweep, told: Sweep, few: list[str], say: dict[str, Any]) -> list[Row]:
+    """An instruction, and each direction at the dose where it changes neutral text as much (on the curve, between its points)."""
+    assert curve.kl is not None  # neutral texts were given to both
+    assert told.kl is not None
+    words, kl = own_margins(told, few, "prompt"), told.kl.mean(1).double().numpy()  # [prompt emotion], [emotion]
+    at_dose = np.stack([own_margins(curve.select(dose=d), few) for d in CURVE])  # [dose prompt emotion]
+    damage = np.stack([curve.select(dose=d, control=None).kl.mean(1).numpy() for d in CURVE])  # type: ignore[union-attr]  # as above
+    steered, doses = np.empty_like(words), []
+    for k in range(len(few)):
+        rising = np.maximum.accumulate(damage[:, k])
+        doses.append(float(np.exp(np.interp(np.log(kl[k]), np.log(rising), np.log(CURVE)))))
+        for j in range(len(words)):
+            steered[j, k] = np.interp(doses[-1], CURVE, at_dose[:, j, k])
+    say = say | {"n": words.size, "unit_of_n": "cells (opening x emotion)", "dose": float(np.mean(doses))}
+    out = [row(NAME, "kl of the instruction", float(kl.mean()), control=TOLD, **(say | {"dose": None}))]
+    for control, table in ((TOLD, words), (None, steered)):
+        out.append(
+            row(NAME, "share diag above off at equal KL", stats.bootstrap_two_way(above(table)), control=control, **say)
+        )
+        out.append(row(NAME, "diag minus off at equal KL", stats.bootstrap_two_way(table), control=control, **say))
+    paired = stats.bootstrap_two_way(steered - words)
+    return [*out, row(NAME, "diag minus off at equal KL, direction minus instruction", paired, control=TOLD, **say)]
+
+
+def _written_rows(s: Sweep, few: list[str], say: dict[str, Any]) -> list[Row]:
+    """What is written with each direction and with random ones, as the unsteered model reads it."""
+    out, own = [], s.select(control=None).written
+    assert own is not None
+    scores = {}
+    for control in (None, RANDOM):
+        at = s.select(control=control)
+        w = at.written
+        assert w is not None
+        assert w.score is not None
+        scores[control] = w.score.double().numpy()[..., [w.emotions.index(e) for e in few]]  # [cell prompt emotion]
+        fields = {"control": control, "n": w.length.numel(), "unit_of_n": "texts", **say}
+        log_ratio = at.perplexity_ratio.log().double().numpy().T  # [prompt cell]
+        e = stats.bootstrap_two_way(log_ratio)
+        ratio = stats.Estimate(*(float(np.exp(x)) for x in (e.value, e.low, e.high)))
+        out.append(row(NAME, "perplexity of the text, in units of the unsteered text's", ratio, **fields))
+        out.append(
+            row(NAME, "distinct pairs of the text", stats.bootstrap_two_way(w.distinct.double().numpy().T), **fields)
+        )
+        out.append(row(NAME, "length of the text", stats.bootstrap_two_way(w.length.double().numpy().T), **fields))
+    mine = np.stack([scores[None][k, :, k] for k in range(len(few))], 1) - scores[RANDOM].mean(0)  # [prompt emotion]
+    fields = {"control": RANDOM, "n": mine.size, "unit_of_n": "texts", **say}
+    return [*out, row(NAME, "own score of the text minus random", stats.bootstrap_two_way(mine), **fields)]
+
+
+def _choose(pilot: Sweep) -> tuple[int, float]:
     """Largest mean diag - off among the (layer, dose) within the budget; the gentlest one if none is."""
-    best, gentlest = None, None
+    names = list(dict.fromkeys(c.direction for c in pilot.cells))
+    found = []
     for layer, dose in sorted({(c.layer, c.dose) for c in pilot.cells}):
         at = pilot.select(layer=layer, dose=dose)
-        margin, kl = float(_margins(at, names, None).mean()), float(at.kl.mean())
-        if kl <= BUDGET and (best is None or margin > best[0]):
-            best = (margin, layer, dose)
-        if gentlest is None or kl < gentlest[0]:
-            gentlest = (kl, layer, dose)
-    found = best or gentlest
-    assert found is not None  # there is at least one cell
-    return found[1], found[2]
+        assert at.kl is not None  # neutral texts were given
+        kl = float(at.kl.mean())
+        found.append((kl <= BUDGET, float(own_margins(at, names).mean()) if kl <= BUDGET else -kl, layer, dose))
+    return max(found)[2:]
 
 
-def _all_margins(s: Any, control: str | None) -> np.ndarray:
+def above(margins: np.ndarray) -> np.ndarray:
+    """Where the own words gain more than the others, 0 or 1."""
+    return (margins > 0).astype(float)
+
+
+def all_margins(s: Sweep, control: str | None) -> np.ndarray:
     """`[direction prompt emotion]`: the change of each emotion's words minus the mean of the others'."""
-    cells = [i for i, c in enumerate(s.cells) if c.control == control]
-    change = s.change[cells].double().numpy()
-    k = change.shape[-1]
-    return change - (change.sum(-1, keepdims=True) - change) / (k - 1)
+    return s.select(control=control).margin.double().numpy()
 
 
-def _margins(s: Any, names: list[str], control: str | None) -> np.ndarray:
+def own_margins(s: Sweep, names: list[str], control: str | None = None) -> np.ndarray:
     """`[prompt emotion]`: diag - off of the direction that is named for each emotion."""
-    margins = _all_margins(s, control)
-    directions = [c.direction for c in s.cells if c.control == control]
+    margins, directions = all_margins(s, control), [c.direction for c in s.select(control=control).cells]
     return np.stack([margins[directions.index(e), :, s.emotions.index(e)] for e in names], 1)
 
 
-def _argmax(s: Any, names: list[str], control: str | None) -> np.ndarray:
-    """`[prompt emotion]`: whether the own words rose most of all."""
-    cells = [i for i, c in enumerate(s.cells) if c.control == control]
-    directions = [s.cells[i].direction for i in cells]
-    highest = s.change[cells].argmax(-1).numpy()
-    return np.stack([highest[directions.index(e)] == s.emotions.index(e) for e in names], 1)
+def own_highest(s: Sweep, names: list[str], control: str | None = None) -> np.ndarray:
+    """`[prompt emotion]`: whether the own words rose most of all, 0 or 1."""
+    at = s.select(control=control)
+    highest, directions = at.change.argmax(-1).numpy(), [c.direction for c in at.cells]
+    return np.stack([highest[directions.index(e)] == s.emotions.index(e) for e in names], 1).astype(float)
 
 
-def _shuffled(inputs: Inputs, names: list[str]) -> EmotionDirections:
-    return shuffled_directions(inputs.acts, inputs.directions, seed=inputs.seed)[names]
-
-
-def _texts(inputs: Inputs, v: EmotionDirections, layer: int, dose: float) -> tuple[tuple[str, str, str], ...]:
+def _texts(
+    inputs: Inputs, v: EmotionDirections, layer: int, dose: float, words: dict[str, list[str]]
+) -> tuple[tuple[str, str, str], ...]:
     """One opening continued with nothing, with each emotion, with a random direction, and with twice the dose."""
-    names = list(v.emotions)
-    noise = random_directions(v, 1, seed=inputs.seed)
-    zero = torch.zeros(1)
-    out: list[tuple[str, str, str]] = []
-    for label, d, doses in (
-        ("nothing", v[names[:1]], zero),
-        ("", v, torch.full((len(names),), dose)),
-        ("random", noise, torch.tensor([dose])),
-        ("twice ", v, torch.full((len(names),), 2 * dose)),
-    ):
-        hooks = steer_resid_post(d, dose=doses, layer=layer)
-        g: Generations = generate(
-            inputs.model, [OPENING] * len(doses), hooks, max_new_tokens=24, read=inputs.directions
-        )
-        for i, name in enumerate(d.emotions):
-            what = label if label in ("nothing", "random") else f"{label}{name}"
-            out.append((what, OPENING + g.texts[i], g.top(i, 2)))
+    s = sweep(
+        inputs.model, [OPENING], v, layers=[layer], doses=[dose, 2 * dose], target_words=words, write=24, read=inputs.directions,
+        controls={"random": random_directions(v, 1, seed=inputs.seed)}, seed=inputs.seed, progress=False,
+    )  # fmt: skip
+    assert s.written is not None
+    assert s.unsteered is not None
+    assert s.unsteered.score is not None
+    found = [("nothing", s.unsteered, 0)]
+    for d, control, label in ((dose, None, ""), (dose, "random", ""), (2 * dose, None, "twice ")):
+        cells = [i for i, c in enumerate(s.cells) if (c.dose, c.control) == (d, control)]
+        found += [(label + (s.cells[i].control or s.cells[i].direction), s.written, i) for i in cells]
+    out = []
+    for what, w, i in found:
+        assert w.score is not None
+        e = what.removeprefix("twice ")
+        if e in w.emotions:  # beside what the unsteered text has of it
+            k = w.emotions.index(e)
+            seen = f"{e} {float(w.score[i, 0, k]):+.1f} (with nothing {float(s.unsteered.score[0, 0, k]):+.1f})"
+        else:
+            best = w.score[i, 0].argsort(descending=True)[:2].tolist()
+            seen = "highest: " + ", ".join(f"{w.emotions[k]} {float(w.score[i, 0, k]):+.1f}" for k in best)
+        out.append((what, OPENING + w.texts[i][0], seen if w.length[i, 0] else ""))
     return tuple(out)
