@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from emolens import __version__, shards
 from emolens._typing import HookedModel, HookPoint, hook_name, typed
+from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
 from emolens.models import EncodedText, Text, encode, model_info, pad
@@ -1033,7 +1034,7 @@ class _Pass:
         hooks = [(name, partial(hook, slot=slot)) for slot, name in enumerate(names)]
         hooks.append(("hook_embed", partial(hook, slot=-1)))
         # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
-        with torch.no_grad():
+        with torch.no_grad(), fused(self.model):
             self.model.run_with_hooks(
                 tokens, attention_mask=mask, return_type=None, stop_at_layer=max(layers) + 1, fwd_hooks=hooks
             )

@@ -15,7 +15,7 @@ MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in so
 FLOORS = [
     {"_typing", "stats", "_catalogue", "shards"},
     {"adapters._refuse"},
-    {"adapters.llama", "adapters.neox", "adapters.hooked"},
+    {"adapters.llama", "adapters.neox", "adapters.hooked", "adapters.fused"},
     {"adapters.__init__"},
     {"models", "emotion_sets"},
     {"corpus"},
