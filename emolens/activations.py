@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -549,8 +549,9 @@ def collect(
 ) -> Activations:
     """`collect_resid_post` for a hook point given by name."""
     recipe = _recipe(
-        model, hook_point, layers, pooling, prepend_bos, padding_side, batch_tokens, batch_size, shard_texts
-    )
+        model, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts,
+    )  # fmt: skip
     corpus = open_corpus(texts, emotions, topics)
     pieces = list(corpus.slices(recipe.shard_texts))
     if not pieces:
@@ -657,16 +658,29 @@ def begun(
     model: HookedModel,
     texts: EmotionSet | Sequence[Text] | Path,
     hook_point: HookPoint,
-    *,
-    emotions: Sequence[str] | None = None,
-    topics: Sequence[str] | None = None,
     **options: Any,
 ) -> Iterator[Job]:
     """Hold the folder of a collection while it is made; options as for `collect_to`, errors as there."""
-    recipe, corpus, manifest = _planned(folder, model, texts, hook_point, emotions, topics, **options)
-    with shards.begin(folder, manifest) as held:
-        _check_disk(held, recipe, manifest["corpus"]["n_texts"])
-        yield Job(held, model, corpus, recipe)
+    manifest = survey(folder, model, texts, hook_point, **options)
+    with held(folder, manifest):
+        yield joined(folder, model, texts, hook_point, **options)
+
+
+@contextmanager
+def held(folder: str | Path, manifest: dict[str, Any]) -> Iterator[shards.Folder]:
+    """Hold a folder for a run that was surveyed, with room for all of it."""
+    with shards.begin(folder, manifest) as mine:
+        options = manifest["options"]
+        if options["pooling"]["kind"] != "tokens":  # as many rows as tokens: not known before they are read
+            done = sum(f.stat().st_size for f in mine.path.glob("*.safetensors"))
+            n_texts, d_model = manifest["corpus"]["n_texts"], manifest["model"]["d_model"]
+            need = disk_bytes(n_texts, len(options["layers"]), d_model) - done
+            free = shutil.disk_usage(mine.path).free
+            if need > free:
+                raise OSError(
+                    f"{folder}: {need / 1e9:.1f} GB are needed for the rows of {n_texts} texts, {free / 1e9:.1f} GB are free"
+                )
+        yield mine
 
 
 def joined(
@@ -679,36 +693,34 @@ def joined(
     topics: Sequence[str] | None = None,
     **options: Any,
 ) -> Job:
-    """The job that another process has begun on this folder, with the same model, texts and options."""
-    held = shards.read_folder(folder)
-    recipe, corpus, _ = _planned(folder, model, texts, hook_point, emotions, topics, survey=False, **options)
-    return Job(held, model, corpus, recipe)
+    """The job that has been begun on this folder, by this process or another, with the same model, texts and options.
+
+    Raises:
+        ValueError: it was begun with another model, or with the same one in another precision.
+    """
+    mine = shards.read_folder(folder)
+    recipe = _recipe(model, hook_point, **_as_begun(options, mine.manifest))
+    if recipe.model != mine.manifest["model"]:
+        raise ValueError(
+            f"{mine.path} was begun with another model, or in another precision: see its {shards.MANIFEST}"
+        )
+    return Job(mine, model, open_corpus(texts, emotions, topics), recipe)
 
 
-def _planned(
+def survey(
     folder: str | Path,
     model: HookedModel,
     texts: EmotionSet | Sequence[Text] | Path,
     hook_point: HookPoint,
-    emotions: Sequence[str] | None,
-    topics: Sequence[str] | None,
     *,
-    survey: bool = True,
+    emotions: Sequence[str] | None = None,
+    topics: Sequence[str] | None = None,
     **options: Any,
-) -> tuple[_Recipe, Corpus, dict[str, Any]]:
-    """Recipe, corpus and, after one reading of all texts, manifest; what was left open is taken from a manifest that is there."""
-    try:
-        chosen = shards.read_folder(folder).manifest["options"]
-    except FileNotFoundError:
-        chosen = {}
-    for key in ("batch_tokens", "shard_texts"):
-        if options.get(key) is None:
-            options[key] = chosen.get(key)
-    keys = ("layers", "pooling", "prepend_bos", "padding_side", "batch_tokens", "batch_size", "shard_texts")
-    recipe = _recipe(model, hook_point, *(options[k] for k in keys))
-    corpus = open_corpus(texts, emotions, topics)
-    if not survey:
-        return recipe, corpus, {}
+) -> dict[str, Any]:
+    """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there."""
+    with suppress(FileNotFoundError):
+        options = _as_begun(options, shards.read_folder(folder).manifest)
+    recipe, corpus = _recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
     names, n_texts = [], 0
     for piece in corpus.slices(recipe.shard_texts):
         names.append(piece.digest)
@@ -716,29 +728,33 @@ def _planned(
     _check_spans(recipe.pooling, n_texts)
     if not n_texts:
         raise ValueError("no texts given")
-    manifest = {
+    return {
         "kinds": FORMATS[:1],
         "versions": {"emolens": __version__} | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
         "model": recipe.model,
         "device": torch.device(getattr(model.cfg, "device", None) or "cpu").type,
-        "options": asdict(recipe) | {"layers": list(recipe.layers)},
+        "options": {k: v for k, v in asdict(recipe).items() if k != "model"},
         "corpus": {"n_texts": n_texts, "sha256": text_hash("".join(names)), **corpus.info},
         "shards": names,
     }
-    del manifest["options"]["model"]
-    return recipe, corpus, manifest
+
+
+def _as_begun(options: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    chosen = {k: manifest["options"][k] for k in ("batch_tokens", "shard_texts") if options.get(k) is None}
+    return options | chosen
 
 
 def _recipe(
     model: HookedModel,
     hook_point: HookPoint,
-    layers: Sequence[int] | None,
-    pooling: Pooling | None,
-    prepend_bos: bool | None,
-    padding_side: Literal["left", "right"],
-    batch_tokens: int | None,
-    batch_size: int | None,
-    shard_texts: int | None,
+    *,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling | None = None,
+    prepend_bos: bool | None = None,
+    padding_side: Literal["left", "right"] = "right",
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    shard_texts: int | None = None,
 ) -> _Recipe:
     info = model_info(model).to_dict()
     layers = check_layers(model, hook_point, layers)
@@ -798,18 +814,6 @@ class _Progress:
 def _check_spans(pooling: Pooling, n_texts: int) -> None:
     if pooling.kind == "span" and len(pooling.spans or ()) != n_texts:
         raise ValueError(f"char_span: {len(pooling.spans or ())} spans for {n_texts} texts")
-
-
-def _check_disk(folder: shards.Folder, recipe: _Recipe, n_texts: int) -> None:
-    if recipe.pooling.kind == "tokens":
-        return  # as many rows as tokens: not known before they are read
-    done = sum(f.stat().st_size for f in folder.path.glob("*.safetensors"))
-    need = disk_bytes(n_texts, len(recipe.layers), recipe.model["d_model"]) - done
-    free = shutil.disk_usage(folder.path).free
-    if need > free:
-        raise OSError(
-            f"{folder.path}: {need / 1e9:.1f} GB are needed for the rows of {n_texts} texts, {free / 1e9:.1f} GB are free"
-        )
 
 
 def disk_bytes(n_texts: int, n_layers: int, d_model: int) -> int:

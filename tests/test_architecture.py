@@ -20,7 +20,7 @@ FLOORS = [
     {"models", "emotion_sets"},
     {"corpus"},
     {"activations"},
-    {"directions"},
+    {"directions", "engines"},
     {"readout"},
     {"interventions"},
     {"geometry", "steering", "sweeps", "patching", "baking"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -71,8 +71,8 @@ class _Rotary:
     """Angles and mask of one batch, made by its first block and used by all."""
 
     key: tuple[Any, ...] = ()
-    cos: Tensor | None = None
-    sin: Tensor | None = None
+    cos: Tensor = field(default_factory=lambda: torch.empty(0))
+    sin: Tensor = field(default_factory=lambda: torch.empty(0))
     mask: Tensor | None = None
     holes: bool = False  # a mask that is not padding on one side is TransformerLens's business
 
