@@ -778,16 +778,17 @@ def _recipe(
 
 
 def token_budget(model: HookedModel) -> int:
-    """Tokens of a batch whose forward pass takes a quarter of the free memory, at most 2048 on a CPU and 65,536 elsewhere.
-
-    bytes per token = 4 (8 d_model + 4 d_mlp + 3 n_heads min(n_ctx, 1024)): the stream with its copies, the MLP, the attention pattern.
-    """
+    """Tokens of a batch whose forward pass takes a quarter of the free memory, at most 2048 on a CPU and 65,536 elsewhere."""
     cfg = model.cfg
     device = torch.device(getattr(cfg, "device", None) or "cpu")
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
-    each = 4 * (8 * cfg.d_model + 4 * d_mlp + 3 * cfg.n_heads * min(cfg.n_ctx, 1024))
+    each = token_bytes(cfg.d_model, getattr(cfg, "d_mlp", None) or 4 * cfg.d_model, cfg.n_heads, min(cfg.n_ctx, 1024))
     return max(256, min(free // 4 // each, 2048 if device.type == "cpu" else 65_536))
+
+
+def token_bytes(d_model: int, d_mlp: int, n_heads: int, width: int) -> int:
+    """Memory of a token in a forward pass:  4 (8 d_model + 4 d_mlp + 3 n_heads width), the stream, the MLP and the attention pattern."""
+    return 4 * (8 * d_model + 4 * d_mlp + 3 * n_heads * width)
 
 
 class _Progress:

@@ -179,6 +179,45 @@ def extract(
 
 
 @app.command()
+def plan(
+    model: Model = "smollm2-135m-instruct-q4",
+    set: Set = "core",
+    stories_per_emotion: Annotated[
+        int | None, typer.Option(min=1, help="Of the run that is planned; the default is what the set has.")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many of the device.")] = 1,
+    device_name: Annotated[
+        str | None,
+        typer.Option(help="h200, h100, a100, l40s, rtx4090 or v100; without it, the speed is measured here."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Blocks, such as 10,15,20; the default is all.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Estimate what extract will take: tokens, operations, memory, hours, disk.
+
+    Example: emolens plan --model llama-3-8b --set core --stories-per-emotion 1200 --devices 8 --device-name h100
+    """
+    del seed  # nothing is drawn
+    from emolens import planning
+    from emolens.emotion_sets import load_emotion_set
+    from emolens.models import load_model
+
+    emotions, chosen = load_emotion_set(set), _layers(layers)
+    options: dict[str, Any] = {"stories_per_emotion": stories_per_emotion, "layers": chosen, "devices": devices}
+    if device_name is not None:
+        typer.echo(str(planning.plan_named(model, emotions, device_name, **options)))
+        return
+    try:
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+    except (OSError, MemoryError) as error:
+        raise type(error)(f"{error}; or name the device, with --device-name h100, to plan without measuring") from error
+    typer.echo(str(planning.plan_measured(loaded, emotions, **options)))
+
+
+@app.command()
 def score(
     texts: Annotated[list[str], typer.Argument(help="Texts to read; - reads lines from standard input.")],
     vectors: Annotated[

@@ -20,7 +20,7 @@ FLOORS = [
     {"models", "emotion_sets"},
     {"corpus"},
     {"activations"},
-    {"directions", "engines"},
+    {"directions", "engines", "planning"},
     {"readout"},
     {"interventions"},
     {"geometry", "steering", "sweeps", "patching", "baking"},

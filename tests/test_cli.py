@@ -23,6 +23,7 @@ from emolens.emotion_sets import Check
 COMMANDS = [
     ["study"],
     ["extract"],
+    ["plan"],
     ["score"],
     ["steer"],
     ["models"],
