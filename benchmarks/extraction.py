@@ -28,7 +28,9 @@ from emolens.models import encode, open_hf
 from emolens.planning import plan_measured
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int, tokens: float = 1.0) -> dict[str, float]:
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], pairs: int, tokens: float = 1.0
+) -> dict[str, float]:
     """Median and 95 % bootstrap interval of (tokens a second of ours) / (of theirs); `tokens` is ours over theirs."""
     ours(), theirs()  # warm
     times = np.array(
@@ -40,7 +42,12 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int
     ratios = tokens * times[:, 1] / times[:, 0]
     resampled = np.median(np.random.default_rng(0).choice(ratios, (10_000, pairs)), axis=1)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high), "ours_s": float(times[:, 0].min())}
+    return {
+        "ratio": float(np.median(ratios)),
+        "low": float(low),
+        "high": float(high),
+        "ours_s": float(times[:, 0].min()),
+    }
 
 
 def text_of(model: Any, n: int, seed: int) -> str:
@@ -73,7 +80,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = em.load_model(ALIAS, backend=options.backend)
     core = em.load_emotion_set("core")
-    results: dict[str, Any] = {"pairs": options.pairs, "threads": options.threads, "backend": em.model_info(model).backend}
+    results: dict[str, Any] = {
+        "pairs": options.pairs,
+        "threads": options.threads,
+        "backend": em.model_info(model).backend,
+    }
     if options.plan:
         plan = plan_measured(model, core)
         with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +92,15 @@ def main() -> None:
             em.collect_to(Path(folder) / "c", model, core, progress=False)
             took = time.perf_counter() - start
             disk = sum(f.stat().st_size for f in (Path(folder) / "c").iterdir())
-        results["plan"] = {"estimated_s": plan.hours * 3600, "took_s": took, "estimated_bytes": plan.disk, "bytes": disk}
-        print(f"planned {plan.hours * 3600:.0f} s, took {took:.0f} s; planned {plan.disk / 1e6:.1f} MB, written {disk / 1e6:.1f} MB")
+        results["plan"] = {
+            "estimated_s": plan.hours * 3600,
+            "took_s": took,
+            "estimated_bytes": plan.disk,
+            "bytes": disk,
+        }
+        print(
+            f"planned {plan.hours * 3600:.0f} s, took {took:.0f} s; planned {plan.disk / 1e6:.1f} MB, written {disk / 1e6:.1f} MB"
+        )
     else:
         with torch.no_grad():
             throughput(model, core, options, results)
@@ -98,7 +116,9 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
     encoded = encode(model, sample)
     expected = one_at_a_time(hf, encoded)[:, 14]
     texts_by_half = [e for e in encoded if len(e.ids) < 100]
-    assert not texts_by_half  # all longer than twice the skip, so that both pool from another token: compare skip 50 alone
+    assert (
+        not texts_by_half
+    )  # all longer than twice the skip, so that both pool from another token: compare skip 50 alone
     hidden = hf(torch.tensor([encoded[0].ids]), output_hidden_states=True).hidden_states[15][0, 50:]
     row = em.collect_resid_post(model, sample[:1], layers=[14], progress=False).rows[0, 0]
     norm = torch.linalg.vector_norm(hidden, dim=-1)
@@ -121,7 +141,9 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
     cases["run_with_cache of resid_post, 8 stories"] = (
         lambda: collect(sample[:8]),
         lambda: model.run_with_cache(
-            padded.input_ids, attention_mask=padded.attention_mask, names_filter=lambda name: name.endswith("resid_post")
+            padded.input_ids,
+            attention_mask=padded.attention_mask,
+            names_filter=lambda name: name.endswith("resid_post"),
         ),
         1.0,
     )

@@ -297,23 +297,43 @@ def load_directions(path: str | Path) -> EmotionDirections:
     if not needed <= set(tensors) or "emolens" not in metadata:
         missing = sorted(needed - set(tensors)) or ["the header"]
         raise ValueError(f"{path}: {missing[0]} is missing; the file was not written whole, or by another version")
-    header = json.loads(metadata["emolens"])
     parts = {k.removeprefix("calibration."): t for k, t in tensors.items() if k.startswith("calibration.")}
-    return EmotionDirections(
-        emotions=tuple(header["emotions"]),
-        hook_point=header["hook_point"],
-        layers=tuple(header["layers"]),
-        layer=header["layer"],
-        info=header["info"],
-        operands=tuple(header["operands"]),
-        calibration=Calibration(**parts) if parts else None,
-        vectors=tensors["vectors"],
-        reference=tensors["reference"],
-        neutral_mean=tensors["neutral_mean"],
-        norm_median=tensors["norm_median"],
-        norm_mean=tensors.get("norm_mean", torch.full_like(tensors["norm_median"], torch.nan)),  # 0.1.0 had none
-        reliability=tensors["reliability"],
-    )
+    median = tensors["norm_median"]
+    try:
+        header = json.loads(metadata["emolens"])
+        loaded = EmotionDirections(
+            emotions=tuple(header["emotions"]),
+            hook_point=header["hook_point"],
+            layers=tuple(header["layers"]),
+            layer=header["layer"],
+            info=header["info"],
+            operands=tuple(header["operands"]),
+            calibration=Calibration(**parts) if parts else None,
+            vectors=tensors["vectors"],
+            reference=tensors["reference"],
+            neutral_mean=tensors["neutral_mean"],
+            norm_median=median,
+            norm_mean=tensors.get("norm_mean", torch.full_like(median, torch.nan)),  # 0.1.0 had none
+            reliability=tensors["reliability"],
+        )
+        texts = (*loaded.emotions, *loaded.operands, loaded.hook_point)
+        layers = (*loaded.layers, loaded.layer)
+        if not all(isinstance(t, str) for t in texts) or not all(type(k) is int for k in layers):
+            raise TypeError("names must be words, layers must be numbers")
+        if loaded.layer not in loaded.layers or not isinstance(loaded.info, dict):
+            raise ValueError("the default layer is not among the layers, or info is not a mapping")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its header is not that of directions ({str(error)[:200]})") from error
+    e, k = len(loaded.emotions), len(loaded.layers)
+    d = loaded.vectors.shape[-1] if loaded.vectors.ndim else 0
+    for name, shape in (
+        ("vectors", (e, k, d)), ("reference", (k, d)), ("neutral_mean", (k, d)), ("norm_median", (k,)),
+        ("norm_mean", (k,)), ("reliability", (e, k)),
+    ):  # fmt: skip
+        if tuple(getattr(loaded, name).shape) != shape:
+            found = list(getattr(loaded, name).shape)
+            raise ValueError(f"{path}: {name} has shape {found}; {e} emotions and {k} layers need {list(shape)}")
+    return loaded
 
 
 def random_directions(
