@@ -758,6 +758,7 @@ def _recipe(
 ) -> _Recipe:
     info = model_info(model).to_dict()
     layers = check_layers(model, hook_point, layers)
+    _check_one_piece(model)
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side={padding_side!r}; allowed: 'left', 'right'")
     for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size), ("shard_texts", shard_texts)):
@@ -775,6 +776,19 @@ def _recipe(
         batch_size,
         shard_texts or (128 if on_cpu else 512),
     )
+
+
+def _check_one_piece(model: Any) -> None:
+    """Refuse a model that was moved or cast in part: torch would say so deep inside a block, or compute in the wrong precision."""
+    first, last = model.W_E, model.blocks[-1].mlp.W_out
+    says = torch.device(getattr(model.cfg, "device", None) or "cpu").type
+    if first.device.type != says and first.device.type != "meta":  # meta: offloaded by accelerate
+        raise ValueError(
+            f"this model's cfg says {says}, its weights are on {first.device.type}: move it with model.to()"
+        )
+    if first.is_floating_point() and last.is_floating_point() and first.dtype != last.dtype:
+        a, b = (str(t.dtype).removeprefix("torch.") for t in (first, last))
+        raise ValueError(f"this model is {a} in its embedding and {b} in its last block: load it in one, with dtype=")
 
 
 def token_budget(model: HookedModel) -> int:

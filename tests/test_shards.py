@@ -486,3 +486,14 @@ def test_half_precision_models_are_summed_in_float32(tiny, dtype):
     acts = em.collect_resid_post(model, ["A long text was here, and it went on for some time."], progress=False)
     assert acts.rows.dtype == torch.float32
     assert not torch.equal(acts.rows, acts.rows.to(getattr(torch, dtype)).float())
+
+
+def test_a_model_moved_or_cast_in_part_is_refused(tiny):
+    model = em.load_model(tiny("llama", tokenizer="chat"))
+    model.cfg.device = "cuda"
+    with pytest.raises(ValueError, match=r"cfg says cuda, its weights are on cpu: move it with model\.to\(\)"):
+        em.collect_resid_post(model, ["A text."], progress=False)
+    model.cfg.device = "cpu"
+    model.blocks[-1].to(torch.bfloat16)
+    with pytest.raises(ValueError, match="float32 in its embedding and bfloat16 in its last block: load it in one"):
+        em.collect_resid_post(model, ["A text."], progress=False)
