@@ -35,6 +35,11 @@ bench: install
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/causal.py
+	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/extraction.py --plan
+	$(BIN)/python benchmarks/resume.py kills
+	$(BIN)/python benchmarks/resume.py memory
+	$(BIN)/python benchmarks/resume.py ranks
 
 # run the tutorials again and write their outputs into the notebooks
 notebooks: install

@@ -16,6 +16,7 @@ _HOME = {
     "load_items": "materials", "load_activities": "materials", "load_dialogues": "materials", "load_deflections": "materials",
     "collect_embed": "activations", "collect_resid_pre": "activations", "collect_resid_mid": "activations",
     "collect_resid_post": "activations", "collect_attn_out": "activations", "collect_mlp_out": "activations",
+    "collect_to": "activations", "Collection": "activations",
     "Activations": "activations", "mean_over_tokens": "activations", "last_token": "activations",
     "char_span": "activations", "every_token": "activations",
     "mean_difference": "directions", "antonym_contrast": "directions", "pca": "directions", "lda": "directions",
@@ -57,6 +58,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from emolens.activations import (
         Activations,
+        Collection,
         char_span,
         collect_attn_out,
         collect_embed,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
         collect_resid_mid,
         collect_resid_post,
         collect_resid_pre,
+        collect_to,
         every_token,
         last_token,
         mean_over_tokens,

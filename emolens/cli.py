@@ -81,8 +81,20 @@ def study(
 @app.command()
 def extract(
     model: Model = "smollm2-135m-instruct-q4",
-    set: Set = "core",
+    set: Annotated[
+        str | None, typer.Option("--set", "-s", help="Shipped set (core is the default), or a folder with a set.yaml.")
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help='Instead of a set: a .jsonl or .jsonl.gz file, {"text": ..., "emotion": ..., "topic": ...} a line.'
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the directions.")] = Path("vectors.safetensors"),
+    shards: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pooled rows, to keep; without it they are beside OUT until the run is done."),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="mean_difference, antonym_contrast, pca, lda or logistic.")
     ] = "mean_difference",
@@ -90,41 +102,119 @@ def extract(
         str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
     ] = "resid_post",
     layers: Annotated[str | None, typer.Option(help="Blocks, such as 10,15,20; the default is all.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local (also under accelerate launch or torchrun), ray or slurm.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Actors of ray, or jobs of slurm.")] = 1,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="For submitit, such as slurm_partition=gpu; once for each parameter.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a batch; the default fits free memory.")
+    ] = None,
+    shard_texts: Annotated[
+        int | None, typer.Option(min=1, help="Texts of a shard: what a killed run can lose.")
+    ] = None,
+    n_devices: Annotated[int, typer.Option(min=1, help="Spread the blocks of one model over so many devices.")] = 1,
+    device_map: Annotated[str | None, typer.Option(help="accelerate's placement, for the bridge backend.")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
     revision: Revision = None,
 ) -> None:
-    """Compute directions and save them, without a study.
+    """Compute directions and save them, without a study. A run that was stopped continues with the same command.
 
     Example: emolens extract --model qwen2.5-0.5b --set core --layers 12,16 --out qwen.safetensors
+
+    On several devices: accelerate launch -m emolens extract --model llama-3-8b --set core
     """
     del seed  # the estimators draw nothing; the option is there so that every command takes it
+    import shutil
     from typing import get_args
 
     from emolens import directions
     from emolens._typing import HookPoint
-    from emolens.activations import collect
-    from emolens.emotion_sets import load_emotion_set
-    from emolens.models import load_model
+    from emolens.engines import Request, collect_on
 
     methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
     if method not in methods:
         raise ValueError(f"--method {method}; allowed: {', '.join(methods)}")
     if hook_point not in get_args(HookPoint):
         raise ValueError(f"--hook-point {hook_point}; allowed: {', '.join(get_args(HookPoint))}")
-    try:
-        chosen = [int(k) for k in layers.split(",")] if layers else None
-    except ValueError:
-        raise ValueError(f"--layers {layers}; give block numbers such as 10,15,20") from None
+    if set is not None and texts is not None:
+        raise ValueError("--set and --texts: give one of the two")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder")
-    emotions = load_emotion_set(set)
-    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
-    acts = collect(loaded, emotions, hook_point, layers=chosen)  # type: ignore[arg-type]  # checked above
-    v = getattr(directions, method)(acts)
+    request = Request(
+        model,
+        emotions=None if texts is not None else set or "core",
+        texts=None if texts is None else str(texts),
+        hook_point=hook_point,  # type: ignore[arg-type]  # checked above
+        layers=_layers(layers),
+        batch_tokens=batch_tokens,
+        shard_texts=shard_texts,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        n_devices=n_devices,
+        device_map=device_map,
+    )
+    folder = shards or out.with_name(f"{out.name}.shards")
+    parameters = dict(_parameter(p) for p in slurm or ())
+    collection = collect_on(engine, request, folder, workers=workers, slurm=parameters)  # type: ignore[arg-type]  # checked there
+    if collection is None:  # a rank that is not the first
+        return
+    by_means = method in ("mean_difference", "antonym_contrast")
+    acts: Any = collection if by_means else collection.load()
+    options = (
+        {} if method in ("lda", "logistic") or texts is None else {"remove_neutral": None}
+    )  # a file has no neutral texts
+    v = getattr(directions, method)(acts, **options)
     v.save(out)
     typer.echo(f"{out}: {v!r}")
+    if shards is None:
+        shutil.rmtree(folder)
+    else:
+        typer.echo(f"{folder}: {collection!r}")
+
+
+@app.command()
+def plan(
+    model: Model = "smollm2-135m-instruct-q4",
+    set: Set = "core",
+    stories_per_emotion: Annotated[
+        int | None, typer.Option(min=1, help="Of the run that is planned; the default is what the set has.")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many of the device.")] = 1,
+    device_name: Annotated[
+        str | None,
+        typer.Option(help="h200, h100, a100, l40s, rtx4090 or v100; without it, the speed is measured here."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Blocks, such as 10,15,20; the default is all.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Estimate what extract will take: tokens, operations, memory, hours, disk.
+
+    Example: emolens plan --model llama-3-8b --set core --stories-per-emotion 1200 --devices 8 --device-name h100
+    """
+    del seed  # nothing is drawn
+    from emolens import planning
+    from emolens.emotion_sets import load_emotion_set
+    from emolens.models import load_model
+
+    emotions, chosen = load_emotion_set(set), _layers(layers)
+    options: dict[str, Any] = {"stories_per_emotion": stories_per_emotion, "layers": chosen, "devices": devices}
+    if device_name is not None:
+        typer.echo(str(planning.plan_named(model, emotions, device_name, **options)))
+        return
+    try:
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision)
+    except (OSError, MemoryError) as error:
+        raise type(error)(f"{error}; or name the device, with --device-name h100, to plan without measuring") from error
+    typer.echo(str(planning.plan_measured(loaded, emotions, **options)))
 
 
 @app.command()
@@ -530,6 +620,20 @@ def _two_numbers(text: str) -> tuple[int, int]:
     if not 1 <= low <= high:
         raise ValueError(f"--length {text}; the first at least 1, the second at least the first")
     return low, high
+
+
+def _layers(given: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(k) for k in given.split(",")) if given else None
+    except ValueError:
+        raise ValueError(f"--layers {given}; give block numbers such as 10,15,20") from None
+
+
+def _parameter(given: str) -> tuple[str, Any]:
+    key, equals, value = given.partition("=")
+    if not key or not equals:
+        raise ValueError(f"--slurm {given}; give KEY=VALUE, such as slurm_partition=gpu or timeout_min=600")
+    return key, int(value) if value.isdigit() else value
 
 
 def _degrees(dose: float) -> float:

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from emolens import __version__, stats
 from emolens._typing import HookPoint, typed
-from emolens.activations import Activations, read_safetensors, write_safetensors
+from emolens.activations import Activations, Collection, Moments, is_main, with_topics
 from emolens.emotion_sets import EmotionSet
+from emolens.shards import read_safetensors, write_safetensors
 
 UNCALIBRATED = (
     "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
@@ -296,23 +297,43 @@ def load_directions(path: str | Path) -> EmotionDirections:
     if not needed <= set(tensors) or "emolens" not in metadata:
         missing = sorted(needed - set(tensors)) or ["the header"]
         raise ValueError(f"{path}: {missing[0]} is missing; the file was not written whole, or by another version")
-    header = json.loads(metadata["emolens"])
     parts = {k.removeprefix("calibration."): t for k, t in tensors.items() if k.startswith("calibration.")}
-    return EmotionDirections(
-        emotions=tuple(header["emotions"]),
-        hook_point=header["hook_point"],
-        layers=tuple(header["layers"]),
-        layer=header["layer"],
-        info=header["info"],
-        operands=tuple(header["operands"]),
-        calibration=Calibration(**parts) if parts else None,
-        vectors=tensors["vectors"],
-        reference=tensors["reference"],
-        neutral_mean=tensors["neutral_mean"],
-        norm_median=tensors["norm_median"],
-        norm_mean=tensors.get("norm_mean", torch.full_like(tensors["norm_median"], torch.nan)),  # 0.1.0 had none
-        reliability=tensors["reliability"],
-    )
+    median = tensors["norm_median"]
+    try:
+        header = json.loads(metadata["emolens"])
+        loaded = EmotionDirections(
+            emotions=tuple(header["emotions"]),
+            hook_point=header["hook_point"],
+            layers=tuple(header["layers"]),
+            layer=header["layer"],
+            info=header["info"],
+            operands=tuple(header["operands"]),
+            calibration=Calibration(**parts) if parts else None,
+            vectors=tensors["vectors"],
+            reference=tensors["reference"],
+            neutral_mean=tensors["neutral_mean"],
+            norm_median=median,
+            norm_mean=tensors.get("norm_mean", torch.full_like(median, torch.nan)),  # 0.1.0 had none
+            reliability=tensors["reliability"],
+        )
+        texts = (*loaded.emotions, *loaded.operands, loaded.hook_point)
+        layers = (*loaded.layers, loaded.layer)
+        if not all(isinstance(t, str) for t in texts) or not all(type(k) is int for k in layers):
+            raise TypeError("names must be words, layers must be numbers")
+        if loaded.layer not in loaded.layers or not isinstance(loaded.info, dict):
+            raise ValueError("the default layer is not among the layers, or info is not a mapping")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its header is not that of directions ({str(error)[:200]})") from error
+    e, k = len(loaded.emotions), len(loaded.layers)
+    d = loaded.vectors.shape[-1] if loaded.vectors.ndim else 0
+    for name, shape in (
+        ("vectors", (e, k, d)), ("reference", (k, d)), ("neutral_mean", (k, d)), ("norm_median", (k,)),
+        ("norm_mean", (k,)), ("reliability", (e, k)),
+    ):  # fmt: skip
+        if tuple(getattr(loaded, name).shape) != shape:
+            found = list(getattr(loaded, name).shape)
+            raise ValueError(f"{path}: {name} has shape {found}; {e} emotions and {k} layers need {list(shape)}")
+    return loaded
 
 
 def random_directions(
@@ -354,8 +375,8 @@ def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 
 
     Neutral components are removed as for `v`. Named after the emotions whose label they got, without calibration.
     """
-    main = acts.select(lambda t: t.emotion is not None and t.split == "main")
-    names = _emotion_names(acts)
+    main = acts.select(is_main)
+    names = acts.moments().emotions
     labels = np.array([names.index(t.emotion or "") for t in main.texts])
     shuffled = stats.shuffle_within(labels, [t.topic or t.id for t in main.texts], np.random.default_rng(seed))
     means = class_means(main.rows, torch.from_numpy(shuffled))
@@ -387,14 +408,15 @@ Fit = Callable[
 ]
 
 
-def mean_difference(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
+def mean_difference(acts: Activations | Collection, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
     """Directions as differences of means, without what neutral text varies in.
 
     v_e = (I - P)(m_e - mu);  P projects on the first k principal components of ordinary tokens of neutral texts, k the least number
     that explains `remove_neutral` of their variance (recorded as `info["neutral_k"]`).
 
     Args:
-        acts: Collected from an emotion set, or from texts with `emotions=` (and `topics=`, which makes the calibration honest).
+        acts: Collected from an emotion set, or from texts with `emotions=` (and `topics=`, which makes the calibration honest); in
+            memory, or a `Collection`, whose shards are then read one after the other.
         remove_neutral: Share of neutral variance to remove, 0 to 1; None or 0 removes nothing.
 
     Returns:
@@ -407,15 +429,11 @@ def mean_difference(acts: Activations, *, remove_neutral: float | int | None = 0
         Anthropic 2026, *Emotion Concepts*, "Extracting emotion vectors"; difference of means as in arXiv 2312.06681.
     """
 
-    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
-        means = class_means(rows, labels)
-        return means - means.mean(0)
-
-    return _directions(acts, fit, "mean_difference", remove_neutral)
+    return _of_means(acts, lambda means: means - means.mean(0), "mean_difference", remove_neutral)
 
 
 def antonym_contrast(
-    acts: Activations,
+    acts: Activations | Collection,
     *,
     antonyms: EmotionSet | Mapping[str, str] | None = None,
     remove_neutral: float | int | None = 0.5,
@@ -431,7 +449,7 @@ def antonym_contrast(
     if isinstance(antonyms, EmotionSet):
         antonyms = {e.name: e.antonym for e in antonyms.emotions if e.antonym}
     pairs = dict(antonyms or acts.info.get("antonyms") or {})
-    names = _emotion_names(acts)
+    names = acts.moments().emotions
     if not pairs:
         raise ValueError("no antonyms known: give antonyms={'joy': 'sadness', ...}")
     for a, b in pairs.items():
@@ -441,11 +459,10 @@ def antonym_contrast(
             )
     chosen = [n for n in names if n in pairs]
 
-    def fit(rows: Tensor, labels: Tensor, topics: list[str]) -> Tensor:
-        means = class_means(rows, labels)
+    def contrast(means: Tensor) -> Tensor:
         return means[[names.index(n) for n in chosen]] - means[[names.index(pairs[n]) for n in chosen]]
 
-    return _directions(acts, fit, "antonym_contrast", remove_neutral, emotions=chosen)
+    return _of_means(acts, contrast, "antonym_contrast", remove_neutral, emotions=chosen)
 
 
 def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
@@ -477,7 +494,7 @@ def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> Emoti
             )
         return torch.stack(out)
 
-    return _directions(acts, fit, "pca", remove_neutral, n_folds=4)
+    return _of_rows(acts, fit, "pca", remove_neutral)
 
 
 def lda(acts: Activations) -> EmotionDirections:
@@ -497,7 +514,7 @@ def lda(acts: Activations) -> EmotionDirections:
             out.append(torch.linalg.solve(covariance, (means[:, k] - means[:, k].mean(0)).double().T).T.float())
         return torch.stack(out, 1)
 
-    return _directions(acts, fit, "lda", None, n_folds=4)
+    return _of_rows(acts, fit, "lda", None)
 
 
 def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
@@ -520,7 +537,7 @@ def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
             out.append(torch.from_numpy((weights - weights.mean(0)) / scale).float())
         return torch.stack(out, 1)
 
-    return _directions(acts, fit, "logistic", None, n_folds=4)
+    return _of_rows(acts, fit, "logistic", None)
 
 
 @typed
@@ -591,42 +608,44 @@ def default_layer(layers: Sequence[int], n_layers: int) -> int:
 # --- shared by all estimators -----------------------------------------------------------------------------------------
 
 
-def _emotion_names(acts: Activations) -> list[str]:
-    return list(dict.fromkeys(t.emotion for t in acts.texts if t.emotion is not None and t.split == "main"))
-
-
-def _directions(
-    acts: Activations,
-    fit: Fit,
+def _of_means(
+    acts: Activations | Collection,
+    contrast: Callable[[Float64[Tensor, "emotion layer d_model"]], Float64[Tensor, "emotion layer d_model"]],
     method: str,
     remove_neutral: float | int | None,
     *,
     emotions: list[str] | None = None,
-    n_folds: int | None = None,
 ) -> EmotionDirections:
-    """Fit on every main text, then calibrate by fitting again without each topic (or each of `n_folds` groups of topics)."""
-    if acts.row_position.numel() and int(acts.row_position.max()) >= 0:
-        raise ValueError(
-            "these activations are single tokens; collect with mean_over_tokens(), last_token() or char_span()"
-        )
-    main = acts.select(lambda t: t.emotion is not None and t.split == "main")
-    names = _emotion_names(acts)
-    if len(names) < 2:
-        raise ValueError(
-            f"directions need at least two emotions, found {len(names)}: collect an emotion set, or give emotions="
-        )
-    neutral = acts.select(lambda t: t.split == "neutral")
-    labels = torch.tensor([names.index(t.emotion or "") for t in main.texts])
-    topics = [t.topic or t.id for t in main.texts]
-    person = {t.topic or t.id: t.person for t in main.texts}
+    """Directions that are a contrast of the emotion means: from sums by emotion and topic, with one pass over the rows to calibrate."""
+    moments, neutral = _moments(acts), _Neutral.of(acts)
+    components = neutral.components(remove_neutral)
 
-    components = None
-    if remove_neutral:
-        if acts.neutral_tokens is None:
-            raise ValueError(
-                "remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None"
-            )
-        components = neutral_components(acts.neutral_tokens.rows, remove_neutral)
+    def fit(means: Tensor) -> Tensor:
+        vectors = contrast(means).float()
+        return vectors if components is None else remove_components(vectors, components)
+
+    means = moments.means()
+    vectors, reference = fit(means), means.mean(0).float()
+    held_out = _held_out_by_sums(acts, moments, fit)
+    return EmotionDirections(
+        emotions=tuple(emotions or moments.emotions),
+        vectors=vectors,
+        reference=reference,
+        reliability=_reliability(moments, fit, vectors),
+        calibration=held_out and _calibrate(*held_out, vectors, reference, neutral),
+        **_common(acts, moments, neutral, method, remove_neutral, components),
+    )
+
+
+def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | int | None) -> EmotionDirections:
+    """Directions that need every row; calibrated by fitting again without each of four groups of topics."""
+    if not isinstance(acts, Activations):
+        raise TypeError(f"{method} needs the rows of every text in memory: give it {method}(collection.load())")
+    moments, neutral = _moments(acts), _Neutral.of(acts)
+    components = neutral.components(remove_neutral)
+    ((_, of_all),) = with_topics([acts])
+    main, topics = acts.select(is_main), [t for t, text in zip(of_all, acts.texts, strict=True) if is_main(text)]
+    labels = torch.tensor([moments.emotions.index(t.emotion or "") for t in main.texts])
 
     def fit_clean(rows: Tensor, y: Tensor, of: list[str]) -> Tensor:
         vectors = fit(rows, y, of)
@@ -634,65 +653,131 @@ def _directions(
 
     vectors = fit_clean(main.rows, labels, topics)
     reference = class_means(main.rows, labels).mean(0)
-    rows_names = emotions or names
-    calibration = _calibrate(
-        main, labels, topics, person, fit_clean, vectors, reference, neutral, acts.neutral_tokens, n_folds
-    )
-    counts = [int((labels == i).sum()) for i in range(len(names))]
-    nowhere = torch.full_like(reference, torch.nan)
+    held_out = _held_out_by_rows(main, labels, topics, moments, fit_clean, len(vectors))
     return EmotionDirections(
-        emotions=tuple(rows_names),
-        hook_point=acts.hook_point,
-        layers=acts.layers,
+        emotions=tuple(moments.emotions),
         vectors=vectors,
         reference=reference,
-        neutral_mean=neutral.rows.mean(0) if len(neutral.texts) else nowhere,
-        norm_median=acts.norm_median,
-        norm_mean=acts.norm_mean,
-        reliability=_reliability(main, labels, topics, fit_clean if n_folds is None else None, vectors),
-        layer=default_layer(acts.layers, acts.info["model"]["n_layers"]),
-        calibration=calibration,
-        info=acts.info
+        reliability=torch.full(vectors.shape[:2], torch.nan),  # slow to fit twenty times
+        calibration=held_out and _calibrate(*held_out, vectors, reference, neutral),
+        **_common(acts, moments, neutral, method, remove_neutral, components),
+    )
+
+
+def _moments(acts: Activations | Collection) -> Moments:
+    if isinstance(acts, Activations) and acts.row_position.numel() and int(acts.row_position.max()) >= 0:
+        raise ValueError(
+            "these activations are single tokens; collect with mean_over_tokens(), last_token() or char_span()"
+        )
+    moments = acts.moments()
+    if len(moments.emotions) < 2:
+        raise ValueError(
+            f"directions need at least two emotions, found {len(moments.emotions)}: collect an emotion set, or give emotions="
+        )
+    return moments
+
+
+@dataclass(frozen=True, eq=False)
+class _Neutral:
+    """Pooled rows of the neutral texts, and single tokens of theirs with their positions (None where none were collected)."""
+
+    rows: Tensor
+    tokens: Tensor | None
+    position: Tensor | None
+
+    @staticmethod
+    def of(acts: Activations | Collection) -> _Neutral:
+        rows, tokens = [], []
+        for chunk in acts.chunks():
+            rows.append(chunk.select(lambda t: t.split == "neutral").rows)
+            if chunk.neutral_tokens is not None:
+                tokens.append(chunk.neutral_tokens)
+        if not tokens:
+            return _Neutral(torch.cat(rows), None, None)
+        return _Neutral(
+            torch.cat(rows), torch.cat([t.rows for t in tokens]), torch.cat([t.row_position for t in tokens])
+        )
+
+    def components(self, share: float | int | None) -> list[Tensor] | None:
+        if not share:
+            return None
+        if self.tokens is None:
+            raise ValueError(
+                "remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None"
+            )
+        return neutral_components(self.tokens, share)
+
+
+def _common(
+    acts: Activations | Collection,
+    moments: Moments,
+    neutral: _Neutral,
+    method: str,
+    remove_neutral: float | int | None,
+    components: list[Tensor] | None,
+) -> dict[str, Any]:
+    """The fields that do not depend on how a method fits."""
+    counts = moments.counts().tolist()
+    nowhere = torch.full(moments.total.shape[1:], torch.nan)
+    return {
+        "hook_point": acts.hook_point,
+        "layers": acts.layers,
+        "neutral_mean": neutral.rows.mean(0) if len(neutral.rows) else nowhere,
+        "norm_median": acts.norm_median,
+        "norm_mean": acts.norm_mean,
+        "layer": default_layer(acts.layers, acts.info["model"]["n_layers"]),
+        "info": acts.info
         | {
             "emolens": __version__,
             "method": method,
             "remove_neutral": remove_neutral or None,
             "neutral_k": [p.shape[1] for p in components] if components else None,
-            "n_per_emotion": dict(zip(names, counts, strict=True)),
-            "n_topics": len(set(topics)),
-            "training_texts": sorted({t.sha256 for t in acts.texts}),
+            "n_per_emotion": dict(zip(moments.emotions, counts, strict=True)),
+            "n_topics": len(moments.person),
+            "training_texts": sorted({t.sha256 for chunk in acts.chunks() for t in chunk.texts}),
         },
-    )
+    }
 
 
-def _calibrate(
-    main: Activations,
-    labels: Tensor,
-    topics: list[str],
-    person: Mapping[str, str | None],
-    fit: Fit,
-    vectors: Tensor,
-    reference: Tensor,
-    neutral: Activations,
-    tokens: Activations | None,
-    n_folds: int | None,
-) -> Calibration | None:
-    """Held-out scores of the stories give mean and spread; neutral texts and tokens give the band of "none".
+def _held_out_by_sums(
+    acts: Activations | Collection, moments: Moments, fit: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Mean and spread `[emotion layer]` of the scores of the main texts, each by directions without its topic.
 
-    The neutral components are fitted once: they see no emotional text. None where there are too few topics to leave one out.
+    None where there are too few topics to leave one out.
     """
-    names = sorted(set(topics))
+    names = sorted(moments.person)
     if len(names) < 2:
         return None
-    leave_one_out = [(t,) for t in names] if len(names) <= 64 else None
-    folds = (
-        leave_one_out
-        if n_folds is None and leave_one_out
-        else stats.topic_folds(person, n_folds=min(n_folds or 16, len(names)))
-    )
-    topic = np.asarray(topics)
-    held_out = torch.zeros(len(topics), len(vectors), len(main.layers))
+    folds = [(t,) for t in names] if len(names) <= 64 else stats.topic_folds(moments.person, n_folds=16)
+    fitted = {}
     for fold in folds:
+        means = moments.means(without=fold)
+        if means.isnan().any():
+            return None
+        fitted |= dict.fromkeys(fold, (fit(means), means.mean(0).float()))
+    n, total, squares = 0, 0.0, 0.0
+    for chunk, topics in with_topics(acts.chunks()):
+        mine = [is_main(t) for t in chunk.texts]
+        main, topics = chunk.select(is_main), [t for t, m in zip(topics, mine, strict=True) if m]
+        for fold in folds:
+            inside = torch.tensor([t in fold for t in topics], dtype=torch.bool)
+            if inside.any():
+                scores = project(main.rows[inside], *fitted[fold[0]]).double()
+                n, total, squares = n + len(scores), total + scores.sum(0), squares + scores.square().sum(0)
+    mean = torch.as_tensor(total / n)
+    spread = ((torch.as_tensor(squares) - n * mean.square()).clamp_min(0) / (n - 1)).sqrt()
+    return mean.float(), spread.float().clamp_min(1e-12)
+
+
+def _held_out_by_rows(
+    main: Activations, labels: Tensor, topics: list[str], moments: Moments, fit: Fit, n_out: int
+) -> tuple[Tensor, Tensor] | None:
+    """As `_held_out_by_sums`, with four groups of topics."""
+    if len(moments.person) < 2:
+        return None
+    topic, held_out = np.asarray(topics), torch.zeros(len(topics), n_out, len(main.layers))
+    for fold in stats.topic_folds(moments.person, n_folds=min(4, len(moments.person))):
         inside = torch.from_numpy(np.isin(topic, fold))
         y = labels[~inside]
         if len(y.unique()) < int(labels.max()) + 1:
@@ -700,17 +785,24 @@ def _calibrate(
         kept = [t for t, out in zip(topics, inside.tolist(), strict=True) if not out]
         without = main.rows[~inside]
         held_out[inside] = project(main.rows[inside], fit(without, y, kept), class_means(without, y).mean(0))
-    mean, std = held_out.mean(0), held_out.std(0).clamp_min(1e-12)
+    return held_out.mean(0), held_out.std(0).clamp_min(1e-12)
+
+
+def _calibrate(mean: Tensor, std: Tensor, vectors: Tensor, reference: Tensor, neutral: _Neutral) -> Calibration:
+    """Held-out scores of the stories gave mean and spread; neutral texts and tokens give the band of "none".
+
+    The neutral components are fitted once: they see no emotional text.
+    """
 
     def band(z: Tensor) -> Tensor:
         return torch.quantile(z.amax(1), BAND, dim=0) if len(z) >= 20 else torch.full((z.shape[-1],), torch.nan)
 
     z = (project(neutral.rows, vectors, reference) - mean) / std
-    bins, n = len(POSITION_EDGES), len(main.layers)
+    bins, n = len(POSITION_EDGES), mean.shape[1]
     token_mean, token_std = torch.full((2, bins, len(vectors), n), torch.nan)
     token_band = torch.full((n,), torch.nan)
-    if tokens is not None:
-        s, at = project(tokens.rows, vectors, reference), position_bin(tokens.row_position)
+    if neutral.tokens is not None and neutral.position is not None:
+        s, at = project(neutral.tokens, vectors, reference), position_bin(neutral.position)
         for b in range(bins):
             if (at == b).sum() >= 20:
                 token_mean[b], token_std[b] = s[at == b].mean(0), s[at == b].std(0).clamp_min(1e-12)
@@ -721,27 +813,22 @@ def _calibrate(
     return Calibration(mean, std, band(z), token_mean, token_std, token_band)
 
 
-def _reliability(main: Activations, labels: Tensor, topics: list[str], fit: Fit | None, vectors: Tensor) -> Tensor:
+def _reliability(moments: Moments, fit: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
     """Cosine of the vectors of two halves of the topics, mean of ten splits, stepped up to full length: 2c / (1 + c).
 
-    NaN for the estimators that are slow to fit (`fit` is None), and with fewer than four topics.
+    NaN with fewer than four topics.
     """
-    names = sorted(set(topics))
+    names = sorted(moments.person)
     out = torch.full(vectors.shape[:2], torch.nan)
-    if fit is None or len(names) < 4:
+    if len(names) < 4:
         return out
     rng = np.random.default_rng(0)
-    topic, total, n_splits = np.asarray(topics), torch.zeros(vectors.shape[:2]), 10
+    total, n_splits = torch.zeros(vectors.shape[:2]), 10
     for _ in range(n_splits):
-        half = set(rng.permutation(names)[: len(names) // 2])
-        inside = torch.tensor([t in half for t in topic])
-        halves = []
-        for part in (inside, ~inside):
-            if len(labels[part].unique()) < int(labels.max()) + 1:
-                return out
-            halves.append(
-                fit(main.rows[part], labels[part], [t for t, p in zip(topics, part.tolist(), strict=True) if p])
-            )
-        total += torch.nn.functional.cosine_similarity(halves[0], halves[1], dim=-1)
+        half = set(rng.permutation(names)[: len(names) // 2].tolist())
+        halves = [moments.means(without=half), moments.means(without=set(names) - half)]
+        if any(m.isnan().any() for m in halves):
+            return out
+        total += torch.nn.functional.cosine_similarity(*(fit(m) for m in halves), dim=-1)
     c = total / n_splits
     return 2 * c / (1 + c).clamp_min(1e-6)

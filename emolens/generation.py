@@ -25,10 +25,10 @@ from tqdm import tqdm
 from emolens import __version__
 from emolens._files import Strict, Word, read_jsonl, unknown
 from emolens._typing import HookedModel
-from emolens.activations import written_whole
 from emolens.emotion_sets import EmotionSet, Person, Story, load_emotion_set, save_emotion_set
 from emolens.models import model_info
 from emolens.set_checks import CHARACTERS, language_of, leaks, length
+from emolens.shards import written_whole
 from emolens.steering import generate
 
 PERSONS = {  # how a prompt of each language says it

@@ -681,7 +681,12 @@ class EncodedText:
 
 
 def encode(
-    model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | None = None, add_generation_prompt: bool = False
+    model: HookedModel,
+    texts: Sequence[Text],
+    *,
+    prepend_bos: bool | None = None,
+    add_generation_prompt: bool = False,
+    first: int = 0,
 ) -> list[EncodedText]:
     """The one way from texts to tokens.
 
@@ -690,6 +695,7 @@ def encode(
             special tokens already, never get a second BOS).
         prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts.
         add_generation_prompt: End chats where the assistant begins to speak.
+        first: Number of the first text, for errors.
 
     Returns:
         One `EncodedText` for each text, unpadded.
@@ -716,9 +722,9 @@ def encode(
         elif not chat and prepend_bos is False and has_bos:
             ids, offsets = ids[1:], offsets[1:]
         if not ids:
-            raise ValueError(f"text {len(out)} is empty")
+            raise ValueError(f"text {first + len(out)} is empty")
         if len(ids) > model.cfg.n_ctx:
-            raise ValueError(f"text {len(out)} has {len(ids)} tokens; this model reads {model.cfg.n_ctx}")
+            raise ValueError(f"text {first + len(out)} has {len(ids)} tokens; this model reads {model.cfg.n_ctx}")
         out.append(EncodedText(text, ids, offsets))
     return out
 

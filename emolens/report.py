@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from emolens import plots
-from emolens.activations import written_whole
 from emolens.directions import EmotionDirections
 from emolens.emotion_sets import EmotionSet, load_norms
 from emolens.experiments.base import Row
 from emolens.plots import find
 from emolens.readout import LogitLens, Scores
+from emolens.shards import written_whole
 
 STYLE = """
 :root{color-scheme:light}

@@ -1,7 +1,7 @@
 """The whole protocol in one call: collect, choose a layer, fit, run every experiment with its controls, write it down.
 
 The folder ends with ``vectors.safetensors`` (directions ready for use), ``results.json`` (provenance and tidy rows) and ``index.html``
-(a self-contained report). An interrupted study resumes from the activations that it had collected; a folder that holds another
+(a self-contained report). An interrupted study continues from the activations that it had collected; a folder that holds another
 study is refused. The same inputs and seed give identical rows.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import Any
 
 from emolens import __version__
 from emolens._typing import HookedModel
-from emolens.activations import Activations, collect_resid_post, written_whole
+from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
 from emolens.emotion_sets import EmotionSet, load_emotion_set
 from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
@@ -29,6 +30,7 @@ from emolens.experiments.base import Inputs, Row
 from emolens.models import load_model, model_info
 from emolens.readout import score
 from emolens.report import write_report
+from emolens.shards import written_whole
 
 # texts that are in no set, for the coloured view of the report
 SAMPLES = (
@@ -110,7 +112,10 @@ def run_study(
     say(
         f"model {info.name}: {info.n_layers} layers, d_model {info.d_model}; set {emotions.name}: {len(emotions.names)} emotions"
     )
-    acts = _activations(loaded, emotions, folder, key, progress)
+    collected = folder / "activations"  # by an interrupted run of this very study, perhaps in part
+    if overwrite:
+        shutil.rmtree(collected, ignore_errors=True)
+    acts = collect_to(collected, loaded, emotions, progress=progress).load()
     say(f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)")
     inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, Path(external) if external else None)  # type: ignore[arg-type]  # completed below
     accuracy = separability.choose_layer(
@@ -179,7 +184,7 @@ def run_study(
         lenses=lenses,
         written=chosen.texts if chosen else (),
     )
-    (folder / "activations.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(collected)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder)
 
@@ -214,19 +219,3 @@ def _refuse_other(folder: Path, key: str, overwrite: bool) -> None:
         raise FileExistsError(
             f"{folder} already holds another study ({what}); choose another folder, or overwrite=True (--overwrite)"
         )
-
-
-def _activations(model: HookedModel, emotions: EmotionSet, folder: Path, key: str, progress: bool) -> Activations:
-    """Collected now, or by an interrupted run of this very study."""
-    file = folder / "activations.safetensors"
-    if file.is_file():
-        try:
-            acts = Activations.load(file)
-            if acts.info.get("study") == key:
-                return acts
-        except ValueError:
-            pass  # a file of another kind of run is replaced
-    acts = collect_resid_post(model, emotions, progress=progress)
-    acts = replace(acts, info=acts.info | {"study": key})
-    acts.save(file)
-    return acts

@@ -501,7 +501,7 @@ def test_labels_that_do_not_match_the_texts_are_refused(tiny_model, toy_set):
 def test_wrong_options_are_refused(tiny_model):
     with pytest.raises(ValueError, match="padding_side='both'; allowed: 'left', 'right'"):
         quiet(tiny_model, TEXTS, padding_side="both")
-    with pytest.raises(ValueError, match="batch_tokens and batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0; batch_tokens, batch_size and shard_texts must be at least 1"):
         quiet(tiny_model, TEXTS, batch_size=0)
     with pytest.raises(TypeError, match="unexpected keyword"):
         em.collect_mlp_out(tiny_model, TEXTS, layer=[1])
@@ -743,7 +743,7 @@ def test_a_file_gives_back_what_was_saved(toy_acts, tmp_path):
     for a, b in ((toy_acts, again), (toy_acts.neutral_tokens, again.neutral_tokens)):
         assert a is not None
         assert b is not None
-        for name in ("rows", "embed", "row_text", "row_position", "norm_histogram", "sink_ratio"):
+        for name in ("rows", "embed", "row_text", "row_position", "norm_histogram", "sinks"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert (a.texts, a.layers, a.hook_point, a.info) == (b.texts, b.layers, b.hook_point, b.info)
     assert [p.name for p in tmp_path.iterdir()] == ["acts.safetensors"]
@@ -768,7 +768,7 @@ def test_files_that_cannot_be_read_say_why(toy_acts, tmp_path):
         with pytest.raises(ValueError, match="not a safetensors file, or a truncated one"):
             Activations.load(file)
     save_file({"x": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match=r"this is another program's file, not emolens\.activations\.1"):
+    with pytest.raises(ValueError, match=r"this is another program's file, not emolens\.activations\.2"):
         Activations.load(file)
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors: no such file"):
         Activations.load(tmp_path / "nothing.safetensors")
@@ -777,7 +777,7 @@ def test_files_that_cannot_be_read_say_why(toy_acts, tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(toy_acts, tmp_path, monkeypatch):
-    import emolens.activations
+    import emolens.shards
 
     file = tmp_path / "acts.safetensors"
     file.write_bytes(b"old")
@@ -786,7 +786,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(toy_acts, tmp_path,
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(emolens.activations, "save_file", half)
+    monkeypatch.setattr(emolens.shards, "save_file", half)
     with pytest.raises(OSError, match="No space left"):
         toy_acts.save(file)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("acts.safetensors", b"old")]

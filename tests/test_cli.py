@@ -24,6 +24,7 @@ from emolens.set_checks import Check
 COMMANDS = [
     ["study"],
     ["extract"],
+    ["plan"],
     ["score"],
     ["steer"],
     ["write-stories"],
@@ -297,6 +298,44 @@ def test_extract_writes_what_the_library_computes(vectors, tiny_model, toy_set):
     # another process may batch its sums otherwise
     torch.testing.assert_close(v.vectors, expected.vectors, rtol=1e-5, atol=1e-5)
     assert (v.emotions, v.layers, v.hook_point) == (expected.emotions, (1, 2), "resid_post")
+
+
+def test_extract_from_a_file_keeps_its_shards_and_continues(emolens, tiny, tmp_path):
+    texts, out, shards = tmp_path / "t.jsonl", tmp_path / "v.safetensors", tmp_path / "rows"
+    deeds = {"a": "laughed out loud at the door", "b": "wept alone in the rain"}
+    texts.write_text(
+        "".join(
+            json.dumps({"text": f"Number {i} {deed} on day {i}.", "emotion": e, "topic": f"t{i % 4}"}) + "\n"
+            for i in range(8)
+            for e, deed in deeds.items()
+        )
+    )
+    command = ["extract", "-m", tiny("llama", tokenizer="chat"), "--texts", texts, "-o", out, "--shards", shards, "--shard-texts", "4"]  # fmt: skip
+    code, said, _ = emolens(*command)
+    assert code == 0
+    assert "16 texts in 4 shards" in said
+    v = em.load_directions(out)
+    assert v.emotions == ("a", "b")
+    assert v.calibration is not None
+    next(iter(shards.glob("00002*"))).unlink()
+    assert emolens(*command)[0] == 0
+    assert torch.equal(em.load_directions(out).vectors, v.vectors)
+    code, _, err = emolens(*command, "--layers", "1")
+    assert code == 2
+    assert "was begun with options.layers = [0, 1, 2], now it is [1]" in one_line(err)
+    code, _, err = emolens("extract", "--texts", texts, "--set", "core")
+    assert (code, one_line(err)) == (2, "emolens: --set and --texts: give one of the two")
+    code, _, err = emolens(*command, "--engine", "slurm", "--slurm", "partition")
+    assert code == 2
+    assert "--slurm partition; give KEY=VALUE" in one_line(err)
+
+
+def test_extract_leaves_no_shards_where_none_were_asked_for(emolens, tiny, toy_set, tmp_path):
+    code, _, _ = emolens(
+        "extract", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", tmp_path / "v.safetensors"
+    )
+    assert code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
 
 
 @pytest.mark.parametrize("method", ["antonym_contrast", "pca", "lda", "logistic"])

@@ -21,8 +21,9 @@ from torch import Tensor
 import emolens as em
 from emolens import directions as dirs
 from emolens import stats
-from emolens.activations import NORM_BINS, Activations, TextInfo, read_safetensors
+from emolens.activations import NORM_BINS, Activations, TextInfo
 from emolens.directions import EmotionDirections
+from emolens.shards import read_safetensors
 
 EMOTIONS = ("joy", "sadness", "fear", "calm", "anger", "trust")
 ANTONYMS = {"joy": "sadness", "sadness": "joy", "fear": "calm", "calm": "fear"}
@@ -66,7 +67,7 @@ def _pack(rows: Tensor, texts: list[TextInfo], row_text: list[int], position: li
     return Activations(
         hook_point="resid_post", layers=LAYERS, rows=rows, embed=rows[:, 0].clone(), row_text=torch.tensor(row_text),
         row_position=torch.tensor(position), texts=tuple(texts), norm_histogram=histogram,
-        sink_ratio=torch.ones(len(LAYERS)), info=_info(), **more,
+        sinks=torch.ones(len(texts), len(LAYERS)), info=_info(), **more,
     )  # fmt: skip
 
 
@@ -685,7 +686,7 @@ def test_files_of_others_are_refused_by_name(tmp_path: Path, world: World) -> No
     with pytest.raises(ValueError, match=r"this is another program's file, not emolens\.directions\.1"):
         dirs.load_directions(foreign)
     world.acts.save(tmp_path / "acts.safetensors")
-    with pytest.raises(ValueError, match=r"this is emolens\.activations\.1, not emolens\.directions\.1"):
+    with pytest.raises(ValueError, match=r"this is emolens\.activations\.2, not emolens\.directions\.1"):
         dirs.load_directions(tmp_path / "acts.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ValueError, match=r"not a safetensors file, or a truncated one"):
@@ -730,6 +731,7 @@ def test_a_file_without_the_mean_norm_is_read_and_its_unit_is_unknown(tmp_path: 
     path = tmp_path / "v.safetensors"
     v.save(path)
     tensors, metadata = read_safetensors(path, "emolens.directions.1")
+    del metadata["checksum"]
     save_file({k: t for k, t in tensors.items() if k != "norm_mean"}, path, metadata)
     old = dirs.load_directions(path)
     assert old.norm_mean.shape == old.norm_median.shape

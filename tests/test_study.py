@@ -230,28 +230,34 @@ def test_an_interrupted_study_resumes_without_collecting_and_ends_the_same(
         patch.setattr(separability, "run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny_model, stories, out=tmp_path, external=external, progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["activations.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["activations"]
 
-    def never(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("collected again")
+    collect_slice = emolens.activations._collect_slice
 
-    monkeypatch.setattr(emolens.study, "collect_resid_post", never)
+    def never(model: Any, recipe: Any, corpus: Any, *rest: Any) -> Any:
+        assert corpus.info["set"] is None, "the stories were collected again"
+        return collect_slice(model, recipe, corpus, *rest)
+
+    monkeypatch.setattr(emolens.activations, "_collect_slice", never)
     said: list[str] = []
     again = run_study(tiny_model, stories, out=tmp_path, external=external, progress=False, say=said.append)
     assert results(again.out)["rows"] == results(study.out)["rows"]
     assert torch.equal(again.directions.vectors, study.directions.vectors)
-    assert not (tmp_path / "activations.safetensors").exists()
+    assert not (tmp_path / "activations").exists()
     assert said[-1].startswith("done in")
 
 
 @pytest.mark.usefixtures("no_experiments")
-def test_activations_of_another_study_or_a_broken_file_are_collected_again(tiny_model, stories, tmp_path):
-    file = tmp_path / "activations.safetensors"
-    file.write_bytes(b"broken")
-    run_study(tiny_model, stories, out=tmp_path, progress=False)
-    acts = em.collect_resid_post(tiny_model, stories.subset(["joy", "fear"]), progress=False)
-    replace(acts, info=acts.info | {"study": "another"}).save(file)
+def test_activations_begun_for_another_set_are_refused_and_a_broken_shard_is_made_again(tiny_model, stories, tmp_path):
+    shards = em.collect_to(tmp_path / "activations", tiny_model, stories, progress=False).folder
+    part = stories.subset(["joy", "fear"])
+    with pytest.raises(FileExistsError, match=r"activations was begun with corpus\.n_texts = \d+, now it is \d+"):
+        run_study(tiny_model, part, out=tmp_path, progress=False)
+    shards.file(0).write_bytes(b"broken")
     assert run_study(tiny_model, stories, out=tmp_path, progress=False).directions.emotions == tuple(DEEDS)
+    em.collect_to(tmp_path / "activations", tiny_model, stories, progress=False)
+    again = run_study(tiny_model, part, out=tmp_path, progress=False, overwrite=True)
+    assert again.directions.emotions == ("joy", "fear")
 
 
 @pytest.mark.usefixtures("no_experiments")
@@ -260,7 +266,7 @@ def test_a_folder_of_another_study_is_refused_before_collecting(tiny_model, stor
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     part = stories.subset(["joy", "fear", "anger"])
     with monkeypatch.context() as patch:
-        patch.setattr(emolens.study, "collect_resid_post", None)
+        patch.setattr(emolens.study, "collect_to", None)
         with pytest.raises(
             FileExistsError, match=r"already holds another study \(.* on six\).*overwrite=True \(--overwrite\)"
         ):
@@ -288,7 +294,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_loads(stori
 
 @pytest.mark.usefixtures("no_experiments")
 @pytest.mark.parametrize(
-    "where", ["emolens.activations.save_file", "emolens.study.write_report", "emolens.report.render", "json.dumps"]
+    "where", ["emolens.shards.save_file", "emolens.study.write_report", "emolens.report.render", "json.dumps"]
 )
 def test_an_error_leaves_no_half_file(tiny_model, stories, tmp_path, monkeypatch, where):
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -301,8 +307,8 @@ def test_an_error_leaves_no_half_file(tiny_model, stories, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         run_study(tiny_model, stories, out=tmp_path, progress=False)
     left = {p.name for p in tmp_path.iterdir()}
-    assert left <= {"activations.safetensors", "vectors.safetensors", "results.json"}
-    assert not [name for name in left if "part" in name]
+    assert left <= {"activations", "vectors.safetensors", "results.json"}
+    assert not [p for p in tmp_path.rglob("*") if "part" in p.name]
 
 
 def test_wrong_requests_are_refused_before_the_model_loads(tmp_path, stories):
@@ -633,12 +639,18 @@ def planted(stories: EmotionSet, *, signal: float, d_model: int = 24, words: boo
         row_position=torch.full((n,), -1),
         texts=tuple(texts),
         norm_histogram=torch.ones(2, NORM_BINS, dtype=torch.int64),
-        sink_ratio=torch.ones(2),
+        sinks=torch.ones(n, 2),
         info={"model": {"n_layers": 2, "fingerprint": "f", "process_weights": {}}},
     )
     of = torch.arange(n_tokens) % len(plain)
     neutral = replace(
-        acts, rows=tokens, embed=tokens[:, 0], row_text=of, row_position=torch.arange(n_tokens), texts=plain
+        acts,
+        rows=tokens,
+        embed=tokens[:, 0],
+        row_text=of,
+        row_position=torch.arange(n_tokens),
+        texts=plain,
+        sinks=torch.ones(len(plain), 2),
     )
     acts = replace(acts, neutral_tokens=neutral)
     v = em.mean_difference(acts, remove_neutral=None)

@@ -1,0 +1,214 @@
+"""Files of ours, written whole and checked when read, and folders of them that a killed run continues.
+
+A folder of shards has a ``manifest.json``, which says by what code, model, texts and options the shards are made and names each of
+them, and one safetensors file a shard. A shard is done when its file is there and its checksum is right; nothing else is kept of
+progress, so there is nothing to get out of step. One run at a time holds the folder (its lock dies with the process). What a
+shard holds is not known here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "emolens.shards.1"
+MANIFEST, LOCK = "manifest.json", "lock"
+
+
+# --- one file ---------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors with their metadata and a checksum of both, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    with written_whole(path) as part:
+        try:
+            save_file(tensors, part, metadata | {"checksum": _checksum(tensors, metadata)})
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(f"{path}: could not be written ({error})") from error
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.chmod(0o644)  # safetensors makes private files; results are for sharing
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of ours.
+
+    Args:
+        kinds: The formats that the caller can read, the present one first.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; truncated, damaged or not safetensors; not of these kinds.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            found = metadata.get("format", "another program's file")
+            if found not in kinds:
+                raise ValueError(f"{path}: this is {found}, not {kinds[0]}{_newer(found, kinds[0])}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or a truncated one") from error
+    if "checksum" in metadata and _checksum(tensors, metadata) != metadata["checksum"]:
+        raise ValueError(f"{path}: damaged, its checksum is not the one that it was written with")
+    return tensors, metadata
+
+
+def _newer(found: str, known: str) -> str:
+    stem, _, version = known.rpartition(".")
+    other, _, number = found.rpartition(".")
+    newer = other == stem and number.isdigit() and int(number) > int(version)
+    return "; it was written by a newer emolens: upgrade to read it" if newer else ""
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted((k, v) for k, v in metadata.items() if k != "checksum")).encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode())
+        if t.numel():
+            digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- a folder of them -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of shards. `manifest["shards"]` lists their names in order."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def file(self, number: int) -> Path:
+        """Where shard `number` is, or will be."""
+        return self.path / f"{number:05d}-{self.manifest['shards'][number]}.safetensors"
+
+    def missing(self) -> list[int]:
+        """The shards that are not there. One that is cut short or damaged is removed, and is missing."""
+        out = []
+        for number in range(len(self.manifest["shards"])):
+            file = self.file(number)
+            try:
+                read_safetensors(file, *self.manifest["kinds"])
+            except FileNotFoundError:
+                out.append(number)
+            except ValueError:
+                file.unlink()
+                out.append(number)
+        return out
+
+
+def read_folder(path: str | Path) -> Folder:
+    """A folder of shards that is there.
+
+    Raises:
+        FileNotFoundError: no such folder, or no manifest in it.
+        ValueError: the manifest is not one, or of a newer version.
+    """
+    path = Path(path).expanduser()
+    file = path / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no {MANIFEST} there; this is not a folder of collected activations")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found, names = manifest["format"], manifest["shards"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: not a manifest of emolens; remove the folder, or choose another") from error
+    if found != FORMAT or not isinstance(names, list):
+        raise ValueError(f"{file}: this is {found!r}, not {FORMAT}{_newer(str(found), FORMAT)}")
+    return Folder(path, manifest)
+
+
+@contextmanager
+def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
+    """Hold a folder for one run: a new one, or one that was begun with the very same manifest.
+
+    Raises:
+        FileExistsError: another process holds it; it was begun with something else (which is said); it holds other files.
+        OSError: it cannot be written.
+    """
+    path = Path(path).expanduser()
+    manifest = {"format": FORMAT, **json.loads(json.dumps(manifest))}  # as it will be read back
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".part")]
+        lock = (path / LOCK).open("a+")
+    except OSError as error:
+        raise OSError(f"{path}: cannot write there ({error.strerror or error}); choose another folder") from error
+    with lock:
+        _hold(lock, path)
+        if (path / MANIFEST).is_file():
+            found = read_folder(path).manifest
+            if reason := _difference(found, manifest):
+                raise FileExistsError(f"{path} was begun {reason}; choose another folder, or remove this one")
+        elif others:
+            raise FileExistsError(f"{path} holds other files ({others[0]}); choose an empty or a new folder")
+        else:
+            with written_whole(path / MANIFEST) as part:
+                part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for part in path.glob(".*.part"):  # of a run that was killed while it wrote
+            part.unlink(missing_ok=True)
+        yield Folder(path, manifest)
+
+
+def _hold(lock: Any, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise FileExistsError(
+            f"{path} is being written by another process ({lock.read(200).strip() or 'unknown'}); wait for it, or choose another folder"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+
+
+def _difference(old: Any, new: Any, at: str = "") -> str:
+    """The first thing in which two manifests differ, in words; "" if there is none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*new, *old)):
+            if found := _difference(old.get(key), new.get(key), f"{at}.{key}" if at else key):
+                return found
+        return ""
+    if old == new:
+        return ""
+    return f"with {at} = {_short(old)}, now it is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
