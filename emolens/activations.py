@@ -40,6 +40,10 @@ from emolens.shards import read_safetensors, write_safetensors
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
 NORM_BINS = 2048  # log-spaced from 1e-4 to 1e8: 1.4 % a bin
 _LOG_LOW, _LOG_HIGH = -4.0, 8.0
+OVERHEAD = {
+    "cpu": 32,
+    "other": 2048,
+}  # what a batch costs beside its tokens, in tokens: a CPU is busy with few, a GPU is not
 FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
 
 
@@ -915,18 +919,29 @@ def _span(span: tuple[int, int] | str, text: str, index: int) -> tuple[int, int]
     return start, end
 
 
-def _batches(encoded: list[EncodedText], used: list[int], batch_tokens: int, batch_size: int | None) -> list[list[int]]:
-    """Texts of similar length together, long ones first; a plan that depends on nothing but the texts and the two sizes."""
-    order = sorted(used, key=lambda i: (-len(encoded[i].ids), i))
-    batches: list[list[int]] = []
-    for i in order:
-        width = len(encoded[batches[-1][0]].ids) if batches else 0
-        full = not batches or (len(batches[-1]) + 1) * width > batch_tokens or len(batches[-1]) == batch_size
-        if full:
-            batches.append([i])
-        else:
-            batches[-1].append(i)
-    return batches
+def _batches(lengths: dict[int, int], batch_tokens: int, batch_size: int | None, overhead: int) -> list[list[int]]:
+    """Cut texts, sorted by length, into batches at the least cost:  sum over batches of (width x texts + overhead), in tokens.
+
+    A plan that depends on nothing but its arguments.
+
+    >>> _batches({0: 100, 1: 9, 2: 90, 3: 10}, 2048, None, 32)
+    [[0, 2], [3, 1]]
+    """
+    order = sorted(lengths, key=lambda i: (-lengths[i], i))
+    cost, start = [0] + [0] * len(order), [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        found: list[tuple[int, int]] = []
+        for begin in range(end - 1, -1, -1):  # longest first: the width only grows as the batch does
+            n, width = end - begin, lengths[order[begin]]
+            if n > 1 and (n * width > batch_tokens or n > (batch_size or n)):
+                break
+            found.append((cost[begin] + n * width + overhead, begin))
+        cost[end], start[end] = min(found)
+    cuts, end = [], len(order)
+    while end:
+        cuts.append((start[end], end))
+        end = start[end]
+    return [order[begin:end] for begin, end in reversed(cuts)]
 
 
 def _collect_slice(
@@ -944,7 +959,9 @@ def _collect_slice(
         if corpus.has_neutral and piece.labels[i]["split"] == "neutral"
     }
     passes = _Pass(model, recipe, encoded, plans, samples)
-    for batch in _batches(encoded, used, recipe.batch_tokens, recipe.batch_size):
+    lengths = {i: len(encoded[i].ids) for i in used}
+    overhead = OVERHEAD["cpu" if passes.device.type == "cpu" else "other"]
+    for batch in _batches(lengths, recipe.batch_tokens, recipe.batch_size, overhead):
         passes.run(batch)
         progress.step(len(batch), sum(len(encoded[i].ids) for i in batch))
     infos = tuple(

@@ -71,16 +71,18 @@ class _Rotary:
     """Angles and mask of one batch, made by its first block and used by all."""
 
     key: tuple[Any, ...] = ()
+    of_mask: Tensor | None = None
     cos: Tensor = field(default_factory=lambda: torch.empty(0))
     sin: Tensor = field(default_factory=lambda: torch.empty(0))
     mask: Tensor | None = None
     holes: bool = False  # a mask that is not padding on one side is TransformerLens's business
 
     def of(self, attn: Any, x: Tensor, attention_mask: Tensor | None) -> _Rotary:
-        key = (id(attention_mask), x.shape[:2], x.device, attn.rotary_cos.shape)
-        if key != self.key:
+        key = (x.shape[:2], x.device, attn.rotary_cos.shape)
+        if key != self.key or attention_mask is not self.of_mask:
             width = x.shape[1]
             self.holes = attention_mask is not None and int((attention_mask.diff(dim=-1) != 0).sum(-1).max()) > 1
+            self.of_mask = attention_mask  # held, so that another mask cannot come to have its identity
             self.key, self.mask, position = key, None, torch.arange(width, device=x.device)[None]
             # padding on the right: a real token never looks at what comes after it
             if attention_mask is not None and not bool((attention_mask[:, 0] == 1).all()):
