@@ -210,7 +210,7 @@ def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sets", "show", "cor"], "unknown emotion set 'cor'; did you mean 'core'? allowed: core"),
+        (["sets", "show", "cor"], "unknown emotion set 'cor'; did you mean 'core'? allowed: "),
         (["sets", "check", "./nowhere"], "unknown emotion set './nowhere'"),
         (["extract", "--set", "nope"], "unknown emotion set 'nope'"),
         (["extract", "--model", "pythia-16m", "--out", "TMP/v.safetensors"], "unknown model 'pythia-16m'; did you mean pythia-1"),

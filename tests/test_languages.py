@@ -55,7 +55,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
         return em.Activations(
             hook_point="resid_post", layers=(3, 7), rows=x, embed=torch.randn(n, d, generator=generator), row_text=torch.arange(n),
             row_position=torch.full((n,), -1), texts=tuple(infos), norm_histogram=torch.ones((2, NORM_BINS), dtype=torch.int64),
-            sink_ratio=torch.ones(2), info={"model": {"n_layers": 8}, "set": None},
+            sinks=torch.ones((n, 2)), info={"model": {"n_layers": 8}, "set": None},
         )  # fmt: skip
 
     monkeypatch.setattr(languages, "collect_resid_post", collect)
