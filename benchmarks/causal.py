@@ -23,7 +23,6 @@ import torch  # isort: skip
 
 import emolens as em
 from emolens.models import encode, pad
-from emolens.sweeps import shortest_words
 
 PROMPTS = [
     "I opened the door and", "After the phone call she", "The old man looked at me and", "On the way home they",
@@ -42,11 +41,14 @@ class Work:
         self.n_layers = self.model.cfg.n_layers
         self.random = torch.randn((len(PROMPTS), self.model.cfg.d_model), generator=torch.Generator().manual_seed(0))
         emotions = em.load_emotion_set("plutchik8")
-        self.words = shortest_words(self.model.tokenizer, {e.name: e.target_words for e in emotions.emotions})
+        # words of one token, which a plain run reads from its last logits
+        one = lambda w: len(self.model.tokenizer(" " + w, add_special_tokens=False).input_ids) == 1  # noqa: E731
+        words = {e.name: [w for w in e.target_words if one(w)] for e in emotions.emotions}
+        self.words = {e: ws for e, ws in words.items() if ws}
         if not vectors.is_file():  # collected in a process of its own: it needs more memory than what is measured
             acts = em.collect_resid_post(self.model, emotions, layers=[2 * self.n_layers // 3], progress=False)
             em.mean_difference(acts).save(vectors)
-        self.v = em.load_directions(vectors)
+        self.v = em.load_directions(vectors)[list(self.words)]
 
     # a dose that leaves the text as it is, so that both sides write the same number of tokens
     def write(self, direction: torch.Tensor | None, layers: list[int]) -> Any:
@@ -133,7 +135,7 @@ def _largest(a: Any, b: Any) -> float:
 CASES = (
     ("generation, 8 rows x 16 tokens: 30 hooks against none", "generate_hooks", "generate_plain", 0.0),
     ("generation, 30 hooks: one direction a row against one for all", "generate_rows", "generate_hooks", 0.0),
-    ("sweep, 24 cells x 8 prompts: rows of shared batches against one run a cell", "sweep_rows", "sweep_serial", 2e-4),
+    ("sweep, 7 emotions x 3 doses x 8 prompts: rows of shared batches against one run a cell", "sweep_rows", "sweep_serial", 2e-4),
     ("patching, 3 layers x 22 tokens: em.patch_resid_pre against TransformerLens's loop", "patch_ours", "patch_transformer_lens", 1e-4),
 )  # fmt: skip
 

@@ -6,7 +6,8 @@ d(x) the logit difference of the two emotions' words at the last token, v the di
 of the gap recovered;
 *ablate* - v taken out of both runs at every block (affinely, sinks left alone): share of the gap lost;
 *add* - v added to the corrupted run: change of d in gaps. Beside each, random directions that remove as much variance of ordinary tokens
-(ablate), or point anywhere (patch, add). A map by layer and span of the prompt shows where the whole stream carries the gap. Shares are ratios of means over pairs whose gap is positive; intervals resample pairs.
+(ablate), or point anywhere (patch, add). Shares are ratios of means over pairs whose gap is positive; intervals resample pairs.
+A map by layer and span of the prompt shows where the whole stream carries the gap.
 
 Then the emotions' whole subspace is taken out while the stories are read again, and a classifier is fitted *afresh* on what is left (an
 old one fails by construction), beside random subspaces of the same rank and removed variance, with the damage to neutral text.
