@@ -34,7 +34,7 @@ from emolens._typing import HookedModel, HookPoint, hook_name, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
-from emolens.models import EncodedText, Text, encode, model_info, pad
+from emolens.models import EncodedText, Text, encode, ending_at, model_info, pad
 from emolens.shards import read_safetensors, write_safetensors
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
@@ -1072,7 +1072,7 @@ class _Pass:
         # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
         with torch.no_grad(), fused(self.model):
             self.model.run_with_hooks(
-                tokens, attention_mask=mask, return_type=None, stop_at_layer=max(layers) + 1, fwd_hooks=hooks
+                tokens, attention_mask=mask, fwd_hooks=hooks, **ending_at(self.model, max(layers) + 1)
             )
         # only now: a pass that ran out of memory half way leaves nothing behind
         self.histogram += histogram

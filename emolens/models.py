@@ -773,6 +773,16 @@ def can_start_at_layer(model: HookedModel) -> bool:
     return type(model).__name__ == "HookedTransformer"
 
 
+def ending_at(model: HookedModel, layer: int) -> dict[str, Any]:
+    """Options of a forward pass that ends before block `layer` (or after the last one), without unembedding every position.
+
+    A bridge stops before a block only: after the last one its unembedding cannot be left out, but done for one position.
+    """
+    if layer < model.cfg.n_layers or can_start_at_layer(model):
+        return {"return_type": None, "stop_at_layer": layer}
+    return {"return_type": None, "logits_to_keep": 1, "use_cache": False}
+
+
 def run_to(model: Any, tokens: Tensor, mask: Tensor, layer: int) -> Tensor:
     """The residual stream before block `layer` (or after the last one), `[batch pos d_model]`; hooks of the blocks before fire."""
     if layer < model.cfg.n_layers or can_start_at_layer(model):

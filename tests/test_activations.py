@@ -110,6 +110,19 @@ def test_pooled_rows_equal_each_text_run_alone_unpadded(model, skip):
         assert_close(acts.embed[i], naive_mean(model, text, "hook_embed", skip))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bridge_collects_every_layer_the_last_included_without_its_unembedding(tiny, family):
+    model = em.load_model(tiny(family), backend="bridge")
+    widths: list[int] = []
+    handle = model.unembed.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+    acts = quiet(model, TEXTS, pooling=em.mean_over_tokens(skip=4))
+    handle.remove()
+    assert set(widths) <= {1}
+    for i, text in enumerate(TEXTS):
+        for layer in acts.layers:
+            assert_close(acts.rows[i, layer], naive_mean(model, text, f"blocks.{layer}.hook_resid_post", 4))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["bos", "no_bos", "chat"])
 def test_texts_become_the_tokens_that_hugging_face_makes_of_them(tiny, backend, kind):

@@ -89,9 +89,8 @@ class _Rotary:
                 real = attention_mask.to(x.device).bool()
                 position = (real.cumsum(-1) - 1).clamp_min(0)
                 causal = torch.ones((width, width), dtype=torch.bool, device=x.device).tril()
-                itself = torch.eye(
-                    width, dtype=torch.bool, device=x.device
-                )  # or a padding row would have nothing to look at
+                # or a padding row would have nothing to look at
+                itself = torch.eye(width, dtype=torch.bool, device=x.device)
                 self.mask = (causal & real[:, None, None]) | itself
             self.cos = attn.rotary_cos.to(x.device)[position][:, None]
             self.sin = attn.rotary_sin.to(x.device)[position][:, None]
