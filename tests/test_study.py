@@ -421,6 +421,12 @@ def test_a_bad_goemotions_file_names_its_line(tmp_path, content, line):
         transfer.load_goemotions(file)
 
 
+def test_a_comment_of_one_token_is_left_out(tiny):
+    model = em.load_model(tiny("qwen2", tokenizer="no_bos"))
+    data = transfer.readable(model, transfer.Labelled(["x", "The door was open.", "y"], [{"joy"}, {"fear"}, set()]))
+    assert (data.texts, data.labels) == (["The door was open."], [{"fear"}])
+
+
 def test_goemotions_texts_are_read_as_they_are(tmp_path):
     file = tmp_path / "g.tsv"
     file.write_text('He said "no\t3,25\tid1\n\'tis so, "twice"\t27\tid2\n', encoding="utf-8")

@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from emolens import stats
+from emolens._typing import HookedModel
 from emolens.activations import Activations, collect, mean_over_tokens
 from emolens.directions import class_means, logistic
 from emolens.emotion_sets import load_norms
 from emolens.experiments.base import Inputs, Row, row
+from emolens.models import encode
 from emolens.set_checks import leaks
 
 NAME = "transfer"
@@ -127,6 +129,7 @@ def goemotions(inputs: Inputs, data: Labelled) -> list[Row]:
     """Macro-AUC over the labels that are a concept of the set."""
     known = inputs.emotions.concepts
     data = _sample(Labelled(data.texts, [{known.get(x, x) for x in labels} for labels in data.labels]), inputs)
+    data = readable(inputs.model, data)
     counts = {e: sum(e in ls for ls in data.labels) for e in inputs.emotions.names}
     shared = [e for e in inputs.emotions.names if counts[e] >= MIN_POSITIVE]
     if not shared:
@@ -311,6 +314,12 @@ def emobank(inputs: Inputs, data: Labelled) -> list[Row]:
                     row(NAME, f"r minus {twin.split()[0]}", margin, control=twin.split()[0], estimator=ours, **say)
                 )
     return out
+
+
+def readable(model: HookedModel, data: Labelled) -> Labelled:
+    """Without the comments of a single token, which is an attention sink and no more."""
+    kept = [i for i, e in enumerate(encode(model, data.texts)) if len(e.ids) > 1]
+    return Labelled([data.texts[i] for i in kept], [data.labels[i] for i in kept])
 
 
 def _sample(data: Labelled, inputs: Inputs) -> Labelled:
