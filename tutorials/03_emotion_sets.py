@@ -107,7 +107,7 @@ written = em.write_stories(
     lengths=(30, 90), progress=False,
 )  # fmt: skip
 assert sum(written.counts.values()) == 2 * written.counts["asked"]  # each text has one fate
-written
+written.counts
 
 # %%
 import json
@@ -117,8 +117,8 @@ for line in (folder.parent / "own" / "texts" / "00000.jsonl").read_text().splitl
     print(textwrap.fill(f"{text['id']}: {text['text'][:420]} ...", 110), end="\n\n")
 
 # %% [markdown]
-# At 135 million parameters most texts name the feeling that they were asked not to name, and some make no sense. With a larger model the same call fills a set;
-# with another engine, `em.export_prompts` and `em.import_texts` do.
+# At 135 million parameters most texts name the feeling that they were asked not to name, or forget who tells the story, and few make sense. With a larger model the
+# same call fills a set; with another engine, `em.export_prompts` and `em.import_texts` do.
 
 # %% [markdown]
 # ## 5. 171 words and human ratings
@@ -143,6 +143,14 @@ v
 # %%
 for emotion in ("nostalgic", "smug", "on edge"):
     print(emotion, "->", ", ".join(f"{n} {c:+.2f}" for n, c in v[emotion].nearest(k=4)))
+
+# %% [markdown]
+# What such directions find in a sentence that is in no set, token by token. Hover over a token for its scores. (One layer, half of the topics: a glance, not a result.)
+
+# %%
+few = v[["nostalgic", "relieved", "on edge", "proud", "lonely"]]
+TEXT = "He found the key where she had always kept it, under the blue pot, and stood there with the door open."
+em.explore_tokens(em.score(model, few, TEXT, per="token"))
 
 # %% [markdown]
 # A ridge regression predicts the human valence of words that it never saw from their directions; the same from the embeddings of the stories, and with the ratings
@@ -191,7 +199,7 @@ found = em.compare_languages(model, ["core", "core_de"], layers=[10, LAYER, 25],
 found
 
 # %% [markdown]
-# SmolLM2 was trained on English. `emolens languages --model qwen2.5-0.5b` makes the matrix of all four languages on a model that was not.
+# SmolLM2 was trained on English, and yet something carries over: both off-diagonal cells are well above the shuffled labels. `emolens languages --model qwen2.5-0.5b` makes the matrix of all four languages on a model that was not.
 
 # %% [markdown]
 # ## What this does not show
