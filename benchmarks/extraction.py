@@ -114,7 +114,7 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
     sample = [t.text for _, t in core.texts()][::16]  # 24 stories
     mixed = [text_of(model, n, i) for i, n in enumerate((8, 12, 20, 30, 45, 60, 80, 110, 140, 170, 220, 300))]
     encoded = encode(model, sample)
-    expected = one_at_a_time(hf, encoded)[:, 14]
+    one_at_a_time(hf, encoded)[:, 14]
     texts_by_half = [e for e in encoded if len(e.ids) < 100]
     assert (
         not texts_by_half

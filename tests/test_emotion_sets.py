@@ -519,6 +519,7 @@ def test_the_pool_of_171_words_and_its_views() -> None:
     core = es.load_emotion_set("core")
     assert {t.name: t.person for t in pool.topics}.items() <= {t.name: t.person for t in core.topics}.items()
     assert len(set(pool.families.values())) == 10
+    assert all(e.adjective and e.target_words and e.prompts for e in pool.emotions)
     wheel = es.load_emotion_set("plutchik32")
     assert set(core.names) <= set(wheel.concepts)
     assert len(wheel.names) == 32

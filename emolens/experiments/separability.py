@@ -290,8 +290,11 @@ def _per_emotion(scores: Array, inputs: Inputs, tag: dict, n_random: int) -> lis
     p = [stats.permutation_p(a, null[e]) for e, a in enumerate(auc)]
     q = stats.benjamini_hochberg(p)
     fields = tag | {"readout": "calibrated", "layer": "nested", "control": "random directions"}
+    each = stats.bootstrap_each(
+        lambda i: stats.auc_by_class(scores[i], inputs.labels[i]), inputs.topics, n=200, seed=inputs.seed
+    )
     return [
-        row(NAME, "emotion auc one-vs-rest", stats.bootstrap(lambda i, e=e: stats.auc_by_class(scores[i], inputs.labels[i])[e], inputs.topics, n=200, seed=inputs.seed),
+        row(NAME, "emotion auc one-vs-rest", each[e],
             **(fields | {"emotion": name, "null_mean": float(null[e].mean()), "null_high": float(np.percentile(null[e], 95)), "p": p[e], "q": float(q[e])}))
         for e, name in enumerate(inputs.emotions.names)
     ]  # fmt: skip

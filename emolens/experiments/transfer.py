@@ -209,8 +209,8 @@ def goemotions(inputs: Inputs, data: Labelled) -> list[Row]:
         out.append(row(NAME, "macro auc, texts that name the emotion left out", estimate, **(say | fields)))
     scores = tables["mean_difference"][0]
     per = stats.multilabel_auc(scores[:, columns], positive)
-    for k, e in enumerate(shared):
-        ours = stats.bootstrap(lambda i, k=k: stats.multilabel_auc(scores[i][:, columns], positive[i])[k], ids, n=200)
+    each = stats.bootstrap_each(lambda i: stats.multilabel_auc(scores[i][:, columns], positive[i]), ids, n=200)
+    for k, (e, ours) in enumerate(zip(shared, each, strict=True)):
         theirs = stats.multilabel_auc(tables["tfidf"][0][:, columns], positive)[k]
         assert np.isclose(ours.value, per[k])
         fields = say | {
