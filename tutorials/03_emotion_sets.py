@@ -153,8 +153,8 @@ TEXT = "He found the key where she had always kept it, under the blue pot, and s
 em.explore_tokens(em.score(model, few, TEXT, per="token"))
 
 # %% [markdown]
-# A ridge regression predicts the human valence of words that it never saw from their directions; the same from the embeddings of the stories, and with the ratings
-# permuted, says what that is worth. Words without a rating stay without: nothing is guessed.
+# A ridge regression predicts the human valence of words that it never saw from their directions; the same with
+# the ratings permuted says what that is worth. Words without a rating stay without: nothing is guessed.
 
 # %%
 import numpy as np
