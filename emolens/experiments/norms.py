@@ -31,30 +31,28 @@ def run(inputs: Inputs) -> list[Row]:
     v = inputs.directions
     say = {"hook": v.hook_point, "layer": inputs.layer, "estimator": "mean_difference", "seed": inputs.seed}
     layers = [geometry.components(v.vectors[:, k])[0].numpy() for k in range(len(v.layers))]
-    exact = {t: r for t in TABLES if len(r := _rated(inputs, t, ("exact",))) >= FEW}
+    exact: dict[str, dict[int, Any]] = {}
     out: list[Row] = []
-    for axis in ("valence", "arousal"):
-        tables = [(list(r), np.array([getattr(n, axis) for n in r.values()])) for r in exact.values()]
-        null = geometry.axis_null(layers, tables, seed=inputs.seed) if tables else None
-        for table in TABLES:
-            for kinds in (("exact",), ("exact", "related")):
-                rated = _rated(inputs, table, kinds)
-                if null is None or len(rated) < FEW or (len(kinds) > 1 and len(rated) == len(exact.get(table, ()))):
-                    continue
-                power = "" if len(rated) >= UNDERPOWERED else ", underpowered"
-                at = say | {
-                    "n": len(rated),
-                    "unit_of_n": f"words{power}",
-                    "split": f"{table}, {' and '.join(kinds)} form",
-                    "emotion": axis,
-                }
-                first = table == next(iter(exact)) and kinds == ("exact",) and axis == "valence"
-                out += _axis(inputs, rated, axis, layers[v.slot(inputs.layer)], null, at, primary=first)
-    for table, rated in exact.items():
-        power = "" if len(rated) >= UNDERPOWERED else ", underpowered"
-        at = say | {"n": len(rated), "unit_of_n": f"words{power}", "split": f"{table}, exact form"}
-        out += _plane(inputs, rated, at)
+    for kinds in (("exact",), ("exact", "related")):
+        rated = {t: r for t in TABLES if len(r := _rated(inputs, t, kinds)) >= FEW}
+        if rated == exact:  # no table, or no other forms to add
+            continue
+        exact = rated if kinds == ("exact",) else exact
+        for axis in ("valence", "arousal"):
+            tables = [(list(r), np.array([getattr(n, axis) for n in r.values()])) for r in rated.values()]
+            null = geometry.axis_null(layers, tables, seed=inputs.seed)
+            for table, words in rated.items():
+                at = say | _words(words, f"{table}, {' and '.join(kinds)} form") | {"emotion": axis}
+                first = rated is exact and table == next(iter(exact)) and axis == "valence"
+                out += _axis(inputs, words, axis, layers[v.slot(inputs.layer)], null, at, primary=first)
+    for table, words in exact.items():
+        out += _plane(inputs, words, say | _words(words, f"{table}, exact form"))
     return out + _agreement(inputs) + _similarity(inputs, say)
+
+
+def _words(rated: dict[int, Any], split: str) -> dict[str, Any]:
+    power = "" if len(rated) >= UNDERPOWERED else ", underpowered"
+    return {"n": len(rated), "unit_of_n": f"words{power}", "split": split}
 
 
 def _rated(inputs: Inputs, table: str, kinds: tuple[str, ...]) -> dict[int, Any]:
