@@ -530,7 +530,8 @@ def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
         for k in range(rows.shape[1]):
             x = rows[:, k].double().numpy()
             scale = np.where(x.std(0) > 1e-12, x.std(0), 1.0) * np.sqrt(x.shape[1])
-            model = LogisticRegression(C=float(c) * 100, max_iter=300, tol=1e-3).fit(
+            tol = stats.logistic_tolerance(len(labels.unique()))
+            model = LogisticRegression(C=float(c) * 100, max_iter=300, tol=tol).fit(
                 (x - x.mean(0)) / scale, labels.numpy()
             )
             weights = model.coef_ if len(model.coef_) > 1 else np.vstack([-model.coef_, model.coef_])

@@ -305,3 +305,12 @@ def test_tfidf_scores_find_words_that_repeat_across_topics_and_no_others(estimat
     # negative control: a marker that belongs to one topic only tells nothing about a topic that was held out
     private = [f"{marker[e]}{t} and the rest of it" for e, t in rows]
     assert not stats.top_k(stats.tfidf_scores(private, labels, topics, folds, estimator=estimator), y).any()
+
+
+@pytest.mark.parametrize("n_classes", [8, 171])
+def test_a_regression_with_many_classes_does_not_end_where_it_began(n_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(n_classes), 6)
+    x = rng.normal(size=(n_classes, 64))[y] + 0.3 * rng.normal(size=(len(y), 64))
+    scores = stats.logistic_scores(x, y, x)
+    assert stats.top_k(scores, y).mean() > 0.95
