@@ -311,6 +311,6 @@ def test_tfidf_scores_find_words_that_repeat_across_topics_and_no_others(estimat
 def test_a_regression_with_many_classes_does_not_end_where_it_began(n_classes: int) -> None:
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(n_classes), 6)
-    x = rng.normal(size=(n_classes, 64))[y] + 0.3 * rng.normal(size=(len(y), 64))
+    x = rng.normal(size=(n_classes, 576))[y] + rng.normal(size=(len(y), 576))
     scores = stats.logistic_scores(x, y, x)
     assert stats.top_k(scores, y).mean() > 0.95
