@@ -22,6 +22,7 @@ from emolens.readout import Scores
 
 INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2e8b6f"
 RELIABLE = 0.5  # directions with a lower split-half reliability are greyed
+NAMES = 45  # on one axis; of more emotions every second, third ... is named
 
 
 def _figure(width: float = 6.0, height: float = 3.4) -> tuple[Figure, Any]:
@@ -240,17 +241,18 @@ def patching_map(rows: Sequence[Row]) -> Figure:
 
 
 def cosine_matrix(directions: EmotionDirections, *, layer: int | None = None) -> Figure:
-    """Cosines in the order of a cluster tree; emotions with unreliable directions have grey names."""
+    """Cosines in the order of a cluster tree; emotions with unreliable directions have grey names. Of many emotions some names only."""
     slot = directions.slot(layer)
     cosine = directions.cosine(layer=layer).numpy()
     order = geometry.cluster_order(directions.vectors[:, slot].numpy()) if len(cosine) > 2 else list(range(len(cosine)))
-    size = 2.2 + 0.19 * len(cosine)
+    size = 2.2 + 0.19 * min(len(cosine), NAMES)
+    some = order[:: -(-len(order) // NAMES)]
     figure, axes = _figure(size + 0.9, size)
     image = axes.imshow(cosine[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1)
-    names = [directions.emotions[i] for i in order]
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)  # names are not formulas
-    axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
-    for label, i in zip(list(axes.get_yticklabels()) + list(axes.get_xticklabels()), order * 2, strict=True):
+    names, at = [directions.emotions[i] for i in some], [order.index(i) for i in some]
+    axes.set_xticks(at, names, rotation=90, fontsize=8, parse_math=False)  # names are not formulas
+    axes.set_yticks(at, names, fontsize=8, parse_math=False)
+    for label, i in zip(list(axes.get_yticklabels()) + list(axes.get_xticklabels()), some * 2, strict=True):
         reliability = float(directions.reliability[i, slot])
         label.set_color(INK if reliability >= RELIABLE or np.isnan(reliability) else "#b0b6c2")
     axes.spines[:].set_visible(False)
@@ -278,10 +280,13 @@ def circumplex(
     scores = geometry.components(directions.vectors[known, directions.slot(layer)], 2)[0].numpy()
     a, b = ((z - z.mean(0)) / z.std(0) for z in (people, scores))
     b = b @ orthogonal_procrustes(b, a)[0]
+    many = len(known) > NAMES
     for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        axes.plot([x[0], y[0]], [x[1], y[1]], color=GREY, lw=0.8, zorder=1)
+        axes.plot([x[0], y[0]], [x[1], y[1]], color=GREY, lw=0.8, alpha=0.35 if many else 1, zorder=1)
         axes.plot(*x, "D", color=BLUE, mfc="white", ms=5, label="people (Glasgow norms)" if i == 0 else None)
         axes.plot(*y, "o", color=ORANGE, ms=5, label="model, PC1 and PC2 rotated" if i == 0 else None)
+        if many and i % 3:  # or no name could be read
+            continue
         axes.annotate(
             directions.emotions[known[i]], y, fontsize=7.5, xytext=(4, 3), textcoords="offset points", parse_math=False
         )
