@@ -76,6 +76,7 @@ def test_a_shared_direction_is_read_in_the_other_language_and_a_private_one_is_n
     assert cell.null_mean == pytest.approx(1 / 3, abs=0.1)  # chance
     assert np.isnan(found.matrix(control="tfidf")[0, 1])
     assert found.matrix(control="embed").shape == (3, 3)
+    assert not np.isnan(found.matrix(control="form")).any()
     same = {r.split: r for r in found.rows if r.metric == "cosine of the same emotion"}
     assert same["en -> de"].value > 0.9
     assert "n.s." in repr(found)

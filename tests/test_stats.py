@@ -314,3 +314,13 @@ def test_a_regression_with_many_classes_does_not_end_where_it_began(n_classes: i
     x = rng.normal(size=(n_classes, 576))[y] + rng.normal(size=(len(y), 576))
     scores = stats.logistic_scores(x, y, x)
     assert stats.top_k(scores, y).mean() > 0.95
+
+
+def test_form_means_the_same_in_every_language() -> None:
+    english = stats.form_features(['"Go," she said. He went? No.'])[0]
+    german = stats.form_features(["„Geh,“ sagte sie. Er ging? Nein."], "de")[0]
+    chinese = stats.form_features(["“走，”她说。他走了？没有。"], "zh")[0]
+    for other in (german, chinese):
+        assert other[0] > 0.1  # quoted speech is seen
+        assert other[1] == pytest.approx(english[1])  # three sentences
+        assert (other[5:7] > 0).all()  # a comma and a question mark

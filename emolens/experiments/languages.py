@@ -4,7 +4,8 @@ Sets that are parallel by concept and topic (`core` and its translations) are cu
 Directions, reference mean, neutral components and layer come from the training topics of one language; the held-out topics of every
 language are read. Read with the stored reference of the training language a change of language shifts every score, so each cell is
 given twice: "training reference", and "language-centred", by the unlabelled mean of the read language's training topics. Beside it the
-embedding twin, TF-IDF within a language, and labels shuffled within topic. Primary rows: language-centred top-1, one a cell.
+embedding twin, TF-IDF within a language, labels shuffled within topic, and a twin that sees only how a story is built: a translation keeps its
+sentences and its speech, so form crosses languages too. Primary rows: language-centred top-1, one a cell.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Languages:
 
         Args:
             metric: "top1" or "auc".
-            control: None for the directions, "embed" or "tfidf" for a twin.
+            control: None for the directions; "embed", "form" or "tfidf" for a twin.
         """
         out = np.full((len(self.names), len(self.names)), np.nan)
         for r in self.rows:
-            twin = r.control if r.control in ("embed", "tfidf") else None
+            twin = r.control if r.control in ("embed", "form", "tfidf") else None
             if r.metric == metric and r.readout == readout and twin == control and r.split:
                 a, b = r.split.split(" -> ")
                 out[self.names.index(a), self.names.index(b)] = r.value
@@ -64,7 +65,7 @@ class Languages:
 
     def __repr__(self) -> str:
         cells = {r.split: r for r in self.rows if r.primary}
-        width = 20
+        width = 26
         lines = [
             f"top-1 of {len(self.concepts)} emotions (chance {1 / len(self.concepts):.2f}), fitted in a row's language, read in a column's, topics held out",
             "".join(["".ljust(8), *(name.ljust(width) for name in self.names)]),
@@ -74,6 +75,8 @@ class Languages:
             cell = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if _shown(r) else ' n.s.'}" for r in found]
             lines.append("".join([a.ljust(8), *(c.ljust(width) for c in cell)]))
         null = max(r.null_high or 0 for r in cells.values())
+        form = self.matrix(control="form")
+        lines.append(f"story form alone: {np.nanmin(form):.2f} to {np.nanmax(form):.2f}")
         lines.append(f"n.s.: not above 95 % of shuffled labels (at most {null:.2f}) with p < .05")
         return "\n".join(line.rstrip() for line in lines)
 
@@ -145,6 +148,10 @@ class _Tongue:
         self.inputs, self.folds, self.name = inputs, folds, inputs.emotions.language
         self.rows, self.embed = inputs.main.rows, inputs.main.embed
         self.y = torch.from_numpy(inputs.labels)
+        form = stats.form_features(inputs.texts, self.name)
+        self.form = (form - form.mean(0)) / form.std(0).clip(
+            1e-12
+        )  # on one scale, by all stories of the language but no label
         self.inside = [torch.from_numpy(np.isin(np.asarray(inputs.topics), held)) for held in folds]
         self.components = [inputs.neutral_components(held) for held in folds]
         self.slots = []
@@ -214,10 +221,11 @@ def _cell(a: _Tongue, b: _Tongue, n_shuffles: int) -> list[Row]:
         out.append(row(NAME, "top1", right, primary=readout == READOUTS[0], readout=readout, **say, **judged))
         auc = stats.bootstrap(lambda i, s=scores: stats.macro_auc(s[i], y[i]), topics, n=300, seed=seed)
         out.append(row(NAME, "auc", auc, readout=readout, **say))
-    embed = _embed(a, b)
+    embed = _twin(a, b, a.embed.numpy(), b.embed.numpy())
+    form = _twin(a, b, a.form, b.form)
     words = stats.tfidf_scores(b.inputs.texts, [f"{k:04d}" for k in y], topics, b.folds, b.name, estimator="mean_difference") if a is b else None  # fmt: skip
     ours = stats.top_k(_scores(a, b, a.y, READOUTS[0]), y).astype(float)
-    for twin, scores in (("embed", embed), ("tfidf", words)):
+    for twin, scores in (("embed", embed), ("form", form), ("tfidf", words)):
         if scores is not None:
             theirs = stats.top_k(scores, y).astype(float)
             tag = say | {"control": twin, "readout": READOUTS[0], "layer": "embed" if twin == "embed" else None}
@@ -227,9 +235,9 @@ def _cell(a: _Tongue, b: _Tongue, n_shuffles: int) -> list[Row]:
     return out
 
 
-def _embed(a: _Tongue, b: _Tongue) -> Array:
-    """The same from the embeddings alone, language-centred."""
-    x, z, out = a.embed.numpy(), b.embed.numpy(), np.zeros((len(b.y), len(a.inputs.emotions.names)))
+def _twin(a: _Tongue, b: _Tongue, x: Array, z: Array) -> Array:
+    """The same from other features of a's and b's stories (embeddings, form), language-centred."""
+    out = np.zeros((len(b.y), len(a.inputs.emotions.names)))
     for mine, theirs in zip(a.inside, b.inside, strict=True):
         there, here = theirs.numpy(), ~mine.numpy()
         shift = z[~there].mean(0) - x[here].mean(0)

@@ -136,7 +136,7 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
     v = inputs.directions
     slot = v.slot(inputs.layer)
     cosine = v.cosine(layer=inputs.layer).numpy()
-    form = stats.form_features(inputs.texts)
+    form = stats.form_features(inputs.texts, inputs.emotions.language)
     form = np.stack([form[inputs.labels == k].mean(0) for k in range(len(inputs.emotions.names))])
     form_rho, form_p = geometry.rsa(
         v.vectors[:, slot].numpy(), (form - form.mean(0)) / form.std(0).clip(1e-12), seed=inputs.seed

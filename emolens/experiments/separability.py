@@ -371,7 +371,7 @@ def _words(inputs: Inputs, labels: Labels, estimator: Literal["logistic", "mean_
 
 def _form(inputs: Inputs) -> Array:
     """Form of each story, on one scale; the scale uses all stories but no label."""
-    x = stats.form_features(inputs.texts)
+    x = stats.form_features(inputs.texts, inputs.emotions.language)
     return (x - x.mean(0)) / x.std(0).clip(1e-12)
 
 
