@@ -22,14 +22,14 @@ study: install
 	$(BIN)/emolens study --model smollm2-135m-instruct-q4 --set core --out $(OUT) $(if $(EXTERNAL),--external $(EXTERNAL))
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python emolens
 	$(BIN)/python tutorials/check.py
-	$(BIN)/emolens sets check core
+	$(BIN)/emolens sets check --no-words
 
 bench: install
 	$(BIN)/python benchmarks/speed.py

@@ -2,7 +2,7 @@
 
 Pairs of runs are interleaved and the ratio is of tokens per second within a pair: above one, emolens is faster. The bare blocks are
 `hf.model(tokens)` without LM head, KV cache or padding. Before anything is timed, pooled rows are compared with Hugging Face's hidden states.
-`--plan` compares `emolens plan`'s estimate with a run.
+`--plan` compares `emolens plan`'s estimate with a run; `--profile` says where the time goes, in ours and in the bare blocks.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("hooked", "bridge"), default=None)
     parser.add_argument("--only", default="", help="a word of the cases to run")
     parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -101,6 +102,9 @@ def main() -> None:
         print(
             f"planned {plan.hours * 3600:.0f} s, took {took:.0f} s; planned {plan.disk / 1e6:.1f} MB, written {disk / 1e6:.1f} MB"
         )
+    elif options.profile:
+        with torch.no_grad():
+            profile(model, options.pairs, results)
     else:
         with torch.no_grad():
             throughput(model, core, options, results)
@@ -147,6 +151,10 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
     cases["Hugging Face, output_hidden_states, one text at a time: 12 texts of 8 to 300 tokens"] = (
         lambda: collect(mixed), lambda: one_at_a_time(hf, mixed_encoded), 1.0,
     )  # fmt: skip
+    cases["Hugging Face, one text at a time, for one layer of 30: the same 12 texts, ours stops after block 20"] = (
+        lambda: em.collect_resid_post(model, mixed, layers=[20], progress=False),
+        lambda: one_at_a_time(hf, mixed_encoded), 1.0,
+    )  # fmt: skip
     short = [text_of(model, n, i) for i, n in enumerate((8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) * 2)]
     short_encoded = encode(model, short)
     cases["Hugging Face, output_hidden_states, one text at a time: 24 texts of 8 to 30 tokens"] = (
@@ -156,6 +164,41 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
         if options.only in name:
             r = results[name] = compare(ours, theirs, options.pairs, tokens)
             print(f"{name}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", flush=True)
+
+
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_attention_math_for_mps"),
+    "norms": ("aten::_fused_rms_norm", "aten::rsqrt", "aten::mean", "aten::pow"),
+    "activation": ("aten::silu", "aten::silu_"),
+    "copies": ("aten::copy_", "aten::cat", "aten::clone"),
+}  # fmt: skip
+
+
+def profile(model: Any, runs: int, results: dict[str, Any]) -> None:
+    """Share of the wall time by kind of operation; the rest of the operations, and what is spent outside all of them."""
+    hf = open_hf(ALIAS)[0]
+    texts = [text_of(model, 128, 5 * i) for i in range(8)]
+    tokens = torch.tensor([e.ids for e in encode(model, texts)])
+    sides: dict[str, Callable[[], object]] = {
+        "ours, 8 x 128 tokens": lambda: em.collect_resid_post(model, texts, progress=False),
+        "bare blocks, 8 x 128 tokens": lambda: hf.model(tokens, use_cache=False),
+    }
+    for name, run in sides.items():
+        run()
+        wall = min(seconds(run) for _ in range(runs))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            profiled = seconds(run)
+        spent = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+        share = {kind: sum(spent.get(key, 0.0) for key in keys) / profiled for kind, keys in KINDS.items()}
+        share["other operations"] = sum(spent.values()) / profiled - sum(share.values())
+        share["outside operations"] = 1 - sum(share.values())
+        results[name] = {"wall_s": wall, "profiled_s": profiled, "share": share}
+        print(f"{name}: {wall:.2f} s ({profiled:.2f} s under the profiler)")
+        for kind, part in sorted(share.items(), key=lambda item: -item[1]):
+            print(f"  {kind:20} {part:6.1%}")
+        largest = sorted(((t, k) for k, t in spent.items() if not any(k in keys for keys in KINDS.values())), reverse=True)
+        print("  largest of the others:", ", ".join(f"{k} {t / profiled:.1%}" for t, k in largest[:5]))
 
 
 if __name__ == "__main__":

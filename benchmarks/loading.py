@@ -1,4 +1,7 @@
-"""Peak memory of loading a model, each way in a fresh process, above what the imports alone take, in units of the weights.
+"""Peak memory and time of loading a model, each way in a fresh process; time of the imports that come before it.
+
+Memory is that above what the imports alone take, in units of the weights. Time is from the imports to the last parameter read, and for
+an import that of the whole process, as a ratio within rounds that run every case once.
 
 The weights of SmolLM2 are first written to a temporary directory as safetensors, so that reading a GGUF file, which has its own
 price, is not part of it. Peak is the largest resident set of the process (`ru_maxrss`), which a child inherits from the process
@@ -8,11 +11,14 @@ that starts it: so this one stays small, and the weights are written by a child 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,7 @@ CASES = {
     "bridge": "emolens, TransformerBridge",
     "tl": "TransformerLens's own converter",
 }
+IMPORTS = ("emolens", "torch", "transformer_lens")
 
 
 def load(case: str, directory: str) -> Any:
@@ -85,9 +92,24 @@ def save_weights(directory: Path) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
+def import_seconds(name: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"import {name}"], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    """Median and whole range: a process of its own for each ratio leaves few of them."""
+    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def in_words(ratios: list[float]) -> str:
+    return "{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**spread(ratios))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=3, help="processes for each case; the median is reported")
+    parser.add_argument("--repeat", type=int, default=9, help="processes for each case")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--case", choices=("save", *CASES), help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
@@ -96,31 +118,40 @@ def main() -> None:
         print(save_weights(Path(options.directory)))
         return
     if options.case:
+        load("imports", options.directory)
+        start = time.perf_counter()
         touch(load(options.case, options.directory))
-        print(peak_mib())
+        print(time.perf_counter() - start, peak_mib())
         return
-
-    import importlib.metadata
-    import statistics
 
     cases = list(CASES)
     if int(importlib.metadata.version("transformer-lens").split(".")[0]) >= 4:
         cases = [case for case in cases if case not in ("hooked", "tl")]  # there is no HookedTransformer
     with tempfile.TemporaryDirectory(prefix="weights") as directory:
 
-        def child(case: str) -> float:
+        def child(case: str) -> list[float]:
             command = [sys.executable, __file__, "--case", case, "--directory", directory]
-            return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            return [float(number) for number in out.splitlines()[-1].split()]
 
-        n_bytes = child("save")
-        peaks = {case: statistics.median(child(case) for _ in range(options.repeat)) for case in cases}
-    weights = n_bytes / 2**20
-    results = {case: {"peak_mib": peaks[case], "ratio": (peaks[case] - peaks["imports"]) / weights} for case in cases}
-    print(f"weights {weights:.0f} MiB")
-    for case in cases:
-        print(f"{CASES[case]}: peak {peaks[case]:.0f} MiB, above imports {results[case]['ratio']:.2f} x the weights")
+        weights = child("save")[0] / 2**20
+        rounds = [{case: child(case) for case in cases} for _ in range(options.repeat)]
+    started = [{name: import_seconds(name) for name in IMPORTS} for _ in range(options.repeat)]
+
+    peaks = {case: statistics.median(r[case][1] for r in rounds) for case in cases}
+    results: dict[str, Any] = {"weights_mib": weights, "rounds": options.repeat}
+    print(f"weights {weights:.0f} MiB; {options.repeat} rounds")
+    for case in cases[1:]:
+        memory = (peaks[case] - peaks["imports"]) / weights
+        slower = [r[case][0] / r["hf"][0] for r in rounds]
+        results[case] = {"peak_mib": peaks[case], "ratio": memory, "time": spread(slower)}
+        print(f"{CASES[case]}: above imports {memory:.2f} x the weights; time {in_words(slower)} of Hugging Face's")
+    for name in IMPORTS[:-1]:
+        slower = [r[name] / r["transformer_lens"] for r in started]
+        results[f"import {name}"] = spread(slower) | {"fastest_s": min(r[name] for r in started)}
+        print(f"import {name}: time {in_words(slower)} of import transformer_lens")
     if options.json:
-        options.json.write_text(json.dumps({"weights_mib": weights} | results, indent=2))
+        options.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
