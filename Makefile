@@ -22,7 +22,7 @@ study: install
 	$(BIN)/emolens study --model smollm2-135m-instruct-q4 --set core --out $(OUT) $(if $(EXTERNAL),--external $(EXTERNAL))
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .

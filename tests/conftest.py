@@ -38,6 +38,15 @@ TokenizerKind = Literal["bos", "no_bos", "chat"]
 Tiny = Callable[..., Path]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes: a file goes to one of them with its fixtures, a tutorial to any; the tutorials, which last longest, start first."""
+    for item in items:
+        alone = item.get_closest_marker("notebook")
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
