@@ -127,7 +127,7 @@ for line in (folder.parent / "own" / "texts" / "00000.jsonl").read_text().splitl
 # layer, nulls and intervals.
 
 # %%
-LAYER = 2 * model.cfg.n_layers // 3
+LAYER = model.cfg.n_layers // 2
 half = [t for t in pool.topics if t.name in ("supper", "letter", "clinic", "night")]
 names = {t.name for t in half}
 small = replace(
@@ -195,11 +195,13 @@ plt.show()
 # stored reference of the other language would shift every score.
 
 # %%
-found = em.compare_languages(model, ["core", "core_de"], layers=[10, LAYER, 25], n_shuffles=50, progress=False)
+found = em.compare_languages(model, ["core", "core_de"], layers=[10, LAYER], n_shuffles=50, progress=False)
 found
 
 # %% [markdown]
-# SmolLM2 was trained on English, and yet something carries over: both off-diagonal cells are well above the shuffled labels. `emolens languages --model qwen2.5-0.5b` makes the matrix of all four languages on a model that was not.
+# SmolLM2 was trained on English, and yet something carries over: both off-diagonal cells are above the shuffled labels. But look at the line under the table: the
+# form of the stories (length, sentences, punctuation), which a translation keeps, carries over as well, and nearly as far. So little of this is emotion.
+# `emolens languages --model qwen2.5-0.5b` makes the matrix of all four languages on a model that was trained on them.
 
 # %% [markdown]
 # ## What this does not show
