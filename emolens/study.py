@@ -1,8 +1,8 @@
 """The whole protocol in one call: collect, choose a layer, fit, run every experiment with its controls, write it down.
 
 The folder ends with ``vectors.safetensors`` (directions ready for use), ``results.json`` (provenance and tidy rows) and ``index.html``
-(a self-contained report). An interrupted study continues from the activations that it had collected; a folder that holds another
-study is refused. The same inputs and seed give identical rows.
+(a self-contained report). An interrupted study continues from the activations that it had collected and the experiments that it had finished;
+a folder that holds another study is refused. The same inputs and seed give identical rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,29 +96,26 @@ def run_study(
     say = say or (lambda line: None)
     started = time.time()
     emotions = load_emotion_set(emotions) if isinstance(emotions, str) else emotions
-    if external is not None and not Path(external).is_dir():
-        raise FileNotFoundError(
-            f"external={external}: no such folder (expected goemotions_test.tsv and emobank.csv in it)"
-        )
+    others = transfer.load_external(external) if external is not None else {}
     if not emotions.neutral:
         raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
-    if external is not None and not any((Path(external) / f).is_file() for f in ("goemotions_test.tsv", "emobank.csv")):
-        raise FileNotFoundError(f"external={external}: neither goemotions_test.tsv nor emobank.csv is there")
     folder = _prepare(out)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
     info = model_info(loaded)
-    key = _key(info.to_dict(), emotions)
+    key = _key(info.to_dict(), emotions, {"seed": seed, "full": full, "external": sorted(others)})
     _refuse_other(folder, key, overwrite)
 
     say(
         f"model {info.name}: {info.n_layers} layers, d_model {info.d_model}; set {emotions.name}: {len(emotions.names)} emotions"
     )
-    collected = folder / "activations"  # by an interrupted run of this very study, perhaps in part
+    # by an interrupted run of this very study, perhaps in part
+    collected, kept = folder / "activations", _Kept(folder / "experiments", f"{key} {_code()}")
     if overwrite:
         shutil.rmtree(collected, ignore_errors=True)
+        shutil.rmtree(kept.folder, ignore_errors=True)
     acts = collect_to(collected, loaded, emotions, progress=progress).load()
     say(f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)")
-    inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, Path(external) if external else None)  # type: ignore[arg-type]  # completed below
+    inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, others)  # type: ignore[arg-type]  # completed below
     accuracy = separability.choose_layer(
         inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
     )
@@ -129,14 +127,15 @@ def run_study(
     rows: list[Row] = []
     lens_rows, lenses = lens.run_with_words(inputs)
     for experiment in (separability, person, transfer, norms):
-        rows += experiment.run(inputs)
+        rows += kept.get(experiment.NAME, lambda run=experiment.run: (run(inputs), None))[0]
         say(f"{experiment.NAME} done ({time.time() - started:.0f} s)")
     rows += lens_rows
-    steered, chosen = validation.run_with_choice(inputs)
+    steered, chosen = kept.get(validation.NAME, lambda: validation.run_with_choice(inputs))
     rows += steered
     say(f"{validation.NAME} done ({time.time() - started:.0f} s)")
     if chosen is not None:
-        rows += causal.run(inputs, layer=chosen.layer, dose=chosen.dose, names=chosen.emotions)
+        at = {"layer": chosen.layer, "dose": chosen.dose, "names": chosen.emotions}
+        rows += kept.get(causal.NAME, lambda: (causal.run(inputs, **at), None))[0]
         say(f"{causal.NAME} done ({time.time() - started:.0f} s)")
     samples = score(loaded, directions, list(SAMPLES), per="token")
     provenance = {
@@ -158,9 +157,7 @@ def run_study(
         "folds": inputs.folds,
         "seed": seed,
         "full": full,
-        "external": sorted(p.name for p in Path(external).glob("*") if p.suffix in (".tsv", ".csv"))
-        if external
-        else [],
+        "external": sorted(others),
         "versions": {
             p: version(p) for p in ("torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
         },
@@ -185,6 +182,7 @@ def run_study(
         written=chosen.texts if chosen else (),
     )
     shutil.rmtree(collected)
+    shutil.rmtree(kept.folder)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder)
 
@@ -200,9 +198,53 @@ def _prepare(out: str | Path) -> Path:
     return folder
 
 
-def _key(model: dict[str, Any], emotions: EmotionSet) -> str:
-    """Identity of a study: the weights, their processing, and the texts."""
-    parts = [model["fingerprint"], model["process_weights"], model["dtype"], emotions.fingerprint, "resid_post", 1]
+@dataclass(frozen=True)
+class _Kept:
+    """The experiments that an interrupted run of this study had finished: a file each, for the same code and options only."""
+
+    folder: Path
+    made_by: str
+
+    def get(
+        self, name: str, make: Callable[[], tuple[list[Row], validation.Chosen | None]]
+    ) -> tuple[list[Row], validation.Chosen | None]:
+        """What was kept, or what is made now and kept."""
+        file = self.folder / f"{name}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: made again
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["made_by"] == self.made_by:
+                chosen = validation.Chosen.from_dict(found["chosen"]) if found["chosen"] else None
+                return [Row(**r) for r in found["rows"]], chosen
+        rows, chosen = make()
+        data = {
+            "made_by": self.made_by,
+            "rows": [asdict(r) for r in rows],
+            "chosen": asdict(chosen) if chosen else None,
+        }
+        self.folder.mkdir(exist_ok=True)
+        with written_whole(file) as part:
+            part.write_text(json.dumps(data, default=lambda number: number.item()), encoding="utf-8")
+        return rows, chosen
+
+
+def _code() -> str:
+    """Identity of this package's sources."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -> str:
+    """Identity of a study: the weights, their processing, the texts, and what was asked."""
+    parts = [
+        model["fingerprint"],
+        model["process_weights"],
+        model["dtype"],
+        emotions.fingerprint,
+        "resid_post",
+        options,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -212,7 +254,10 @@ def _refuse_other(folder: Path, key: str, overwrite: bool) -> None:
         return
     try:
         found = json.loads(file.read_text())["provenance"]
-        other, what = found["key"] != key, f"{found['model']['name']} on {found['set']['name']}"
+        options = (
+            f"seed {found['seed']}{', full' * found['full']}, external text: {', '.join(found['external']) or 'none'}"
+        )
+        other, what = found["key"] != key, f"{found['model']['name']} on {found['set']['name']}, {options}"
     except (ValueError, KeyError, TypeError):  # no JSON, no UTF-8, or other JSON
         other, what = True, "a results.json that is not a study's"
     if other:

@@ -23,7 +23,8 @@ import emolens as em
 from emolens import shards
 from emolens.activations import Activations
 from emolens.corpus import open_corpus
-from emolens.emotion_sets import load_emotion_set, load_norms
+from emolens.emotion_sets import data_root, load_emotion_set, load_norms
+from emolens.experiments.transfer import READERS as READERS_OF_TEXT
 from emolens.materials import load_pairs, load_stems
 
 FUZZ = int(os.environ.get("EMOLENS_FUZZ", "1"))
@@ -136,6 +137,47 @@ def test_the_reader_of_norms(place, content):
     file = place / "norms.csv"
     file.write_text(content, encoding="utf-8", errors="surrogatepass")
     survives(load_norms, file)
+
+
+MATERIALS = {
+    "scenarios": em.load_scenarios, "intensities": em.load_intensities, "items": em.load_items, "activities": em.load_activities,
+    "dialogues": em.load_dialogues, "deflections": em.load_deflections,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MATERIALS)
+@fuzz(150)
+@given(line=st.integers(0, 10**6), field=st.integers(0, 20), value=VALUES, drop=st.booleans())
+def test_the_readers_of_materials(place, kind, line, field, value, drop):
+    """150 inputs a kind: three shipped records, of which one has lost a field or has something else in it."""
+    records = (data_root() / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(records[(line + k) % len(records)]) for k in range(3)]
+    name = sorted(records[1])[field % len(records[1])]
+    if drop:
+        del records[1][name]
+    else:
+        records[1][name] = value
+    file = place / f"{kind}.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    survives(MATERIALS[kind], file)
+
+
+@fuzz(200)
+@given(lines=st.lists(st.fixed_dictionaries({"kind": st.sampled_from(["emotion_story", "neutral_dialogue"])}, optional={"job_id": st.text(max_size=3), "topic": st.text(max_size=3), "emotion": st.text(max_size=3), "segments": st.lists(st.text(max_size=80) | st.just("word " * 20), max_size=3) | VALUES}), max_size=4))  # fmt: skip
+def test_the_reader_of_emovecllm(place, lines):
+    """200 inputs."""
+    (place / "stories.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    survives(em.read_emovecllm, place)
+
+
+@pytest.mark.parametrize("name", READERS_OF_TEXT)
+@fuzz(150)
+@given(content=TEXT | st.lists(st.lists(TEXT | st.sampled_from(["test", "3", "-1", "nan", "1e999"]), max_size=5).map("\t".join), max_size=5).map("\n".join) | st.lists(st.lists(TEXT | st.sampled_from(["test", "3", "nan"]), max_size=5).map(",".join), max_size=5).map(lambda rows: "\n".join(["split,V,A,text", *rows])), latin=st.booleans())  # fmt: skip
+def test_the_readers_of_other_peoples_texts(place, name, content, latin):
+    """150 inputs a file."""
+    (place / "others").mkdir(exist_ok=True)
+    (place / "others" / name).write_bytes(content.encode("latin-1" if latin else "utf-8", errors="ignore"))
+    survives(READERS_OF_TEXT[name], place / "others" / name)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import emolens as em
 import emolens.study
 from emolens.activations import NORM_BINS, Activations, TextInfo
 from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
-from emolens.experiments import lens, norms, person, separability, transfer, validation
+from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
 from emolens.experiments.base import Inputs, Row, row
 from emolens.report import _margin, render
 from emolens.study import Study, run_study
@@ -219,18 +219,22 @@ def test_the_provenance_says_what_was_done_and_nothing_of_this_machine(study):
 # --- again: resuming, refusing, failing -------------------------------------------------------------------------------
 
 
-def test_an_interrupted_study_resumes_without_collecting_and_ends_the_same(
+def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     study, tiny_model, stories, external, tmp_path, monkeypatch
 ):
+    options: dict[str, Any] = {"out": tmp_path, "external": external, "progress": False}
     with monkeypatch.context() as patch:
 
-        def interrupt(inputs: Inputs) -> list[Row]:
+        def interrupt(*args: Any, **kwargs: Any) -> list[Row]:
             raise KeyboardInterrupt
 
-        patch.setattr(separability, "run", interrupt)
+        patch.setattr(causal, "run", interrupt)  # the last experiment
         with pytest.raises(KeyboardInterrupt):
-            run_study(tiny_model, stories, out=tmp_path, external=external, progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["activations"]
+            run_study(tiny_model, stories, **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["activations", "experiments"]
+    finished = {p.stem for p in (tmp_path / "experiments").iterdir()}
+    assert finished == {e.NAME for e in (separability, person, transfer, norms, validation)}
+    (tmp_path / "experiments" / "norms.json").write_text("{")  # damaged: made again
 
     collect_slice = emolens.activations._collect_slice
 
@@ -238,13 +242,34 @@ def test_an_interrupted_study_resumes_without_collecting_and_ends_the_same(
         assert corpus.info["set"] is None, "the stories were collected again"
         return collect_slice(model, recipe, corpus, *rest)
 
+    def again(*args: Any) -> Any:
+        raise AssertionError("an experiment was run again")
+
     monkeypatch.setattr(emolens.activations, "_collect_slice", never)
+    for experiment in (separability, person, transfer):
+        monkeypatch.setattr(experiment, "run", again)
+    monkeypatch.setattr(validation, "run_with_choice", again)
     said: list[str] = []
-    again = run_study(tiny_model, stories, out=tmp_path, external=external, progress=False, say=said.append)
-    assert results(again.out)["rows"] == results(study.out)["rows"]
-    assert torch.equal(again.directions.vectors, study.directions.vectors)
-    assert not (tmp_path / "activations").exists()
+    resumed = run_study(tiny_model, stories, say=said.append, **options)
+    assert results(resumed.out)["rows"] == results(study.out)["rows"]
+    assert torch.equal(resumed.directions.vectors, study.directions.vectors)
+    assert (tmp_path / "index.html").is_file()
+    assert not {"activations", "experiments"} & {p.name for p in tmp_path.iterdir()}
     assert said[-1].startswith("done in")
+
+
+def test_experiments_kept_by_other_code_or_options_are_run_again(
+    study, tiny_model, stories, external, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(person, "run", lambda inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_study(tiny_model, stories, out=tmp_path, external=external, seed=1, progress=False)
+        patch.setattr(emolens.study, "_code", lambda: "older")
+        with pytest.raises(ZeroDivisionError):
+            run_study(tiny_model, stories, out=tmp_path, external=external, progress=False)
+    resumed = run_study(tiny_model, stories, out=tmp_path, external=external, progress=False)
+    assert results(resumed.out)["rows"] == results(study.out)["rows"]
 
 
 @pytest.mark.usefixtures("no_experiments")
@@ -268,11 +293,13 @@ def test_a_folder_of_another_study_is_refused_before_collecting(tiny_model, stor
     with monkeypatch.context() as patch:
         patch.setattr(emolens.study, "collect_to", None)
         with pytest.raises(
-            FileExistsError, match=r"already holds another study \(.* on six\).*overwrite=True \(--overwrite\)"
+            FileExistsError, match=r"already holds another study \(.* on six, .*\).*overwrite=True \(--overwrite\)"
         ):
             run_study(tiny_model, part, out=tmp_path, progress=False)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     run_study(tiny_model, stories, out=tmp_path, progress=False)  # the same study may run again
+    with pytest.raises(FileExistsError, match=r"on six, seed 0, external text: none"):
+        run_study(tiny_model, stories, out=tmp_path, seed=1, progress=False)
     run_study(tiny_model, part, out=tmp_path, progress=False, overwrite=True)
     assert em.load_directions(tmp_path / "vectors.safetensors").emotions == ("joy", "fear", "anger")
 
@@ -307,7 +334,7 @@ def test_an_error_leaves_no_half_file(tiny_model, stories, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         run_study(tiny_model, stories, out=tmp_path, progress=False)
     left = {p.name for p in tmp_path.iterdir()}
-    assert left <= {"activations", "vectors.safetensors", "results.json"}
+    assert left <= {"activations", "experiments", "vectors.safetensors", "results.json"}
     assert not [p for p in tmp_path.rglob("*") if "part" in p.name]
 
 
@@ -389,7 +416,7 @@ def test_an_instruction_is_compared_at_the_dose_with_its_damage():
 
 
 def test_a_study_without_external_text_has_no_transfer_rows(study, stories):
-    assert transfer.run(replace_inputs(study, stories, external=None)) == []
+    assert transfer.run(replace_inputs(study, stories)) == []
 
 
 def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:

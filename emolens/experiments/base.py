@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +58,16 @@ def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: A
     return Row(experiment, metric, float(value), **fields)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Other people's texts: with labels (GoEmotions) or with ratings (EmoBank)."""
+
+    texts: list[str]
+    labels: list[set[str]]
+    valence: NDArray[np.floating] | None = None
+    arousal: NDArray[np.floating] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """Everything an experiment may use. `layer` was frozen by cross-validation on the stories."""
@@ -70,7 +79,7 @@ class Inputs:
     layer: int
     seed: int = 0
     full: bool = False
-    external: Path | None = None
+    external: Mapping[str, Labelled] = field(default_factory=dict)
 
     @cached_property
     def main(self) -> Activations:

@@ -9,20 +9,22 @@ name the emotion, and what a regression fitted on the external texts finds at th
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from emolens import stats
+from emolens._files import read_text
 from emolens._typing import HookedModel
 from emolens.activations import Activations, collect, mean_over_tokens
 from emolens.directions import class_means, logistic
 from emolens.emotion_sets import load_norms
-from emolens.experiments.base import Inputs, Row, row
+from emolens.experiments.base import Inputs, Labelled, Row, row
 from emolens.models import encode
 from emolens.set_checks import leaks
 
@@ -61,16 +63,6 @@ Array = NDArray[np.floating]
 MIN_POSITIVE = 5  # a label with fewer texts is not judged
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """External texts: with labels (GoEmotions) or with ratings (EmoBank)."""
-
-    texts: list[str]
-    labels: list[set[str]]
-    valence: Array | None = None
-    arousal: Array | None = None
-
-
 def load_goemotions(path: str | Path | None = None) -> Labelled:
     """The test split of GoEmotions (Demszky et al. 2020, CC BY 4.0).
 
@@ -83,46 +75,68 @@ def load_goemotions(path: str | Path | None = None) -> Labelled:
         data = load_dataset("google-research-datasets/go_emotions", "simplified", split="test")
         return Labelled(list(data["text"]), [{GOEMOTIONS[i] for i in ids} for ids in data["labels"]])
     texts, labels = [], []
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        for number, line in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-            try:
-                ids = [int(i) for i in line[1].split(",")]
-                if min(ids) < 0:
-                    raise IndexError(min(ids))
-                labels.append({GOEMOTIONS[i] for i in ids})
-                texts.append(line[0])
-            except (IndexError, ValueError) as error:
-                raise ValueError(
-                    f"{path}:{number}: expected text, label ids 0..27 and an id, separated by tabs"
-                ) from error
+    for number, line in enumerate(_table(path, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+        try:
+            ids = [int(i) for i in line[1].split(",")]
+            if min(ids) < 0:
+                raise IndexError(min(ids))
+            labels.append({GOEMOTIONS[i] for i in ids})
+            texts.append(line[0])
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"{path}:{number}: expected text, label ids 0..27 and an id, separated by tabs") from error
     return Labelled(texts, labels)
 
 
 def load_emobank(path: str | Path) -> Labelled:
     """EmoBank (Buechel & Hahn 2017, CC BY-SA 4.0): a CSV file with the columns split, V, A, text. The test split is used."""
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        try:
-            rows = [r for r in csv.DictReader(file) if r["split"] == "test" and r["text"].strip()]
-            v, a = (np.array([float(r[k]) for r in rows]) for k in ("V", "A"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: expected a CSV file with the columns split, V, A and text") from error
+    wanted = f"{path}: expected a CSV file with the columns split, V, A and text, and rows of the test split"
+    header, *lines = _table(path) or [[]]
+    try:
+        at = {name: header.index(name) for name in ("split", "V", "A", "text")}
+        rows = [r for r in lines if r and r[at["split"]] == "test" and r[at["text"]].strip()]
+        v, a = (np.array([float(r[at[k]]) for r in rows]) for k in ("V", "A"))
+    except (IndexError, ValueError) as error:
+        raise ValueError(wanted) from error
     if not rows:
-        raise ValueError(
-            f"{path}: expected a CSV file with the columns split, V, A and text, and rows of the test split"
-        )
-    return Labelled([r["text"] for r in rows], [set() for _ in rows], v, a)
+        raise ValueError(wanted)
+    if not (np.isfinite(v).all() and np.isfinite(a).all()):
+        raise ValueError(f"{path}: a rating is not a finite number")
+    return Labelled([r[at["text"]] for r in rows], [set() for _ in rows], v, a)
+
+
+def _table(path: str | Path, **form: Any) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(read_text(Path(path)), newline=""), **form))
+    except csv.Error as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], Labelled]] = {
+    "goemotions_test.tsv": load_goemotions,
+    "emobank.csv": load_emobank,
+}
+
+
+def load_external(folder: str | Path) -> dict[str, Labelled]:
+    """What a folder holds of goemotions_test.tsv and emobank.csv, by file name.
+
+    Raises:
+        FileNotFoundError: no such folder, or neither file is in it.
+        ValueError: a file is not what its name says.
+    """
+    folder, names = Path(folder).expanduser(), " and ".join(READERS)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"external={folder}: no such folder (expected {names} in it)")
+    found = {name: read(folder / name) for name, read in READERS.items() if (folder / name).is_file()}
+    if not found:
+        raise FileNotFoundError(f"external={folder}: neither {' nor '.join(READERS)} is there")
+    return found
 
 
 def run(inputs: Inputs) -> list[Row]:
-    """All rows; none without external files (`external` is a folder with goemotions_test.tsv and emobank.csv)."""
-    if inputs.external is None:
-        return []
-    out: list[Row] = []
-    if (file := inputs.external / "goemotions_test.tsv").is_file():
-        out += goemotions(inputs, load_goemotions(file))
-    if (file := inputs.external / "emobank.csv").is_file():
-        out += emobank(inputs, load_emobank(file))
-    return out
+    """All rows; none without external texts."""
+    judges = {"goemotions_test.tsv": goemotions, "emobank.csv": emobank}
+    return [r for name, data in inputs.external.items() for r in judges[name](inputs, data)]
 
 
 def goemotions(inputs: Inputs, data: Labelled) -> list[Row]:

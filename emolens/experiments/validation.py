@@ -45,6 +45,12 @@ class Chosen:
     emotions: tuple[str, ...]
     texts: tuple[tuple[str, str, str], ...]  # (what was added, the text, its score)
 
+    @staticmethod
+    def from_dict(plain: dict[str, Any]) -> Chosen:
+        """From `dataclasses.asdict` that has been through JSON, which has no tuples."""
+        added = tuple((what, text, score) for what, text, score in plain["texts"])
+        return Chosen(plain["layer"], plain["dose"], tuple(plain["emotions"]), added)
+
 
 def run(inputs: Inputs) -> list[Row]:
     """All rows; none for a set with target words for fewer than two emotions."""
