@@ -197,7 +197,9 @@ def profile(model: Any, runs: int, results: dict[str, Any]) -> None:
         print(f"{name}: {wall:.2f} s ({profiled:.2f} s under the profiler)")
         for kind, part in sorted(share.items(), key=lambda item: -item[1]):
             print(f"  {kind:20} {part:6.1%}")
-        largest = sorted(((t, k) for k, t in spent.items() if not any(k in keys for keys in KINDS.values())), reverse=True)
+        largest = sorted(
+            ((t, k) for k, t in spent.items() if not any(k in keys for keys in KINDS.values())), reverse=True
+        )
         print("  largest of the others:", ", ".join(f"{k} {t / profiled:.1%}" for t, k in largest[:5]))
 
 

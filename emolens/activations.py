@@ -850,18 +850,16 @@ def check_layers(model: HookedModel, hook_point: HookPoint, layers: Sequence[int
     if hook_point == "embed":
         layers = (0,)
     layers = tuple(range(n)) if layers is None else tuple(layers)
+    points = model.hook_dict  # one look: a bridge makes it anew at each
     if not layers:
         raise ValueError("layers is empty; give block indices, or None for all")
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
             raise ValueError(f"layer {layer!r} does not exist; this model has layers 0 to {n - 1}")
         # an unknown name is silently ignored by one backend and an empty cache in another
-        if hook_name(hook_point, layer) not in model.hook_dict:
-            have = [
-                p
-                for p in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-                if hook_name(p, layer) in model.hook_dict
-            ]  # type: ignore[arg-type]
+        if hook_name(hook_point, layer) not in points:
+            others: tuple[HookPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+            have = [p for p in others if hook_name(p, layer) in points]
             hint = " (a parallel-residual model adds attention and MLP at once)" if hook_point == "resid_mid" else ""
             raise KeyError(f"this model has no {hook_name(hook_point, layer)}{hint}; it has: {', '.join(have)}")
     return layers
@@ -998,6 +996,11 @@ class _Pass:
         self.model, self.recipe, self.encoded = model, recipe, encoded
         self.plans = {"main": dict(enumerate(plans)), "sample": samples}
         self.device = torch.device(getattr(model.cfg, "device", None) or "cpu")
+        points = model.hook_dict
+        self.points = [points[hook_name(recipe.hook_point, layer)] for layer in recipe.layers]
+        self.embed = points["hook_embed"]
+        self.options, last = ending_at(model, max(recipe.layers) + 1)
+        self.last = [(points[name], hook) for name, hook in last]
         self.by_token = recipe.pooling.kind == "tokens"
         self.parts: dict[str, list[dict[str, Any]]] = {"main": [], "sample": []}
         self.histogram = torch.zeros((len(recipe.layers), NORM_BINS), dtype=torch.int64)
@@ -1066,14 +1069,11 @@ class _Pass:
                 tokens_at[name][slot] = x[row, column].cpu()
                 ordinary_at[name] &= ordinary[row, column].cpu()
 
-        names = [hook_name(self.recipe.hook_point, layer) for layer in layers]
-        hooks = [(name, partial(hook, slot=slot)) for slot, name in enumerate(names)]
-        hooks.append(("hook_embed", partial(hook, slot=-1)))
+        hooks = [(point, partial(hook, slot=slot)) for slot, point in enumerate(self.points)]
+        hooks += [(self.embed, partial(hook, slot=-1)), *self.last]
         # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
-        with torch.no_grad(), fused(self.model):
-            self.model.run_with_hooks(
-                tokens, attention_mask=mask, fwd_hooks=hooks, **ending_at(self.model, max(layers) + 1)
-            )
+        with torch.no_grad(), fused(self.model), _attached(self.model, hooks):
+            self.model(tokens, attention_mask=mask, **self.options)
         # only now: a pass that ran out of memory half way leaves nothing behind
         self.histogram += histogram
         self.sinks |= dict(zip(batch, sinks, strict=True))
@@ -1119,6 +1119,20 @@ class _Pass:
             sinks=torch.stack(sinks) if sinks else torch.zeros((0, len(layers))),
             info=info,
         )
+
+
+@contextmanager
+def _attached(model: Any, hooks: Sequence[tuple[Any, Callable[..., None]]]) -> Iterator[None]:
+    """`model.hooks` for hook points that have been looked up: TransformerLens looks each name up in `hook_dict`, which a bridge makes anew."""
+    level = model.context_level = model.context_level + 1  # so that only these hooks are removed
+    try:
+        for point, hook in hooks:
+            point.add_hook(hook, level=level)
+        yield
+    finally:
+        for point, _ in hooks:
+            point.remove_hooks("fwd", level=level)
+        model.context_level -= 1
 
 
 def _out_of_memory(error: BaseException) -> bool:

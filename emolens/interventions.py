@@ -804,16 +804,17 @@ def validate(
         ValueError: another model's directions, another width, rows or positions of other prompts.
         TypeError: not a list of (name, function).
     """
+    points = model.hook_dict  # one look: a bridge makes it anew at each
     for entry in hooks:
         if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and callable(entry[1])):
             raise TypeError(f"hooks are a list of (hook name, function), found {entry!r}")
         name, hook = entry
-        if name not in model.hook_dict:
+        if name not in points:
             if isinstance(hook, Hook) and hook.spec.layer >= model.cfg.n_layers:
                 raise KeyError(
                     f"layer {hook.spec.layer} does not exist; this model has layers 0 to {model.cfg.n_layers - 1}"
                 )
-            near = difflib.get_close_matches(name, model.hook_dict, n=1)
+            near = difflib.get_close_matches(name, points, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             if "resid_mid" in name:
                 hint = "; a parallel-residual model adds attention and MLP at once and has no resid_mid"

@@ -17,7 +17,7 @@ import importlib.util
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -773,24 +773,25 @@ def can_start_at_layer(model: HookedModel) -> bool:
     return type(model).__name__ == "HookedTransformer"
 
 
-def ending_at(model: HookedModel, layer: int) -> dict[str, Any]:
-    """Options of a forward pass that ends before block `layer` (or after the last one), without unembedding every position.
+def ending_at(model: HookedModel, layer: int) -> tuple[dict[str, Any], list[tuple[str, Callable[..., Any]]]]:
+    """Options and hooks of a forward pass that ends before block `layer` (or after the last one) and gives the stream there.
 
-    A bridge stops before a block only: after the last one its unembedding cannot be left out, but done for one position.
+    A bridge stops before a block only; after the last one it is a hook, to come after all others, that stops it in the same way.
     """
     if layer < model.cfg.n_layers or can_start_at_layer(model):
-        return {"return_type": None, "stop_at_layer": layer}
-    return {"return_type": None, "logits_to_keep": 1, "use_cache": False}
+        return {"return_type": None, "stop_at_layer": layer}, []
+    from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+    def stop(act: Tensor, hook: Any) -> None:
+        raise StopAtLayerException(act)
+
+    return {"return_type": None, "use_cache": False}, [(f"blocks.{layer - 1}.hook_resid_post", stop)]
 
 
 def run_to(model: Any, tokens: Tensor, mask: Tensor, layer: int) -> Tensor:
     """The residual stream before block `layer` (or after the last one), `[batch pos d_model]`; hooks of the blocks before fire."""
-    if layer < model.cfg.n_layers or can_start_at_layer(model):
-        return model(tokens, attention_mask=mask, return_type="logits", stop_at_layer=layer)
-    kept: list[Tensor] = []  # a bridge stops before a block only, and there is none after the last
-    hook = (f"blocks.{layer - 1}.hook_resid_post", lambda act, hook: kept.append(act))
-    model.run_with_hooks(tokens, attention_mask=mask, return_type=None, fwd_hooks=[hook])
-    return kept[0]
+    options, hooks = ending_at(model, layer)
+    return model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks, **options)
 
 
 def run_from(model: Any, resid: Tensor, mask: Tensor, layer: int) -> Tensor:

@@ -12,9 +12,10 @@ import emolens as em
 from emolens.adapters import fused as fused_module
 from emolens.adapters.fused import fused
 
-pytestmark = pytest.mark.skipif(
+HOOKED = pytest.mark.skipif(
     not version("transformer-lens").startswith("3."), reason="transformer-lens 4 has no HookedTransformer"
 )
+BACKENDS = [pytest.param("hooked", marks=HOOKED), "bridge"]
 MASKS = {
     "none": [[1] * 24, [1] * 24],
     "right": [[1] * 24, [1] * 15 + [0] * 9],
@@ -23,6 +24,11 @@ MASKS = {
 }
 # two orders of the same float32 sums
 RELATIVE = 1e-5
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request) -> Any:
+    return request.param
 
 
 @pytest.fixture(
@@ -37,9 +43,14 @@ RELATIVE = 1e-5
     ],
     ids=str,
 )
-def model(request, tiny) -> Any:
+def model(request, tiny, backend) -> Any:
     family, config = request.param
-    return em.load_model(tiny(family, **config))
+    return em.load_model(tiny(family, **config), backend=backend)
+
+
+def replaced(model: Any) -> list[bool]:
+    """For each block, whether something else than TransformerLens computes it."""
+    return [any("forward" in vars(part) for part in block.modules()) for block in model.blocks]
 
 
 def run(model: Any, mask: list[list[int]], hooks: list[Any] | None = None) -> dict[str, torch.Tensor]:
@@ -73,19 +84,34 @@ def test_every_edge_of_every_block_has_the_same_value(model, mask):
         assert_same(run(model, mask), plain, mask)
 
 
-def test_it_is_really_another_computation(model, monkeypatch):
+def test_it_is_really_another_computation(model, backend, monkeypatch):
     """Else every test here would pass without it."""
     calls = []
-    attention = fused_module._attention
-    monkeypatch.setattr(fused_module, "_attention", lambda *a: calls.append(1) or attention(*a))
+    name = {"hooked": "_attention", "bridge": "_bridged_attention"}[backend]
+    attention = getattr(fused_module, name)
+    monkeypatch.setattr(fused_module, name, lambda *a, **k: calls.append(1) or attention(*a, **k))
     with fused(model):
         run(model, MASKS["none"])
         run(model, MASKS["left"])
         assert len(calls) == 2 * model.cfg.n_layers
-        run(model, MASKS["holes"])  # TransformerLens's own
-    assert len(calls) == 2 * model.cfg.n_layers
+        run(model, MASKS["holes"])  # TransformerLens's own in a HookedTransformer
+    assert len(calls) == (2 if backend == "hooked" else 3) * model.cfg.n_layers
 
 
+def test_a_bridge_never_makes_a_pattern_that_nobody_reads(tiny, monkeypatch):
+    model = em.load_model(tiny("llama"), backend="bridge")
+    patterns: list[int] = []
+    softmax = torch.nn.functional.softmax
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda *a, **k: patterns.append(1) or softmax(*a, **k))
+    run(model, MASKS["left"])
+    assert patterns
+    patterns.clear()
+    with fused(model):
+        run(model, MASKS["left"])
+    assert not patterns
+
+
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")  # the bridge says so, as ever
 @pytest.mark.parametrize("point", ["attn.hook_pattern", "attn.hook_z", "attn.hook_q", "ln1.hook_normalized", "mlp.hook_post"])  # fmt: skip
 def test_a_hook_inside_a_block_fires_and_acts_as_ever(model, point):
     def halve(act: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -107,8 +133,9 @@ def test_a_hook_at_an_edge_changes_what_comes_after(model, edge):
         assert_same(run(model, MASKS["left"], hooks), expected, MASKS["left"])
 
 
+@HOOKED
 def test_torch_hooks_and_replaced_parts_are_respected(tiny):
-    model = em.load_model(tiny("llama"))
+    model = em.load_model(tiny("llama"), backend="hooked")
 
     class Doubled(torch.nn.Module):
         def __init__(self, mlp: Any) -> None:
@@ -129,19 +156,20 @@ def test_torch_hooks_and_replaced_parts_are_respected(tiny):
 
 def test_nothing_is_left_after_success_or_an_exception(model):
     with fused(model):
-        assert all("forward" in vars(b) for b in model.blocks)
+        assert all(replaced(model))
         with fused(model):  # nested: the outer one stays
             pass
-        assert all("forward" in vars(b) for b in model.blocks)
+        assert all(replaced(model))
     with pytest.raises(KeyboardInterrupt), fused(model):
         raise KeyboardInterrupt
-    assert not any("forward" in vars(b) for b in model.blocks)
+    assert not any(replaced(model))
 
 
-def test_a_bridge_is_left_as_it_is(tiny):
+def test_a_bridge_with_another_arithmetic_is_left_as_it_is(tiny):
     model = em.load_model(tiny("llama"), backend="bridge")
+    model.cfg.use_attn_result = True
     with fused(model):
-        assert not any("forward" in vars(b) for b in model.blocks)
+        assert not any(replaced(model))
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -156,8 +184,8 @@ def test_collecting_with_a_hook_on_the_pattern_gives_the_same_rows(model, paddin
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_agrees_to_its_own_noise(tiny, dtype):
-    model = em.load_model(tiny("llama"), dtype=dtype)
+def test_half_precision_agrees_to_its_own_noise(tiny, backend, dtype):
+    model = em.load_model(tiny("llama"), dtype=dtype, backend=backend)
     plain = run(model, MASKS["left"])
     with fused(model):
         other = run(model, MASKS["left"])

@@ -1,6 +1,6 @@
-"""Run the blocks of a `HookedTransformer` at Hugging Face's speed where nobody looks inside them.
+"""Run the blocks at Hugging Face's speed where nobody looks inside them.
 
-TransformerLens computes a block in pieces, so that every intermediate value has a hook point. Where no hook is on an inner one (q, k, v,
+TransformerLens computes a block in pieces, so that every intermediate value has a hook point, in a bridge as well. Where no hook is on an inner one (q, k, v,
 z, the attention scores and pattern, norms, the MLP's hidden layer), a block can be computed as its Hugging Face original does:
 attention without its pattern, norms and rotary in one go. The hook points at a block's edges (resid_pre, attn_out, resid_mid,
 mlp_out, resid_post) fire in both cases, on the same values to float noise. A block with a hook inside, with a part that someone has replaced,
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 EDGES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "GPTNeoXForCausalLM")
 # what changes a block's arithmetic; each is False, None or 0 in the models that emolens converts
 UNKNOWN = (
     "use_attn_in", "use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "use_qk_norm", "clip_qkv", "use_logn_attn",
@@ -30,19 +31,76 @@ UNKNOWN = (
 
 @contextmanager
 def fused(model: Any) -> Iterator[None]:
-    """While it lasts, blocks without inner hooks compute their output in fewer and larger steps. For forward passes without gradients.
-
-    Any other model than a `HookedTransformer` is left as it is: a bridge runs Hugging Face's own blocks.
-    """
-    blocks = [b for b in model.blocks if _known(b)] if type(model).__name__ == "HookedTransformer" else []
-    rotary = _Rotary()
-    for block in blocks:
-        block.forward = partial(_forward, block, block.forward, _inner(block), rotary)
+    """While it lasts, blocks without inner hooks compute their output in fewer and larger steps. For forward passes without gradients."""
+    if type(model).__name__ == "HookedTransformer":
+        blocks, rotary = [b for b in model.blocks if _known(b)], _Rotary()
+        forwards = [(b, partial(_forward, b, b.forward, _inner(b, EDGES), rotary)) for b in blocks]
+    else:
+        forwards = _hugging_face(model)
+    for part, forward in forwards:
+        vars(part)["forward"] = forward  # a bridge hands an ordinary assignment on to what it wraps
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for part, _ in forwards:
+            del vars(part)["forward"]
+
+
+def _inner(part: Any, edges: tuple[str, ...]) -> list[Any]:
+    """Everything inside a block, or a part of a bridge's, but these hook points of its own."""
+    own = {id(getattr(part, name, None)) for name in edges}
+    return [p for p in part.modules() if p is not part and id(p) not in own]
+
+
+def _watched(parts: list[Any]) -> bool:
+    return any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in parts)
+
+
+# --- a bridge's blocks ------------------------------------------------------------------------------------------------
+
+
+def _hugging_face(model: Any) -> list[tuple[Any, Callable[..., Any]]]:
+    """Parts of a `TransformerBridge`'s blocks with a forward that goes to what they wrap, Hugging Face's own attention, norms and products.
+
+    None where the bridge computes something else than the model that it wraps.
+    """
+    if (
+        model.cfg.architecture not in ARCHITECTURES
+        or model.compatibility_mode
+        or any(getattr(model.cfg, name, None) for name in UNKNOWN)
+    ):
+        return []
+    wrapped: list[
+        tuple[Any, Callable[..., Any], tuple[str, ...]]
+    ] = []  # a part, its other forward, the hook points that this calls
+    for block in model.blocks:
+        linear = [part for part in block.modules() if type(part).__name__ == "LinearBridge"]
+        wrapped += [(part, part.original_component, ()) for part in linear]
+        wrapped += [(ln, partial(_bridged_norm, ln), ("hook_in",)) for ln in (block.ln1, block.ln2)]
+        wrapped.append((block.attn, partial(_bridged_attention, block.attn), ("hook_out",)))
+    return [
+        (part, partial(_unwatched, _inner(part, edges), forward, part.forward))
+        for part, forward, edges in wrapped
+        if "forward" not in vars(part)
+    ]
+
+
+def _unwatched(
+    inner: list[Any], forward: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    return (original if _watched(inner) else forward)(*args, **kwargs)
+
+
+def _bridged_norm(ln: Any, x: Tensor) -> Tensor:
+    return ln.original_component(ln.hook_in(x))
+
+
+def _bridged_attention(attn: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    attn_out, *others = attn.original_component(*args, **kwargs)
+    return attn.hook_out(attn_out), *others
+
+
+# --- a HookedTransformer's --------------------------------------------------------------------------------------------
 
 
 def _known(block: Any) -> bool:
@@ -50,7 +108,7 @@ def _known(block: Any) -> bool:
     return (
         type(block).__name__ == "TransformerBlock"
         and "forward" not in vars(block)
-        and cfg.original_architecture in ("LlamaForCausalLM", "Qwen2ForCausalLM", "GPTNeoXForCausalLM")
+        and cfg.original_architecture in ARCHITECTURES
         and cfg.positional_embedding_type == "rotary"
         and cfg.attention_dir == "causal"
         and not block.attn._attention_dir_override
@@ -59,11 +117,6 @@ def _known(block: Any) -> bool:
         and kinds <= {"Attention", "GroupedQueryAttention", "GatedMLP", "MLP", "BiasedGatedMLP", "RMSNorm", "LayerNorm"}
         and not any("forward" in vars(part) for part in block.modules())
     )
-
-
-def _inner(block: Any) -> list[Any]:
-    edges = {id(getattr(block, name, None)) for name in EDGES}
-    return [part for part in block.modules() if part is not block and id(part) not in edges]
 
 
 @dataclass
@@ -107,9 +160,8 @@ def _forward(
     past_kv_cache_entry: Any = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    watched = any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in inner)
     too_long = resid_pre.shape[1] > block.attn.rotary_cos.shape[0]  # TransformerLens extends the angles itself
-    other = watched or too_long or past_kv_cache_entry is not None or shortformer_pos_embed is not None
+    other = _watched(inner) or too_long or past_kv_cache_entry is not None or shortformer_pos_embed is not None
     if other or rotary.of(block.attn, resid_pre, attention_mask).holes:
         return original(
             resid_pre,
