@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _browser import HOSTILE as RUNNING
+from _browser import assert_inert
 
 import emolens as em
 from emolens.directions import project
@@ -303,6 +305,15 @@ def test_a_hostile_text_is_inert_and_complete_in_the_token_view(tiny_model, v, t
 def test_a_hostile_text_is_inert_and_complete_in_the_text_view(tiny_model, v, text):
     page = em.score(tiny_model, v, text).to_html()
     assert _text_of(page).startswith(text)
+
+
+def test_hostile_texts_and_names_are_inert_in_a_browser(tiny_model, v, tmp_path):
+    views = [em.score(tiny_model, v, text, per="token").to_html(["gloamer"]) for text in RUNNING]
+    views += [em.score(tiny_model, v, text).to_html() for text in RUNNING]
+    names = _scores([[3.0, 2.0]] * 2, 1.0, ("plain", "text"), (RUNNING[0], RUNNING[2]))
+    tokens = em.score(tiny_model, v, list(RUNNING), per="token")
+    views += [em.explore_tokens(tokens, text=k).html for k in range(len(RUNNING))]
+    assert_inert("".join([*views, names.to_html()]), tmp_path)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _browser import HOSTILE as RUNNING
+from _browser import assert_inert
 from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
 from threadpoolctl import threadpool_limits
 
@@ -602,30 +604,39 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_hostile_names_are_inert_and_complete_in_the_page(study, stories):
-    names = dict(zip(DEEDS, HOSTILE, strict=True))
+def page_with(hostile: list[str], study: Study, stories: EmotionSet) -> str:
+    """The report with these six strings wherever a set, a model or a command puts one."""
+    names = dict(zip(DEEDS, hostile, strict=True))
     emotions = replace(
         stories,
-        name=HOSTILE[0],
-        source=HOSTILE[1],
+        name=hostile[0],
+        source=hostile[1],
         emotions=tuple(
             e.model_copy(update={"name": names[e.name], "family": "<i>" + str(e.family)}) for e in stories.emotions
         ),
         stories={names[e]: s for e, s in stories.stories.items()},
     )
-    directions = replace(study.directions, emotions=tuple(HOSTILE))
+    directions = replace(study.directions, emotions=tuple(hostile))
     rows = [replace(r, emotion=names.get(r.emotion or "", r.emotion)) for r in study.rows]
-    model = study.provenance["model"] | {"name": HOSTILE[0], "source": HOSTILE[4], "architecture": "<b>"}
+    model = study.provenance["model"] | {"name": hostile[0], "source": hostile[4], "architecture": "<b>"}
     provenance = study.provenance | {
-        "model": model, "command": f"emolens study --model {HOSTILE[0]!r}", "external": HOSTILE, "folds": [HOSTILE],
-        "set": {"name": HOSTILE[0], "sha256": "0" * 64, "source": HOSTILE[1], "language": "en"},
+        "model": model, "command": f"emolens study --model {hostile[0]!r}", "external": hostile, "folds": [hostile],
+        "set": {"name": hostile[0], "sha256": "0" * 64, "source": hostile[1], "language": "en"},
     }  # fmt: skip
-    page = Page(render(rows, provenance, directions, emotions))
+    return render(rows, provenance, directions, emotions)
+
+
+def test_hostile_names_are_inert_and_complete_in_the_page(study, stories):
+    page = Page(page_with(HOSTILE, study, stories))
     assert_safe(page)
     assert page.tags["h1"] == 1
     for name in HOSTILE:
         assert page.text.count(name) >= 3, name  # in figures and in tables
     assert f"Emotion directions in {HOSTILE[0]}" in page.text
+
+
+def test_hostile_names_are_inert_in_a_browser(study, stories, tmp_path):
+    assert_inert(page_with(RUNNING, study, stories), tmp_path)
 
 
 def test_a_page_can_be_made_of_very_little(study, stories):
