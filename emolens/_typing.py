@@ -35,6 +35,11 @@ class HookedModel(Protocol):
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+def is_hooked(model: Any) -> bool:
+    """Whether it is a `HookedTransformer` or of a class made from it; else it is a bridge."""
+    return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)
+
+
 def hook_name(hook_point: HookPoint | HeadPoint, layer: int) -> str:
     """TransformerLens's name of a hook point.
 

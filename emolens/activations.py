@@ -30,14 +30,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import __version__, shards
-from emolens._typing import HookedModel, HookPoint, hook_name, typed
+from emolens._typing import HookedModel, HookPoint, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
-from emolens.models import EncodedText, Text, encode, ending_at, model_info, pad
+from emolens.models import EncodedText, Text, encode, ending_at, model_info, pad, present_info
 from emolens.shards import read_safetensors, write_safetensors
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
+SAMPLED = 24  # single tokens that are kept of each neutral text of a set, for its neutral components
 NORM_BINS = 2048  # log-spaced from 1e-4 to 1e8: 1.4 % a bin
 _LOG_LOW, _LOG_HIGH = -4.0, 8.0
 OVERHEAD = {
@@ -678,7 +679,8 @@ def held(folder: str | Path, manifest: dict[str, Any]) -> Iterator[shards.Folder
         if options["pooling"]["kind"] != "tokens":  # as many rows as tokens: not known before they are read
             done = sum(f.stat().st_size for f in mine.path.glob("*.safetensors"))
             n_texts, d_model = manifest["corpus"]["n_texts"], manifest["model"]["d_model"]
-            need = disk_bytes(n_texts, len(options["layers"]), d_model) - done
+            sampled = manifest["corpus"]["n_neutral"]
+            need = disk_bytes(n_texts, len(options["layers"]), d_model, sampled) - done
             free = shutil.disk_usage(mine.path).free
             if need > free:
                 raise OSError(
@@ -703,6 +705,7 @@ def joined(
         ValueError: it was begun with another model, or with the same one in another precision.
     """
     mine = shards.read_folder(folder)
+    present_info(model)
     recipe = _recipe(model, hook_point, **_as_begun(options, mine.manifest))
     if recipe.model != mine.manifest["model"]:
         raise ValueError(
@@ -722,25 +725,36 @@ def survey(
     **options: Any,
 ) -> dict[str, Any]:
     """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there."""
+    present_info(model)  # what is written down, and compared with what a run began with, is the model as it is now
     with suppress(FileNotFoundError):
         options = _as_begun(options, shards.read_folder(folder).manifest)
     recipe, corpus = _recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
-    names, n_texts = [], 0
+    names, n_texts, n_neutral = [], 0, 0
     for piece in corpus.slices(recipe.shard_texts):
         names.append(piece.digest)
         n_texts += len(piece.texts)
+        n_neutral += corpus.has_neutral * sum(label["split"] == "neutral" for label in piece.labels)
     _check_spans(recipe.pooling, n_texts)
     if not n_texts:
         raise ValueError("no texts given")
     return {
         "kinds": FORMATS[:1],
-        "versions": {"emolens": __version__} | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
+        "versions": {"emolens": __version__, "code": _code()}
+        | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
         "model": recipe.model,
         "device": torch.device(getattr(model.cfg, "device", None) or "cpu").type,
         "options": {k: v for k, v in asdict(recipe).items() if k != "model"},
-        "corpus": {"n_texts": n_texts, "sha256": text_hash("".join(names)), **corpus.info},
+        "corpus": {"n_texts": n_texts, "n_neutral": n_neutral, "sha256": text_hash("".join(names)), **corpus.info},
         "shards": names,
     }
+
+
+def _code() -> str:
+    """Identity of the sources that decide what is in a shard."""
+    here = Path(__file__).parent
+    return shards.digest_of(
+        [*(here / f"{room}.py" for room in ("activations", "corpus", "models")), *sorted(here.glob("adapters/*.py"))]
+    )
 
 
 def _as_begun(options: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
@@ -835,9 +849,11 @@ def _check_spans(pooling: Pooling, n_texts: int) -> None:
         raise ValueError(f"char_span: {len(pooling.spans or ())} spans for {n_texts} texts")
 
 
-def disk_bytes(n_texts: int, n_layers: int, d_model: int) -> int:
-    """Size of a collection: a row of float32 for each text at each layer and for the embeddings, and half a kilobyte of what is known of it."""
-    return n_texts * ((n_layers + 1) * d_model * 4 + 512)
+def disk_bytes(n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0) -> int:
+    """Size of a collection: a row of float32 for each text, and for `SAMPLED` tokens of each neutral text of a set, at each layer and for the
+    embeddings, and half a kilobyte of what is known of each text.
+    """
+    return (n_texts + SAMPLED * n_neutral) * (n_layers + 1) * d_model * 4 + n_texts * 512
 
 
 def _too_short(pooling: Pooling) -> str:
@@ -950,7 +966,7 @@ def _collect_slice(
     names = [label["id"] for label in piece.labels]
     plans = [pooled_positions(e, recipe.pooling, piece.start + i, names[i]) for i, e in enumerate(encoded)]
     used = [i for i, plan in enumerate(plans) if plan]
-    sampling = every_token(limit=24)
+    sampling = every_token(limit=SAMPLED)
     samples = {
         i: pooled_positions(encoded[i], sampling, i, names[i])
         for i in used
@@ -1050,7 +1066,7 @@ class _Pass:
         histogram, sinks = torch.zeros_like(self.histogram), torch.zeros((b, len(layers)))
 
         def hook(act: Tensor, hook: Any, slot: int) -> None:
-            x = act.float()  # sums run in float32 whatever the model's dtype
+            x = act.float().to(self.device)  # sums run in float32 whatever the dtype; a block may be on another device
             norm = torch.linalg.vector_norm(x, dim=-1)
             median = norm.masked_fill(~rest, torch.nan).nanmedian(-1).values
             if alone:
@@ -1073,7 +1089,7 @@ class _Pass:
         hooks += [(self.embed, partial(hook, slot=-1)), *self.last]
         # not inference_mode: TransformerLens may grow its rotary cache here, and gradients need it later
         with torch.no_grad(), fused(self.model), _attached(self.model, hooks):
-            self.model(tokens, attention_mask=mask, **self.options)
+            self.model(tokens, attention_mask=self._seen(mask), **self.options)
         # only now: a pass that ran out of memory half way leaves nothing behind
         self.histogram += histogram
         self.sinks |= dict(zip(batch, sinks, strict=True))
@@ -1081,6 +1097,13 @@ class _Pass:
             self._keep("main", pooled, batch, [-1] * b, torch.ones(b, dtype=torch.bool))
         for name in by_token:
             self._keep(name, tokens_at[name], *places[name][2:], ordinary_at[name])
+
+    def _seen(self, mask: Tensor) -> Tensor | None:
+        """The mask that the model needs: padding on the right none, for no real token looks at what comes after it.
+
+        With one, Hugging Face leaves the faster causal attention; a `HookedTransformer` finds out by itself (`fused`).
+        """
+        return None if self.recipe.padding_side == "right" and not is_hooked(self.model) else mask
 
     def _keep(self, part: str, at: dict[int, Tensor], text: list[int], position: list[int], ordinary: Tensor) -> None:
         rows = torch.stack([at[slot] for slot in range(len(self.recipe.layers))], 1)
@@ -1136,8 +1159,9 @@ def _attached(model: Any, hooks: Sequence[tuple[Any, Callable[..., None]]]) -> I
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it, the CPU's allocator only words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    """CUDA has a class for it, the CPU's allocator, cuBLAS and MPS only words."""
+    said = ("not enough memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 # --- norms ------------------------------------------------------------------------------------------------------------

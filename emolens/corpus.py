@@ -7,11 +7,12 @@ work on it can be recognised again. Nothing here sees a model.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -115,6 +116,14 @@ def open_corpus(
         if columns is not None and "text" not in columns:
             raise ValueError(f"the table has no column 'text'; it has: {', '.join(map(str, columns))}")
         return Corpus(lambda: _of_table(texts), info, False)
+    if isinstance(texts, str) and texts.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(
+            f"{texts!r} is one text of a few tokens; for the file of that name give pathlib.Path({texts!r})"
+        )
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise ValueError(
+            f"a {type(texts).__name__} has no order of texts: give a list, or datasets.Dataset.from_dict / from_pandas"
+        )
     plain: Sequence[Text] = [texts] if isinstance(texts, str) else list(texts)
     for name, given in (("emotions", emotions), ("topics", topics)):
         if given is not None and len(given) != len(plain):
@@ -159,6 +168,7 @@ def _of_file(path: Path) -> Iterator[tuple[Text, dict[str, Any]]]:
         file: Any = gzip.GzipFile(fileobj=raw) if compressed else raw
         n = 0
         for number, line in enumerate(_lines(file, path), start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # of an editor on Windows
             if not line.strip():
                 continue
             try:

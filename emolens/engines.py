@@ -89,10 +89,9 @@ class Request:
             "shard_texts": self.shard_texts,
         }
 
-    @property
-    def gpus(self) -> int:
-        """Devices that one worker needs."""
-        on_gpu = torch.cuda.is_available() if self.device is None else torch.device(self.device).type == "cuda"
+    def gpus(self, found: bool) -> int:
+        """Devices that one worker needs (with a `device_map`, `n_devices` says how many); `found`: whether there are any where it runs."""
+        on_gpu = found if self.device is None else torch.device(self.device).type == "cuda"
         return self.n_devices if on_gpu else 0
 
 
@@ -146,7 +145,8 @@ def _local(request: Request, folder: Path, progress: bool) -> Collection | None:
     from accelerate.utils import broadcast_object_list
 
     # ranks end when their shards do: far apart, but a rank that died ends all of them through the launcher
-    state = PartialState(cpu=request.gpus == 0, timeout=timedelta(days=30))
+    ours = not torch.distributed.is_initialized()
+    state = PartialState(cpu=request.gpus(torch.cuda.is_available()) == 0, timeout=timedelta(days=30))
     model = request.open_model(str(state.device))
 
     def first(act: Callable[[], Any]) -> Any:
@@ -179,7 +179,9 @@ def _local(request: Request, folder: Path, progress: bool) -> Collection | None:
     finally:
         if holding is not None:
             holding.__exit__(None, None, None)
-        state.destroy_process_group()
+        if ours:  # and leave no state that says there is one
+            state.destroy_process_group()
+            PartialState._reset_state()
 
 
 # --- workers that are started here ------------------------------------------------------------------------------------
@@ -223,7 +225,8 @@ def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any]) -> 
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    manifest = ray.get(ray.remote(_survey).options(num_gpus=request.gpus).remote(plain, str(folder)))
+    gpus = request.gpus(ray.cluster_resources().get("GPU", 0) > 0)
+    manifest = ray.get(ray.remote(_survey).options(num_gpus=gpus).remote(plain, str(folder)))
     with held(folder, manifest) as mine:
         missing = mine.missing()
         if missing:
@@ -233,7 +236,7 @@ def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any]) -> 
                 fn_constructor_args=(plain, str(folder)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
-                num_gpus=request.gpus,
+                num_gpus=gpus,
             ).materialize()
         return _finished(mine.missing(), folder)
 
@@ -241,6 +244,7 @@ def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any]) -> 
 def _on_slurm(request: Request, folder: Path, workers: int, parameters: dict[str, Any]) -> Collection:
     try:
         import submitit
+        from submitit.core.utils import FailedJobError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("engine 'slurm' needs an extra: pip install 'emolens[slurm]'") from error
 
@@ -248,7 +252,12 @@ def _on_slurm(request: Request, folder: Path, workers: int, parameters: dict[str
     logs = folder.with_name(f"{folder.name}.logs")
     executor = submitit.AutoExecutor(folder=logs, cluster=parameters.get("cluster"))
     given = {k: v for k, v in parameters.items() if k != "cluster"}
-    executor.update_parameters(**({"gpus_per_node": request.gpus, "timeout_min": 24 * 60, "name": "emolens"} | given))
+    if request.device is None and executor.cluster == "slurm" and not torch.cuda.is_available():
+        raise ValueError(
+            "this machine has no GPU, so what the jobs' machines have is not known: say --device cuda or --device cpu"
+        )
+    gpus = request.gpus(torch.cuda.is_available())
+    executor.update_parameters(**({"gpus_per_node": gpus, "timeout_min": 24 * 60, "name": "emolens"} | given))
     manifest = executor.submit(_survey, plain, str(folder)).result()
     with held(folder, manifest) as mine:
         missing = mine.missing()
@@ -257,10 +266,19 @@ def _on_slurm(request: Request, folder: Path, workers: int, parameters: dict[str
             shares = [missing[k::workers] for k in range(min(workers, len(missing)))]
             jobs = [executor.submit(_make, plain, str(folder), share) for share in shares]
             errors = [error for job in jobs if (error := job.exception()) is not None]
+            for error in errors:
+                if isinstance(error, FailedJobError):  # it raised: it would again
+                    raise RuntimeError(f"a job failed, what is done stays: {_last_of_trace(str(error))}") from error
             missing = mine.missing()
             if not missing:
                 break
         return _finished(missing, folder, errors)
+
+
+def _last_of_trace(said: str) -> str:
+    """The exception's own words in submitit's message, which puts the trace between two rules."""
+    trace = said.split("-" * 22)[1].strip() if said.count("-" * 22) >= 2 else said.strip()
+    return trace.splitlines()[-1]
 
 
 def _finished(missing: list[int], folder: Path, errors: Sequence[BaseException] = ()) -> Collection:

@@ -19,7 +19,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
-from emolens._typing import HookedModel
+from emolens._typing import HookedModel, is_hooked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,8 +132,7 @@ def load_model(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    device, placement = _device(device), _placement(backend, n_devices, device_map)
-
+    device = _device(device)
     prepend = tokenizer is not None and _adds_bos(tokenizer)
     reference = _reference(hf_model, tokenizer) if verify else None
     if backend == "hooked":
@@ -144,10 +143,13 @@ def load_model(
             model_name=source.name,
             process_weights=processing,
             default_prepend_bos=prepend,
+            device=device,
             n_devices=n_devices,
         )
     else:
-        model = _bridge(hf_model, tokenizer, source.name, device, processing, prepend, placed=placement is not None)
+        model = _bridge(
+            hf_model, tokenizer, source.name, device, processing, prepend, placed=hasattr(hf_model, "hf_device_map")
+        )
     name = source.label if source.local and source.entry is None else source.name
     _set_info(model, name, source.label, source.revision, backend, dict(processing), type(hf_model).__name__)
     if reference is not None:
@@ -208,17 +210,16 @@ def open_hf(
                 gguf_file=source.gguf_file,
                 use_safetensors=None if source.gguf_file else True,
                 dtype=torch_dtype,
-                device_map=placement,
+                **placement,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # `_complete` names them instead
             )
     hf_model, report = loaded
     _complete(source, report)
-    if placement is None and n_devices == 1:
-        hf_model = hf_model.to(
-            device=device
-        )  # before viewing: a later .to() would copy views one by one and untie them
+    if placement["device_map"] is None and n_devices == 1:  # of several, `to_hooked` places each block
+        # before viewing: a later .to() would copy views one by one and untie them
+        hf_model = hf_model.to(device=device)
     return hf_model.eval(), tokenizer, source, family
 
 
@@ -226,8 +227,11 @@ def _device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _placement(backend: Backend, n_devices: int, device_map: str | dict[str, Any] | None) -> Any:
-    return device_map or (_bridge_map(n_devices) if backend == "bridge" else None)
+def _placement(backend: Backend, n_devices: int, device_map: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Options of `from_pretrained`: where accelerate puts the parts of a bridge's model."""
+    if device_map is None and n_devices > 1 and backend == "bridge":
+        return {"device_map": "balanced", "max_memory": {i: torch.cuda.mem_get_info(i)[0] for i in range(n_devices)}}
+    return {"device_map": device_map}
 
 
 def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
@@ -250,7 +254,7 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         )
     if getattr(model, "_emolens_info", None) is None:
         cfg = model.cfg
-        hooked = type(model).__name__ == "HookedTransformer"
+        hooked = is_hooked(model)
         untouched = not hooked and not getattr(model, "compatibility_mode", False)
         folded = str(cfg.normalization_type).endswith("Pre")
         if not hooked and not untouched:  # a bridge keeps its norms; folding leaves their gains at one
@@ -266,6 +270,13 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
 def model_info(model: HookedModel) -> ModelInfo:
     """What is known of a loaded or wrapped model."""
     return wrap(model)._emolens_info  # type: ignore[attr-defined]  # set by _set_info
+
+
+def present_info(model: HookedModel) -> ModelInfo:
+    """`model_info` with the weights and their precision as they are now: they may have been trained, edited or cast since it was loaded."""
+    now = replace(model_info(model), fingerprint=_fingerprint(model), dtype=_dtype_of(model))
+    object.__setattr__(model, "_emolens_info", now)  # past nn.Module's bookkeeping
+    return now
 
 
 # --- names and places -------------------------------------------------------------------------------------------------
@@ -535,10 +546,6 @@ def _count_parameters(hf_config: Any) -> int:
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(hf_config).parameters())
 
 
-def _bridge_map(n_devices: int) -> str | None:
-    return "balanced" if n_devices > 1 else None
-
-
 # --- making the model -------------------------------------------------------------------------------------------------
 
 
@@ -605,7 +612,7 @@ def _set_info(
         architecture=architecture,
         n_layers=model.cfg.n_layers,
         d_model=model.cfg.d_model,
-        dtype=str(model.cfg.dtype).removeprefix("torch."),
+        dtype=_dtype_of(model),
         process_weights=processing,
         fingerprint=_fingerprint(model),
         tokenizer=_vocabulary_hash(getattr(model, "tokenizer", None)),
@@ -614,14 +621,40 @@ def _set_info(
     object.__setattr__(model, "_emolens_info", info)  # past nn.Module's bookkeeping
 
 
+def _dtype_of(model: Any) -> str:
+    return str(model.W_E.dtype).removeprefix("torch.")
+
+
+SAMPLED = {
+    "attn": ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"),
+    "mlp": ("W_in", "W_gate", "W_out", "b_in", "b_out"),
+    "ln1": ("w", "b"),
+    "ln2": ("w", "b"),
+}
+
+
 def _fingerprint(model: Any) -> str:
-    """sha256 over the shape and a fixed sample of the embedding and of every block's MLP output matrix."""
+    """sha256 over a fixed sample of the embedding and of every weight, bias and norm gain of every block, the same on either backend."""
     digest = hashlib.sha256()
-    for tensor in (model.W_E, *(block.mlp.W_out for block in model.blocks)):
-        flat = tensor.detach()
-        sample = flat[:: max(1, flat.shape[0] // 16), :: max(1, flat.shape[1] // 16)]
-        digest.update(json.dumps(list(flat.shape)).encode())
-        digest.update(sample.float().cpu().contiguous().numpy().tobytes())
+
+    def add(tensor: Any, heads: bool = False) -> None:
+        if (
+            not isinstance(tensor, Tensor) or not tensor.numel()
+        ):  # a bias that one backend lacks and the other has as zeros
+            return
+        tensor = tensor.detach()
+        if heads:  # the first and the last: one backend repeats the keys of grouped queries
+            tensor = tensor[:: max(1, len(tensor) - 1)][:2].flatten(0, -2)
+        sample = tensor[tuple(slice(None, None, max(1, n // 16)) for n in tensor.shape)].float()
+        if sample.any():
+            digest.update(sample.cpu().contiguous().numpy().tobytes())
+
+    digest.update(json.dumps(list(model.W_E.shape)).encode())
+    add(model.W_E)
+    for block in model.blocks:
+        for part, names in SAMPLED.items():
+            for name in names:
+                add(getattr(getattr(block, part), name, None), heads=part == "attn" and name != "b_O")
     return digest.hexdigest()[:16]
 
 
@@ -770,7 +803,7 @@ def unembed(model: Any, resid: Tensor) -> Tensor:
 
 def can_start_at_layer(model: HookedModel) -> bool:
     """Whether the blocks before `start_at_layer` are really skipped: `HookedTransformer` does, a bridge runs or refuses them."""
-    return type(model).__name__ == "HookedTransformer"
+    return is_hooked(model)
 
 
 def ending_at(model: HookedModel, layer: int) -> tuple[dict[str, Any], list[tuple[str, Callable[..., Any]]]]:

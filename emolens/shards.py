@@ -2,8 +2,8 @@
 
 A folder of shards has a ``manifest.json``, which says by what code, model, texts and options the shards are made and names each of
 them, and one safetensors file a shard. A shard is done when its file is there and its checksum is right; nothing else is kept of
-progress, so there is nothing to get out of step. One run at a time holds the folder (its lock dies with the process). What a
-shard holds is not known here.
+progress, so there is nothing to get out of step. One run at a time holds the folder; its lock dies with the process, and on some network
+file systems it is one for each node. What a shard holds is not known here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ from torch import Tensor
 
 FORMAT = "emolens.shards.1"
 MANIFEST, LOCK = "manifest.json", "lock"
+ABANDONED = 3600.0  # seconds after which a half-written file of another machine is nobody's
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -50,7 +53,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
     try:
         yield part
         part.chmod(0o644)  # safetensors makes private files; results are for sharing
@@ -83,6 +86,14 @@ def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], 
     if "checksum" in metadata and _checksum(tensors, metadata) != metadata["checksum"]:
         raise ValueError(f"{path}: damaged, its checksum is not the one that it was written with")
     return tensors, metadata
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Identity of some files by what is in them (first 16 hex digits of a sha256), such as the sources that made a result."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _newer(found: str, known: str) -> str:
@@ -180,8 +191,22 @@ def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
             with written_whole(path / MANIFEST) as part:
                 part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for part in path.glob(".*.part"):  # of a run that was killed while it wrote
-            part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if _abandoned(part):
+                    part.unlink()
         yield Folder(path, manifest)
+
+
+def _host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def _abandoned(part: Path) -> bool:
+    """Whether nobody writes a half-written file any more: its process here is gone, or it is old (a job of another node may live)."""
+    host, _, process = part.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
+    if host == _host() and process.isdigit():
+        return not psutil.pid_exists(int(process))
+    return time.time() - part.stat().st_mtime > ABANDONED
 
 
 def _hold(lock: Any, path: Path) -> None:
@@ -192,6 +217,10 @@ def _hold(lock: Any, path: Path) -> None:
         raise FileExistsError(
             f"{path} is being written by another process ({lock.read(200).strip() or 'unknown'}); wait for it, or choose another folder"
         ) from None
+    except OSError as error:  # Lustre without -o flock, NFS without its lock daemon
+        raise OSError(
+            f"{path}: this file system cannot lock a file ({error.strerror}); choose a folder on another one"
+        ) from error
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")
     lock.flush()

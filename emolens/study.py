@@ -25,13 +25,13 @@ from emolens import __version__
 from emolens._typing import HookedModel
 from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
-from emolens.emotion_sets import EmotionSet, load_emotion_set
+from emolens.emotion_sets import EmotionSet, data_root, load_emotion_set
 from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
 from emolens.experiments.base import Inputs, Row
-from emolens.models import load_model, model_info
+from emolens.models import load_model, present_info
 from emolens.readout import score
 from emolens.report import write_report
-from emolens.shards import written_whole
+from emolens.shards import digest_of, written_whole
 
 # texts that are in no set, for the coloured view of the report
 SAMPLES = (
@@ -101,8 +101,12 @@ def run_study(
         raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
     folder = _prepare(out)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
-    info = model_info(loaded)
-    key = _key(info.to_dict(), emotions, {"seed": seed, "full": full, "external": sorted(others)})
+    info = present_info(loaded)
+    key = _key(
+        info.to_dict(),
+        emotions,
+        {"seed": seed, "full": full, "external": {n: data.sha256 for n, data in others.items()}},
+    )
     _refuse_other(folder, key, overwrite)
 
     say(
@@ -228,11 +232,9 @@ class _Kept:
 
 
 def _code() -> str:
-    """Identity of this package's sources."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    """Identity of this package's sources and of what it ships."""
+    files = (p for folder in (Path(__file__).parent, data_root()) for p in sorted(folder.rglob("*.*")))
+    return digest_of(p for p in files if p.suffix in (".py", ".yaml", ".jsonl", ".csv"))
 
 
 def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -> str:

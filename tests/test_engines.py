@@ -173,6 +173,24 @@ def test_submitted_jobs_give_what_one_process_gives_and_a_lost_one_is_submitted_
     same(tmp_path / "c", expected)
 
 
+@needs("submitit")
+def test_a_job_that_raises_says_why_and_is_not_submitted_again(tiny, tmp_path, monkeypatch):
+    for key in ("OMP_NUM_THREADS", "PYTHONPATH"):
+        monkeypatch.setenv(key, ENVIRONMENT[key])
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "word " * 2000, "emotion": "a"}) + "\n")
+    request = Request(str(tiny("llama", tokenizer="chat")), texts=str(texts), device="cpu")
+    with pytest.raises(RuntimeError, match=r"a job failed, what is done stays: ValueError: text 0 has \d+ tokens"):
+        collect_on("slurm", request, tmp_path / "c", slurm={"cluster": "local"})
+
+
+def test_the_devices_of_a_worker_are_those_where_it_runs():
+    assert Request("m").gpus(found=True) == 1
+    assert Request("m").gpus(found=False) == 0
+    assert Request("m", device="cuda", n_devices=2).gpus(found=False) == 2
+    assert Request("m", device="cpu").gpus(found=True) == 0
+
+
 def test_an_engine_without_its_extra_says_how_to_get_it(request_, tmp_path, monkeypatch):
     for engine, package in (("ray", "ray"), ("slurm", "submitit")):
         monkeypatch.setitem(sys.modules, package, None)

@@ -743,6 +743,46 @@ def test_the_fingerprint_is_that_of_the_weights_whatever_the_backend(tiny: Tiny,
     assert kinds["bos"].tokenizer != kinds["no_bos"].tokenizer
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "neox"])
+def test_the_fingerprint_sees_every_weight_of_a_block_and_what_is_done_to_it_later(tiny: Tiny, family: str) -> None:
+    """An adapter merged into the queries, or a direction baked into a bias, is another model."""
+    seen = set()
+    for backend in ("hooked", "bridge")[not HAS_HOOKED :]:
+        model = em.load_model(tiny(family), backend=backend)
+        before = em.model_info(model).fingerprint
+        for name, parameter in model.blocks[1].named_parameters():
+            if "qkv" in name:  # a bridge works on copies of it
+                continue
+            with torch.no_grad():
+                parameter += 0.01
+                now = em.models.present_info(model).fingerprint
+                assert now != before, (backend, name)
+                seen.add(name)
+                parameter -= 0.01
+            before = em.models.present_info(model).fingerprint
+    assert len(seen) >= 9
+    model = em.load_model(tiny(family)).to(torch.bfloat16)
+    assert em.model_info(model).dtype == "float32"  # as it was loaded
+    assert em.models.present_info(model).dtype == "bfloat16"
+
+
+@needs_hooked
+def test_the_blocks_of_several_devices_are_placed_where_was_asked(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No machine here has two: what TransformerLens is told to do is looked at."""
+    from transformer_lens import HookedTransformer
+
+    told: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (10**12, 10**12))
+    monkeypatch.setattr(
+        HookedTransformer, "move_model_modules_to_device", lambda m: told.append((m.cfg.device, m.cfg.n_devices))
+    )
+    em.load_model(tiny("llama"), backend="hooked", device="cuda", dtype="float32", n_devices=2)
+    assert told == [("cuda", 2)]
+    options = em.models._placement("bridge", 2, None)
+    assert options == {"device_map": "balanced", "max_memory": {0: 10**12, 1: 10**12}}
+
+
 def test_half_precision_is_loaded_as_asked_and_verified_with_its_own_tolerance(tiny: Tiny) -> None:
     model = em.load_model(tiny("llama"), dtype="bfloat16", verify=True)
     assert em.model_info(model).dtype == "bfloat16"

@@ -177,7 +177,9 @@ def test_a_shard_that_is_lost_or_damaged_is_made_again(tiny_model, toy, whole, t
 
 def test_files_left_by_a_killed_writer_are_swept(tiny_model, toy, tmp_path):
     to(tmp_path / "c", tiny_model, toy)
-    (tmp_path / "c" / ".00001-x.safetensors.7.part").write_bytes(b"half")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "c" / f".00001-x.safetensors.{shards._host()}-{gone.pid}.part").write_bytes(b"half")
     to(tmp_path / "c", tiny_model, toy)
     assert not list((tmp_path / "c").glob(".*.part"))
 
@@ -406,6 +408,48 @@ def test_sources_that_bring_labels_or_are_not_there_say_so(tiny_model, jsonl, tm
 
     with pytest.raises(ValueError, match="the table has no column 'text'; it has: story, label"):
         open_corpus(Table())
+
+
+def test_what_is_no_list_of_texts_is_not_taken_for_one(tiny_model):
+    for texts, message in (
+        ("stories.jsonl", r"give pathlib\.Path\('stories\.jsonl'\)"),
+        ({"text": ["a b c d"]}, "a dict has no order of texts: give a list"),
+        (type("DataFrame", (), {"columns": ["text"]})(), "a DataFrame has no order of texts: give a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            em.collect_resid_post(tiny_model, texts, progress=False)
+
+
+def test_a_file_of_a_windows_editor_is_read(tmp_path):
+    (tmp_path / "texts.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}\r\n')
+    assert [text for text, _ in open_corpus(tmp_path / "texts.jsonl").read()] == ["a", "b"]
+
+
+def test_a_shard_of_other_code_is_not_continued(tiny_model, toy, tmp_path, monkeypatch):
+    to(tmp_path / "c", tiny_model, toy)
+    monkeypatch.setattr(activations, "_code", lambda: "older")
+    with pytest.raises(FileExistsError, match=r'begun with versions\.code = ".*", now it is "older"'):
+        to(tmp_path / "c", tiny_model, toy)
+
+
+def test_a_file_system_without_locks_is_named_and_a_young_part_is_left_alone(tiny_model, toy, tmp_path, monkeypatch):
+    to(tmp_path / "c", tiny_model, toy)
+    young, old = tmp_path / "c" / ".a.other-7.part", tmp_path / "c" / ".b.other-7.part"
+    for part in (young, old):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    to(tmp_path / "c", tiny_model, toy)
+    assert young.exists()
+    assert not old.exists()
+
+    def cannot(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(shards.fcntl, "flock", cannot)
+    with pytest.raises(
+        OSError, match=r"c: this file system cannot lock a file \(Function not implemented\); choose a folder"
+    ):
+        to(tmp_path / "c", tiny_model, toy)
 
 
 def test_an_error_numbers_the_text_in_the_corpus_not_in_its_slice(tiny_model):

@@ -22,7 +22,7 @@ import emolens.study
 from emolens.activations import NORM_BINS, Activations, TextInfo
 from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
-from emolens.experiments.base import Inputs, Row, row
+from emolens.experiments.base import Inputs, Labelled, Row, row
 from emolens.report import _margin, render
 from emolens.study import Study, run_study
 from emolens.sweeps import Cell, Sweep
@@ -258,6 +258,16 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     assert (tmp_path / "index.html").is_file()
     assert not {"activations", "experiments"} & {p.name for p in tmp_path.iterdir()}
     assert said[-1].startswith("done in")
+
+
+def test_other_peoples_files_are_known_by_what_is_in_them():
+    texts = Labelled(["a"], [{"joy", "fear"}])
+    assert texts.sha256 == Labelled(["a"], [{"fear", "joy"}]).sha256
+    assert len({texts.sha256, Labelled(["b"], [{"joy", "fear"}]).sha256, Labelled(["a"], [{"joy"}]).sha256}) == 3
+    assert (
+        Labelled(["a"], [set()], np.array([1.0]), np.array([2.0])).sha256
+        != Labelled(["a"], [set()], np.array([2.0]), np.array([1.0])).sha256
+    )
 
 
 def test_experiments_kept_by_other_code_or_options_are_run_again(
@@ -635,6 +645,7 @@ def test_hostile_names_are_inert_and_complete_in_the_page(study, stories):
     assert f"Emotion directions in {HOSTILE[0]}" in page.text
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # names too long for a figure are ugly, not wrong
 def test_hostile_names_are_inert_in_a_browser(study, stories, tmp_path):
     assert_inert(page_with(RUNNING, study, stories), tmp_path)
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from emolens._typing import is_hooked
+
 EDGES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "GPTNeoXForCausalLM")
 # what changes a block's arithmetic; each is False, None or 0 in the models that emolens converts
@@ -32,7 +34,7 @@ UNKNOWN = (
 @contextmanager
 def fused(model: Any) -> Iterator[None]:
     """While it lasts, blocks without inner hooks compute their output in fewer and larger steps. For forward passes without gradients."""
-    if type(model).__name__ == "HookedTransformer":
+    if is_hooked(model):
         blocks, rotary = [b for b in model.blocks if _known(b)], _Rotary()
         forwards = [(b, partial(_forward, b, b.forward, _inner(b, EDGES), rotary)) for b in blocks]
     else:
@@ -77,7 +79,10 @@ def _hugging_face(model: Any) -> list[tuple[Any, Callable[..., Any]]]:
         linear = [part for part in block.modules() if type(part).__name__ == "LinearBridge"]
         wrapped += [(part, part.original_component, ()) for part in linear]
         wrapped += [(ln, partial(_bridged_norm, ln), ("hook_in",)) for ln in (block.ln1, block.ln2)]
-        wrapped.append((block.attn, partial(_bridged_attention, block.attn), ("hook_out",)))
+        if (
+            type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
+        ):  # GPT-NeoX's works on copies of what it wraps
+            wrapped.append((block.attn, partial(_bridged_attention, block.attn), ("hook_out",)))
     return [
         (part, partial(_unwatched, _inner(part, edges), forward, part.forward))
         for part, forward, edges in wrapped

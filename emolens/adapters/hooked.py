@@ -28,15 +28,16 @@ def to_hooked(
     model_name: str,
     process_weights: dict[str, bool],
     default_prepend_bos: bool,
+    device: torch.device | None = None,
     n_devices: int = 1,
 ) -> HookedTransformer:
-    """Convert a HF model that is already in its final dtype and on its final device.
+    """Convert a HF model that is already in its final dtype and, but for `n_devices`, on its final device.
 
     Args:
         hf_model: The loaded model; a GPT-NeoX model is taken apart, the others keep working and share their weights.
         family: The adapter module of the architecture (`emolens.adapters.family_of`).
         process_weights: TransformerLens's `fold_ln`, `center_writing_weights`, `center_unembed`, `fold_value_biases`.
-        n_devices: Spread the blocks over this many CUDA devices, as TransformerLens does.
+        device, n_devices: Spread the blocks over this many devices of this kind, as TransformerLens does, from wherever `hf_model` is.
 
     Returns:
         A `HookedTransformer` in eval mode. Without processing its parameters are views of `hf_model`'s.
@@ -54,7 +55,7 @@ def to_hooked(
         original_architecture=type(hf_model).__name__,
         tokenizer_name=None,
         dtype=first.dtype,
-        device=str(first.device),
+        device=str(first.device if n_devices == 1 else device),
         n_devices=n_devices,
         default_prepend_bos=default_prepend_bos,
         init_weights=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -66,6 +68,16 @@ class Labelled:
     labels: list[set[str]]
     valence: NDArray[np.floating] | None = None
     arousal: NDArray[np.floating] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the texts and what is said of them."""
+        said = [
+            self.texts,
+            [sorted(x) for x in self.labels],
+            *(None if a is None else a.tolist() for a in (self.valence, self.arousal)),
+        ]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

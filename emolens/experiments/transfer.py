@@ -84,6 +84,8 @@ def load_goemotions(path: str | Path | None = None) -> Labelled:
             texts.append(line[0])
         except (IndexError, ValueError) as error:
             raise ValueError(f"{path}:{number}: expected text, label ids 0..27 and an id, separated by tabs") from error
+    if not texts:
+        raise ValueError(f"{path}: empty")
     return Labelled(texts, labels)
 
 
