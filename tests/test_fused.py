@@ -211,6 +211,16 @@ def test_a_class_made_from_hooked_transformer_is_one(tiny, monkeypatch):
     assert em.generate(model, "The door", [], max_new_tokens=3)
 
 
+def test_hooks_that_hugging_face_leaves_behind_do_not_change_the_arithmetic(tiny):
+    """It registers them at the first `output_hidden_states`, for good: the same model would give other bits from then on."""
+    model = em.load_model(tiny("llama"), backend="bridge")
+    before = em.collect_resid_post(model, ["The door was open.", "Rain fell on the harbour."], progress=False)
+    model.original_model(torch.tensor([[1, 2, 3]]), output_hidden_states=True, output_attentions=False)
+    assert any(p._forward_hooks for p in model.original_model.modules())
+    after = em.collect_resid_post(model, ["The door was open.", "Rain fell on the harbour."], progress=False)
+    assert torch.equal(before.rows, after.rows)
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_collecting_with_a_hook_on_the_pattern_gives_the_same_rows(model, padding_side):
     """With the hook every block runs as TransformerLens wrote it."""

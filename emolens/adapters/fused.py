@@ -84,10 +84,15 @@ def _hugging_face(model: Any) -> list[tuple[Any, Callable[..., Any]]]:
         ):  # GPT-NeoX's works on copies of what it wraps
             wrapped.append((block.attn, partial(_bridged_attention, block.attn), ("hook_out",)))
     return [
-        (part, partial(_unwatched, _inner(part, edges), forward, part.forward))
+        (part, partial(_unwatched, _points(part, edges), forward, part.forward))
         for part, forward, edges in wrapped
         if "forward" not in vars(part)
     ]
+
+
+def _points(part: Any, edges: tuple[str, ...]) -> list[Any]:
+    """Its hook points alone: torch's hooks on what is wrapped, which Hugging Face sets as well, fire either way."""
+    return [p for p in _inner(part, edges) if type(p).__name__ == "HookPoint"]
 
 
 def _unwatched(
