@@ -31,15 +31,18 @@ check: install
 	$(BIN)/python tutorials/check.py
 	$(BIN)/emolens sets check --no-words
 
+RESULTS := benchmarks/results
 bench: install
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/loading.py
-	$(BIN)/python benchmarks/causal.py
-	$(BIN)/python benchmarks/extraction.py
-	$(BIN)/python benchmarks/extraction.py --plan
-	$(BIN)/python benchmarks/resume.py kills
-	$(BIN)/python benchmarks/resume.py memory
-	$(BIN)/python benchmarks/resume.py ranks
+	$(BIN)/python benchmarks/speed.py --json $(RESULTS)/speed.json
+	$(BIN)/python benchmarks/loading.py --json $(RESULTS)/loading.json
+	$(BIN)/python benchmarks/causal.py --json $(RESULTS)/causal.json
+	$(BIN)/python benchmarks/extraction.py --json $(RESULTS)/extraction-hooked.json
+	$(BIN)/python benchmarks/extraction.py --backend bridge --json $(RESULTS)/extraction-bridge.json
+	$(BIN)/python benchmarks/extraction.py --profile --json $(RESULTS)/profile.json
+	$(BIN)/python benchmarks/extraction.py --plan --json $(RESULTS)/plan.json
+	$(BIN)/python benchmarks/resume.py kills --json $(RESULTS)/kills.json
+	$(BIN)/python benchmarks/resume.py memory --json $(RESULTS)/memory.json
+	$(BIN)/python benchmarks/resume.py ranks --json $(RESULTS)/ranks.json
 
 # run the tutorials again and write their outputs into the notebooks
 notebooks: install

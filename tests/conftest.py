@@ -57,9 +57,10 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Two threads for the real model; one for the tiny ones, where two on a busy machine only wait for each other."""
+    before = torch.get_num_threads()  # what a file asked for, under which its fixtures are made
     torch.set_num_threads(2 if request.node.get_closest_marker("real") else 1)
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 # --- tiny models ------------------------------------------------------------------------------------------------------
