@@ -654,7 +654,12 @@ def _fingerprint(model: Any) -> str:
     for block in model.blocks:
         for part, names in SAMPLED.items():
             for name in names:
-                add(getattr(getattr(block, part), name, None), heads=part == "attn" and name != "b_O")
+                own = getattr(block, part)
+                grouped = getattr(own, f"_{name}", None)  # of which the property without underscore makes a copy a head
+                add(
+                    grouped if isinstance(grouped, Tensor) else getattr(own, name, None),
+                    part == "attn" and name != "b_O",
+                )
     return digest.hexdigest()[:16]
 
 
