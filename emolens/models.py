@@ -638,15 +638,13 @@ def _fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
 
     def add(tensor: Any, heads: bool = False) -> None:
-        if (
-            not isinstance(tensor, Tensor) or not tensor.numel()
-        ):  # a bias that one backend lacks and the other has as zeros
+        if not isinstance(tensor, Tensor) or not tensor.numel():
             return
         tensor = tensor.detach()
         if heads:  # the first and the last: one backend repeats the keys of grouped queries
             tensor = tensor[:: max(1, len(tensor) - 1)][:2].flatten(0, -2)
         sample = tensor[tuple(slice(None, None, max(1, n // 16)) for n in tensor.shape)].float()
-        if sample.any():
+        if sample.any():  # a bias that one backend lacks the other has as zeros
             digest.update(sample.cpu().contiguous().numpy().tobytes())
 
     digest.update(json.dumps(list(model.W_E.shape)).encode())
@@ -654,12 +652,9 @@ def _fingerprint(model: Any) -> str:
     for block in model.blocks:
         for part, names in SAMPLED.items():
             for name in names:
-                own = getattr(block, part)
+                own, heads = getattr(block, part), part == "attn" and name != "b_O"
                 grouped = getattr(own, f"_{name}", None)  # of which the property without underscore makes a copy a head
-                add(
-                    grouped if isinstance(grouped, Tensor) else getattr(own, name, None),
-                    part == "attn" and name != "b_O",
-                )
+                add(grouped if isinstance(grouped, Tensor) else getattr(own, name, None), heads)
     return digest.hexdigest()[:16]
 
 

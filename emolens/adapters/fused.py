@@ -72,16 +72,14 @@ def _hugging_face(model: Any) -> list[tuple[Any, Callable[..., Any]]]:
         or any(getattr(model.cfg, name, None) for name in UNKNOWN)
     ):
         return []
-    wrapped: list[
-        tuple[Any, Callable[..., Any], tuple[str, ...]]
-    ] = []  # a part, its other forward, the hook points that this calls
+    # a part, its other forward, and the hook points that this calls
+    wrapped: list[tuple[Any, Callable[..., Any], tuple[str, ...]]] = []
     for block in model.blocks:
         linear = [part for part in block.modules() if type(part).__name__ == "LinearBridge"]
         wrapped += [(part, part.original_component, ()) for part in linear]
         wrapped += [(ln, partial(_bridged_norm, ln), ("hook_in",)) for ln in (block.ln1, block.ln2)]
-        if (
-            type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
-        ):  # GPT-NeoX's works on copies of what it wraps
+        # GPT-NeoX's works on copies of what it wraps, which may have been edited
+        if type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge":
             wrapped.append((block.attn, partial(_bridged_attention, block.attn), ("hook_out",)))
     return [
         (part, partial(_unwatched, _points(part, edges), forward, part.forward))
