@@ -156,7 +156,7 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_attention_math_for_mps"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
     "norms": ("aten::_fused_rms_norm", "aten::rsqrt", "aten::mean", "aten::pow"),
     "activation": ("aten::silu", "aten::silu_"),
     "copies": ("aten::copy_", "aten::cat", "aten::clone"),

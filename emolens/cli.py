@@ -53,10 +53,13 @@ def study(
     console = Console()
     console.print("loading ...", style="dim")
     from emolens.emotion_sets import load_emotion_set
+    from emolens.experiments.transfer import load_external
     from emolens.models import load_model
     from emolens.study import run_study
 
     emotions = load_emotion_set(set)  # before the model: a wrong name should not take half a minute to say
+    if external is not None:
+        load_external(external)
     command = "emolens " + " ".join(a if " " not in a else repr(a) for a in _shown(sys.argv[1:]))
     result = run_study(
         load_model(model, device=device, dtype=dtype, revision=revision),

@@ -91,6 +91,7 @@ def run_study(
 
     Raises:
         FileExistsError: `out` holds another study.
+        FileNotFoundError, ValueError: `external` has neither file, or one that is not what its name says; before anything is computed.
         OSError: `out` cannot be written; checked before anything is computed.
     """
     say = say or (lambda line: None)

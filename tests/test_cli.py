@@ -221,6 +221,8 @@ def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
         (["extract", "--out", "TMP/nowhere/v.safetensors"], "nowhere: no such folder"),
         (["score", "--vectors", "TMP/none.safetensors", "text"], "none.safetensors: no such file"),
         (["study", "--model", "./nowhere", "--out", "TMP/study"], "./nowhere: no such file or directory"),
+        # before the model is looked for
+        (["study", "--model", "./nowhere", "--external", "TMP", "--out", "TMP/study"], "neither goemotions_test.tsv nor emobank.csv is there"),
         (["study", "--model", "TINY", "--set", "nope", "--out", "TMP/study"], "unknown emotion set 'nope'"),
     ],
     ids=lambda x: " ".join(x[:3]) if isinstance(x, list) else "",
