@@ -27,7 +27,7 @@ from emolens import __version__, stats
 from emolens._typing import HookPoint, typed
 from emolens.activations import Activations, Collection, Moments, is_main, with_topics
 from emolens.emotion_sets import EmotionSet
-from emolens.shards import read_safetensors, write_safetensors
+from emolens.shards import read_safetensors, same_weights, write_safetensors
 
 UNCALIBRATED = (
     "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
@@ -257,10 +257,13 @@ class EmotionDirections:
             ("hook point", self.hook_point, other.hook_point),
             ("layers", self.layers, other.layers),
             ("width", self.vectors.shape[-1], other.vectors.shape[-1]),
-            ("model", _model_key(self.info), _model_key(other.info)),
         ):
             if a != b:
                 raise ValueError(f"these directions differ in their {what} ({a} and {b}) and cannot be combined")
+        mine, theirs = self.info["model"], other.info["model"]
+        if not same_weights(mine, theirs):
+            names = f"{mine.get('name')} and {theirs.get('name')}"
+            raise ValueError(f"these directions differ in their model ({names}) and cannot be combined")
         if len(self.emotions) != len(other.emotions):
             raise ValueError(f"{len(self.emotions)} and {len(other.emotions)} emotions cannot be combined one by one")
         return replace(
@@ -394,11 +397,6 @@ def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 
         calibration=None,
         among=None,
     )
-
-
-def _model_key(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    m = info["model"]
-    return m["fingerprint"], tuple(sorted(m["process_weights"].items()))
 
 
 # --- the estimators ---------------------------------------------------------------------------------------------------

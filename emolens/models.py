@@ -19,7 +19,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,9 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
+from emolens._identity import fingerprints, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
+from emolens.shards import same_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +51,9 @@ class ModelInfo:
         revision: Hub revision or training step, if one was given.
         backend: "hooked" or "bridge".
         process_weights: TransformerLens's four switches as they were applied, or "unknown" for a model wrapped by the user.
-        fingerprint: sha256 of a fixed sample of the weights (first 16 hex digits).
+        adapter: What was merged into the weights (LoRA and its kind), by the name of its folder or repository.
+        fingerprint: Of every tensor of the weights, whatever the backend (16 hex digits).
+        rounded: The same of the weights rounded to other types, by which a load in another precision is known again.
         tokenizer: sha256 of the vocabulary (first 16 hex digits), or "none".
     """
 
@@ -65,6 +69,8 @@ class ModelInfo:
     fingerprint: str
     tokenizer: str
     transformer_lens: str
+    rounded: dict[str, str] = field(default_factory=dict)
+    adapter: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -274,9 +280,22 @@ def model_info(model: HookedModel) -> ModelInfo:
 
 def present_info(model: HookedModel) -> ModelInfo:
     """`model_info` with the weights and their precision as they are now: they may have been trained, edited or cast since it was loaded."""
-    now = replace(model_info(model), fingerprint=_fingerprint(model), dtype=_dtype_of(model))
+    fingerprint, rounded = fingerprints(model, _dtype_of(model))
+    now = replace(model_info(model), fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
     object.__setattr__(model, "_emolens_info", now)  # past nn.Module's bookkeeping
     return now
+
+
+def has_weights_of(model: HookedModel, info: Mapping[str, Any]) -> bool:
+    """Whether a file's ``info["model"]`` is of these weights, whatever their precision, loader and backend.
+
+    A file of version 0.1 knows a sample of them only: the same sample is taken here, and the processing has to be the same by name.
+    """
+    if "rounded" in info:
+        return same_weights(model_info(model).to_dict(), info)
+    return info["process_weights"] == model_info(model).process_weights and info["fingerprint"] == sampled_fingerprint(
+        model
+    )
 
 
 # --- names and places -------------------------------------------------------------------------------------------------
@@ -603,7 +622,9 @@ def _set_info(
     backend: str,
     processing: dict[str, bool | str],
     architecture: str,
+    adapter: str | None = None,
 ) -> None:
+    fingerprint, rounded = fingerprints(model, _dtype_of(model))
     info = ModelInfo(
         name=name,
         source=source,
@@ -612,50 +633,23 @@ def _set_info(
         architecture=architecture,
         n_layers=model.cfg.n_layers,
         d_model=model.cfg.d_model,
-        dtype=_dtype_of(model),
+        dtype=_name(_dtype_of(model)),
         process_weights=processing,
-        fingerprint=_fingerprint(model),
+        fingerprint=fingerprint,
+        rounded=rounded,
+        adapter=adapter,
         tokenizer=_vocabulary_hash(getattr(model, "tokenizer", None)),
         transformer_lens=importlib.metadata.version("transformer-lens"),
     )
     object.__setattr__(model, "_emolens_info", info)  # past nn.Module's bookkeeping
 
 
-def _dtype_of(model: Any) -> str:
-    return str(model.W_E.dtype).removeprefix("torch.")
+def _dtype_of(model: Any) -> torch.dtype:
+    return model.W_E.dtype
 
 
-SAMPLED = {
-    "attn": ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"),
-    "mlp": ("W_in", "W_gate", "W_out", "b_in", "b_out"),
-    "ln1": ("w", "b"),
-    "ln2": ("w", "b"),
-}
-
-
-def _fingerprint(model: Any) -> str:
-    """sha256 over a fixed sample of the embedding and of every weight, bias and norm gain of every block, the same on either backend."""
-    digest = hashlib.sha256()
-
-    def add(tensor: Any, heads: bool = False) -> None:
-        if not isinstance(tensor, Tensor) or not tensor.numel():
-            return
-        tensor = tensor.detach()
-        if heads:  # the first and the last: one backend repeats the keys of grouped queries
-            tensor = tensor[:: max(1, len(tensor) - 1)][:2].flatten(0, -2)
-        sample = tensor[tuple(slice(None, None, max(1, n // 16)) for n in tensor.shape)].float()
-        if sample.any():  # a bias that one backend lacks the other has as zeros
-            digest.update(sample.cpu().contiguous().numpy().tobytes())
-
-    digest.update(json.dumps(list(model.W_E.shape)).encode())
-    add(model.W_E)
-    for block in model.blocks:
-        for part, names in SAMPLED.items():
-            for name in names:
-                own, heads = getattr(block, part), part == "attn" and name != "b_O"
-                grouped = getattr(own, f"_{name}", None)  # of which the property without underscore makes a copy a head
-                add(grouped if isinstance(grouped, Tensor) else getattr(own, name, None), heads)
-    return digest.hexdigest()[:16]
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _vocabulary_hash(tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ from emolens import stats
 from emolens._typing import HookedModel
 from emolens.activations import collect, every_token, mean_over_tokens
 from emolens.directions import UNCALIBRATED, EmotionDirections, project
-from emolens.models import Text, encode, model_info, unembed
+from emolens.models import Text, encode, has_weights_of, model_info, unembed
 
 SHORT = 8  # pooled tokens; below this a text score rests on little
 
@@ -247,11 +247,10 @@ def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other
         raise ValueError(
             f"these directions have width {there['d_model']} ({there['name']}), this model {here['d_model']} ({here['name']})"
         )
-    same = here["fingerprint"] == there["fingerprint"] and here["process_weights"] == there["process_weights"]
-    if same:
+    if has_weights_of(model, there):
         return
     if not allow_other_model:
-        what = "processing" if here["fingerprint"] == there["fingerprint"] else "weights"
+        what = "weights" if here["process_weights"] == there["process_weights"] else "processing of the weights"
         raise ValueError(
             f"these directions were made with {there['name']} and this is {here['name']} (other {what}); collect again, "
             "or pass allow_other_model=True for a twin such as base and instruct"

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,17 @@ def digest_of(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def same_weights(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two files' ``info["model"]`` are of the same weights, whatever the loader, and to the precision of the coarser load."""
+    if not ("rounded" in a and "rounded" in b):  # of version 0.1, which took a sample that some processing leaves alone
+        return (a["fingerprint"], a["process_weights"]) == (b["fingerprint"], b["process_weights"])
+    return (
+        a["fingerprint"] == b["fingerprint"]
+        or a["rounded"].get(b["dtype"]) == b["fingerprint"]
+        or b["rounded"].get(a["dtype"]) == a["fingerprint"]
+    )
 
 
 def _newer(found: str, known: str) -> str:

@@ -30,7 +30,17 @@ from emolens._typing import HookedModel, hook_name
 from emolens.directions import EmotionDirections, random_directions
 from emolens.emotion_sets import EmotionSet
 from emolens.interventions import Hook, Hooks, Window, steer_at, validate
-from emolens.models import Decoder, EncodedText, can_start_at_layer, encode, model_info, pad, run_from, run_to, unembed
+from emolens.models import (
+    Decoder,
+    EncodedText,
+    can_start_at_layer,
+    encode,
+    pad,
+    present_info,
+    run_from,
+    run_to,
+    unembed,
+)
 from emolens.readout import check_model
 from emolens.steering import decode
 
@@ -278,7 +288,7 @@ def sweep(
         words,
         positions,
         write,
-        model_info(model).fingerprint,
+        present_info(model).fingerprint,
     ]
     digest = hashlib.sha256(json.dumps(parts).encode())
     for control, v in groups.items():
