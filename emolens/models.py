@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["hooked", "bridge"]
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+ADAPTER = "adapter_config.json"
 HEADROOM = 1.2  # memory asked for beyond the weights: activations, buffers, one block re-laid
 
 
@@ -102,7 +104,8 @@ def load_model(
     """Load a model as a `HookedTransformer` (transformer-lens 3.9) or a raw `TransformerBridge` (4.x).
 
     Args:
-        name_or_path: An alias of `catalogue()`, a hub name, a directory in Hugging Face format, or a ``.gguf`` file.
+        name_or_path: An alias of `catalogue()`, a hub name, a directory in Hugging Face format (a LoRA adapter beside the model or
+            alone is merged), or a ``.gguf`` file. A `Path` is always a place on this machine.
         backend: "hooked" or "bridge"; None is "hooked" where the installed TransformerLens has it.
         device: None is "cuda" if there is one, else "cpu".
         dtype: None is float32 on a CPU and the checkpoint's own dtype elsewhere.
@@ -118,7 +121,9 @@ def load_model(
         The model in eval mode; `model_info(model)` says what it is.
 
     Raises:
-        ValueError: unknown name, option or step; `emolens.adapters.ConversionError` for what is not converted.
+        TypeError: not a name or path: a model that is in memory.
+        ValueError: unknown name, option or step, a name that is a catalogue's and a folder's; tokens beyond the embedding;
+            `emolens.adapters.ConversionError` for what is not converted.
         MemoryError: the weights cannot fit; raised before any weight file is downloaded.
         OSError: the hub cannot be reached, the model is gated, or a file is not what it should be.
 
@@ -185,7 +190,7 @@ def open_hf(
     """
     from transformers import AutoModelForCausalLM
 
-    source = _resolve(str(name_or_path), revision)
+    source = _resolve(name_or_path, revision)
     device = _device(device)
     if device_map is not None and backend == "hooked":
         raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
@@ -207,6 +212,8 @@ def open_hf(
         _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
     with _explained(source):
         tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
+    _check_vocabulary(source.label, tokenizer, hf_config.get_text_config().vocab_size)
+    with _explained(source):
         placement = _placement(backend, n_devices, device_map)
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -222,7 +229,7 @@ def open_hf(
                 ignore_mismatched_sizes=True,  # `_complete` names them instead
             )
     hf_model, report = loaded
-    _complete(source, report)
+    _complete(source, hf_model, report)
     if placement["device_map"] is None and n_devices == 1:  # of several, `to_hooked` places each block
         # before viewing: a later .to() would copy views one by one and untie them
         hf_model = hf_model.to(device=device)
@@ -255,8 +262,8 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
     """
     if not isinstance(model, HookedModel):
         raise TypeError(
-            f"a HookedTransformer or TransformerBridge is needed, got {type(model).__name__}; "
-            "for a Hugging Face model use load_model(name, backend='bridge')"
+            f"a HookedTransformer or TransformerBridge is needed, got {type(model).__name__}; save a Hugging Face model with its tokenizer "
+            "(hf_model.save_pretrained(folder); tokenizer.save_pretrained(folder)) and use load_model(folder)"
         )
     if getattr(model, "_emolens_info", None) is None:
         cfg = model.cfg
@@ -268,6 +275,8 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         processing: dict[str, bool | str] = {"fold_ln": folded}
         processing |= dict.fromkeys(PROCESSING[1:], False if untouched else "unknown")
         label = name or str(cfg.model_name)
+        if (tokenizer := getattr(model, "tokenizer", None)) is not None:
+            _check_vocabulary(label, tokenizer, cfg.d_vocab)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
         _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture)
     return model
@@ -312,10 +321,27 @@ class _Source:
     local: bool = False
 
 
-def _resolve(name: str, revision: str | None) -> _Source:
+def _resolve(given: str | Path, revision: str | None) -> _Source:
+    if not isinstance(given, str | Path):
+        raise TypeError(
+            f"load_model takes a name or a path, not {type(given).__name__}: for a model that is in memory, save it with its tokenizer "
+            "(hf_model.save_pretrained(folder); tokenizer.save_pretrained(folder)) and give the folder"
+        )
+    name = str(given)
     entry = CATALOGUE.get(name.lower()) or next(
         (e for e in CATALOGUE.values() if e.repo.lower() == name.lower() and not e.gguf_package), None
     )
+    if isinstance(given, Path):
+        if not given.expanduser().exists():
+            raise FileNotFoundError(
+                f"{name}: no such file or directory; a hub name or a short name is a string, not a Path"
+            )
+        entry = None
+    elif entry is not None and _is_checkpoint(Path(name)):
+        raise ValueError(
+            f"{name!r} is a name of the catalogue ({entry.repo} on the hub) and a checkpoint in this folder: say Path({name!r}) or "
+            f"'./{name}' for the folder, or load the other from another working directory"
+        )
     if entry is not None:
         if entry.family == "pythia" and revision is not None and revision.startswith("step"):
             step = revision.removeprefix("step")
@@ -351,6 +377,10 @@ def _resolve(name: str, revision: str | None) -> _Source:
     raise ValueError(
         f"unknown model {name!r}; {hint}`emolens models` lists the short names; a hub name looks like 'owner/model'"
     )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() or (path / "config.json").is_file() or (path / ADAPTER).is_file() or any(path.glob("*.gguf"))
 
 
 def _packaged_gguf(entry: Entry) -> tuple[str, str]:
@@ -415,6 +445,18 @@ def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrain
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_vocabulary(label: str, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer that makes tokens for which the embedding has no row."""
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        names = ", ".join(repr(token) for _, token in beyond[:3]) + (" ..." if len(beyond) > 3 else "")
+        raise ValueError(
+            f"{label}: the tokenizer has {len(beyond)} tokens beyond the {rows} rows of the embedding ({names}, ids {beyond[0][0]} to "
+            f"{beyond[-1][0]}); give the tokenizer that the model was trained with (tokenizer=), or save the checkpoint again after "
+            f"hf_model.resize_token_embeddings({beyond[-1][0] + 1})"
+        )
 
 
 @contextmanager
@@ -602,8 +644,14 @@ def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
-def _complete(source: _Source, report: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint with holes: transformers fills them with random numbers and only warns."""
+# buffers of earlier versions of transformers, which its models make anew
+KNOWN_BUFFERS = re.compile(
+    r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|\.attn\.(masked_)?bias$|(^|\.)position_ids$"
+)
+
+
+def _complete(source: _Source, hf_model: Any, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is not the model: transformers fills holes with random numbers, drops the rest, and only warns."""
     wrong = [(key, "is missing") for key in sorted(report["missing_keys"])]
     wrong += [
         (key, f"has shape {list(found)}, its config says {list(wanted)}")
@@ -612,6 +660,19 @@ def _complete(source: _Source, report: Mapping[str, Any]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise OSError(f"{source.label}: the tensor {wrong[0][0]} {wrong[0][1]}{more}; the checkpoint is not complete")
+    unused = sorted(key for key in report["unexpected_keys"] if not KNOWN_BUFFERS.search(key))
+    if unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        raise OSError(
+            f"{source.label}: the checkpoint has tensors that {type(hf_model).__name__} with this config.json does not use: "
+            f"{', '.join(unused[:3])}{more}; without them it would be another model. Correct config.json (number of layers, "
+            "attention_bias, mlp_bias, architectures), or remove the tensors if they are meant to be unused"
+        )
+    if away := [name for name, tensor in hf_model.named_parameters() if tensor.is_meta]:
+        raise ValueError(
+            f"{source.label}: device_map puts {len(away)} tensors on the disk or in memory until they are needed (the first is {away[0]}), "
+            "where emolens cannot read them; use a device_map without 'cpu' and 'disk', more devices (n_devices=), or device='cpu'"
+        )
 
 
 def _set_info(

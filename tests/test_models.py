@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -542,6 +543,139 @@ def test_a_checkpoint_with_holes_is_refused_instead_of_filled_with_random_number
         em.load_model(path)
 
 
+def _with_tensors(path: Path, **added: Tensor) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(path / "model.safetensors") | added, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("family", "added"),
+    [
+        ("llama", {"model.layers.2.self_attn.q_proj.bias": torch.ones(32)}),
+        ("llama", {"model.layers.0.mlp.down_proj.bias": torch.ones(32)}),
+        ("llama", {"model.layers.1.self_attn.q_norm.weight": torch.ones(8)}),
+        ("llama", {"model.layers.3.mlp.up_proj.weight": torch.ones(48, 32)}),
+        ("llama", {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}),
+        ("qwen2", {"model.layers.0.self_attn.o_proj.bias": torch.ones(32)}),
+        ("neox", {"gpt_neox.layers.0.attention.q_norm.weight": torch.ones(8)}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else next(iter(given)),
+)
+def test_tensors_that_the_model_does_not_use_are_refused_by_name(
+    tiny: Tiny, tmp_path: Path, family: str, added: dict[str, Tensor], backend: str
+) -> None:
+    path = _with_tensors(shutil.copytree(tiny(family), tmp_path / "more"), **added)
+    name = re.escape(next(iter(added)))
+    with pytest.raises(
+        OSError, match=rf"more: the checkpoint has tensors that \w+ with this config\.json does not use: {name};"
+    ):
+        em.load_model(path, backend=backend)
+
+
+def test_a_config_that_forgets_biases_or_layers_is_refused_with_what_to_correct(tiny: Tiny, tmp_path: Path) -> None:
+    for config in ({"attention_bias": True}, {"mlp_bias": True}, {"num_hidden_layers": 4}):
+        (key,) = config
+        path = shutil.copytree(tiny("llama", **config), tmp_path / key)
+        written = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        (path / "config.json").write_text(json.dumps(written | {key: 3 if key[0] == "n" else False}), encoding="utf-8")
+        with pytest.raises(OSError, match=r"does not use: model\.layers\..* and \d+ more; .*Correct config\.json"):
+            em.load_model(path)
+        (path / "config.json").write_text(json.dumps(written), encoding="utf-8")
+        em.load_model(path, verify=True)
+
+
+def test_buffers_of_earlier_versions_of_transformers_are_known(tiny: Tiny, tmp_path: Path) -> None:
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    em.load_model(_with_tensors(shutil.copytree(tiny("llama"), tmp_path / "llama"), **old), verify=True)
+    old = {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8).tril().bool(),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1),
+    }
+    em.load_model(_with_tensors(shutil.copytree(tiny("neox"), tmp_path / "neox"), **old), verify=True)
+
+
+def test_a_head_of_its_own_beside_a_tied_config_is_the_head(tiny: Tiny, tmp_path: Path) -> None:
+    head = torch.randn(320, 32)
+    path = _with_tensors(shutil.copytree(tiny("qwen2"), tmp_path / "own"), **{"lm_head.weight": head})
+    for backend in ("hooked", "bridge")[not HAS_HOOKED :]:
+        assert torch.equal(em.load_model(path, backend=backend, verify=True).W_U.T, head)
+
+
+@pytest.mark.parametrize("given", [None, "the tokenizer"])
+def test_tokens_beyond_the_embedding_are_found_before_any_weight_is_read(
+    tiny: Tiny, tmp_path: Path, given: Any
+) -> None:
+    path = shutil.copytree(tiny("llama"), tmp_path / "few")
+    tokenizer = tiny_tokenizer("chat")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|x{i}|>" for i in range(20)]})
+    if given is None:
+        tokenizer.save_pretrained(path)
+    (path / "model.safetensors").write_bytes(b"not read")
+    beyond = len(tokenizer) - 320
+    with pytest.raises(
+        ValueError, match=rf"few: the tokenizer has {beyond} tokens beyond the 320 rows of the embedding \('<\|x\d+"
+    ):
+        em.load_model(path, tokenizer=tokenizer if given else None)
+    hf_model = hf_from(tiny("llama"))  # the way out that the error names
+    hf_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    hf_model.save_pretrained(path)
+    assert em.load_model(path, tokenizer=tokenizer).cfg.d_vocab == len(tokenizer)
+
+
+def test_wrap_finds_tokens_beyond_the_embedding(tiny: Tiny) -> None:
+    model = em.load_model(tiny("llama"))
+    model.tokenizer.add_tokens([f"extra{i}" for i in range(20)])
+    object.__setattr__(model, "_emolens_info", None)
+    with pytest.raises(ValueError, match="tokens beyond the 320 rows"):
+        em.wrap(model)
+
+
+def test_a_path_is_a_path_and_a_name_that_is_both_is_not_guessed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pythia-160m", "EleutherAI/pythia-160m"):
+        shutil.copytree(tiny("neox"), tmp_path / name)
+        for given in (Path(name), f"./{name}"):
+            assert em.load_model(given).cfg.n_layers == 3
+        with pytest.raises(
+            ValueError, match=rf"'{name}' is a name of the catalogue .* say Path\('{name}'\) or '\./{name}'"
+        ):
+            em.load_model(name)
+    with pytest.raises(
+        FileNotFoundError, match="pythia-70m: no such file or directory; a hub name or a short name is a string"
+    ):
+        em.load_model(Path("pythia-70m"))
+    (tmp_path / "pythia-70m").mkdir()  # somebody's results: no checkpoint, so the name means what it says
+    assert models._resolve("pythia-70m", None).location == "EleutherAI/pythia-70m"
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in this directory"):
+        em.load_model(Path("pythia-70m"))
+
+
+def test_weights_that_device_map_puts_on_the_disk_are_refused_by_name(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate leaves tensors without data in the model and reads them when they are needed."""
+    from transformers import AutoModelForCausalLM
+
+    load = AutoModelForCausalLM.from_pretrained
+
+    def offloaded(*args: Any, **options: Any) -> Any:
+        hf_model, report = load(*args, **options | {"device_map": None})
+        hf_model.model.layers[1].to("meta")
+        return hf_model, report
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", offloaded)
+    with pytest.raises(
+        ValueError, match=r"device_map puts 9 tensors .* \(the first is model\.layers\.1\..*use a device_map without"
+    ):
+        em.load_model(tiny("llama"), backend="bridge", device_map="auto")
+
+
 def test_pickled_weights_are_never_read(tiny: Tiny, tmp_path: Path) -> None:
     path = shutil.copytree(tiny("llama"), tmp_path / "pickled")
     (path / "model.safetensors").unlink()
@@ -921,9 +1055,20 @@ def test_wrap_takes_a_bridge_of_the_users_own(tiny: Tiny, compatible: bool) -> N
 
 def test_wrap_refuses_what_has_no_hooks(tiny: Tiny) -> None:
     with pytest.raises(
-        TypeError, match=r"got LlamaForCausalLM; for a Hugging Face model use load_model\(name, backend='bridge'\)"
+        TypeError,
+        match=r"got LlamaForCausalLM; save a Hugging Face model with its tokenizer .* use load_model\(folder\)",
     ):
         em.wrap(hf_from(tiny("llama")))
+
+
+def test_a_model_in_memory_is_no_name_and_the_way_that_is_named_works(tiny: Tiny, tmp_path: Path) -> None:
+    hf_model = hf_from(tiny("llama"))
+    message = r"takes a name or a path, not LlamaForCausalLM: .*save_pretrained\(folder\).* give the folder"
+    with pytest.raises(TypeError, match=message):
+        em.load_model(hf_model)
+    hf_model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert em.model_info(em.load_model(tmp_path)).fingerprint == em.model_info(em.load_model(tiny("llama"))).fingerprint
 
 
 def test_wrap_keeps_what_load_model_knows(tiny: Tiny) -> None:
