@@ -32,6 +32,7 @@ from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
 from emolens._identity import fingerprints, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
+from emolens.adapters import gguf
 from emolens.shards import same_weights
 
 if TYPE_CHECKING:
@@ -211,15 +212,18 @@ def open_hf(
     if source.entry is None:
         _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
     with _explained(source):
+        own, rows = tokenizer is None, hf_config.get_text_config().vocab_size
         tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
-    _check_vocabulary(source.label, tokenizer, hf_config.get_text_config().vocab_size)
+    if source.gguf_file and own:
+        _drop_invented(tokenizer, rows)
+    _check_vocabulary(source.label, tokenizer, rows)
     with _explained(source):
         placement = _placement(backend, n_devices, device_map)
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 revision=source.revision,
-                config=None if source.gguf_file else hf_config,
+                config=hf_config,
                 gguf_file=source.gguf_file,
                 use_safetensors=None if source.gguf_file else True,
                 dtype=torch_dtype,
@@ -401,6 +405,7 @@ def _hf_config(source: _Source, trust_remote_code: bool) -> Any:
 
     if source.gguf_file and importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(f"{source.gguf_file} is a GGUF file: pip install 'emolens[gguf]'")
+    header = gguf.read(Path(source.location) / source.gguf_file) if source.gguf_file else None
     with _quiet():
         config = AutoConfig.from_pretrained(
             source.location,
@@ -408,6 +413,8 @@ def _hf_config(source: _Source, trust_remote_code: bool) -> Any:
             gguf_file=source.gguf_file,
             trust_remote_code=trust_remote_code,
         )
+    if header is not None:
+        header.complete(config)
     if not getattr(config, "architectures", None):  # GGUF files do not name it
         known = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}
         config.architectures = [known.get(config.model_type, config.model_type)]
@@ -445,6 +452,16 @@ def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrain
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _drop_invented(tokenizer: Any, rows: int) -> None:
+    """Take out special tokens that are not in the GGUF file: transformers adds "<|endoftext|>" to a tokenizer that has none."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [token for token in state["added_tokens"] if token["id"] < rows]
+    if len(kept) < len(state["added_tokens"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": kept}))
 
 
 def _check_vocabulary(label: str, tokenizer: Any, rows: int) -> None:
