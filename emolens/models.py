@@ -32,7 +32,7 @@ from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
 from emolens._identity import fingerprints, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
-from emolens.adapters import gguf
+from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["hooked", "bridge"]
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-ADAPTER = "adapter_config.json"
 HEADROOM = 1.2  # memory asked for beyond the weights: activations, buffers, one block re-laid
 
 
@@ -162,8 +161,9 @@ def load_model(
         model = _bridge(
             hf_model, tokenizer, source.name, device, processing, prepend, placed=hasattr(hf_model, "hf_device_map")
         )
-    name = source.label if source.local and source.entry is None else source.name
-    _set_info(model, name, source.label, source.revision, backend, dict(processing), type(hf_model).__name__)
+    name = source.label if source.local and source.entry is None and source.adapter is None else source.name
+    architecture = type(hf_model).__name__
+    _set_info(model, name, source.label, source.revision, backend, dict(processing), architecture, source.adapter)
     if reference is not None:
         _compare(model, reference)
     return model
@@ -192,6 +192,13 @@ def open_hf(
     from transformers import AutoModelForCausalLM
 
     source = _resolve(name_or_path, revision)
+    adapter, asked = None, None
+    if source.entry is None and not source.gguf_file:
+        with _explained(source):
+            adapter = lora.find(source.location, source.revision, source.label)
+        if adapter is not None:
+            asked = source if _has(source, "tokenizer_config.json") else None
+            source = _base(source, adapter)
     device = _device(device)
     if device_map is not None and backend == "hooked":
         raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
@@ -213,13 +220,13 @@ def open_hf(
         _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
     with _explained(source):
         own, rows = tokenizer is None, hf_config.get_text_config().vocab_size
-        tokenizer = _tokenizer(source, tokenizer, trust_remote_code)
+        tokenizer = _tokenizer(source if asked is None else asked, tokenizer, trust_remote_code)
     if source.gguf_file and own:
         _drop_invented(tokenizer, rows)
     _check_vocabulary(source.label, tokenizer, rows)
     with _explained(source):
         placement = _placement(backend, n_devices, device_map)
-        with _quiet():
+        with _quiet(), lora.left_out():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 revision=source.revision,
@@ -234,6 +241,8 @@ def open_hf(
             )
     hf_model, report = loaded
     _complete(source, hf_model, report)
+    if adapter is not None:
+        hf_model = lora.merge(hf_model, adapter)
     if placement["device_map"] is None and n_devices == 1:  # of several, `to_hooked` places each block
         # before viewing: a later .to() would copy views one by one and untie them
         hf_model = hf_model.to(device=device)
@@ -264,6 +273,10 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
     Raises:
         TypeError: if it is not a model with TransformerLens's hooks.
     """
+    if any(hasattr(part, "base_layer") for part in getattr(model, "modules", list)()):
+        raise ValueError(
+            "this model has LoRA layers, whose weights are not what they compute: merge_and_unload() the model before wrapping it"
+        )
     if not isinstance(model, HookedModel):
         raise TypeError(
             f"a HookedTransformer or TransformerBridge is needed, got {type(model).__name__}; save a Hugging Face model with its tokenizer "
@@ -323,6 +336,7 @@ class _Source:
     gguf_file: str | None = None
     entry: Entry | None = None
     local: bool = False
+    adapter: str | None = None  # what is merged into it
 
 
 def _resolve(given: str | Path, revision: str | None) -> _Source:
@@ -360,7 +374,7 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
         return _Source(name, entry.repo, entry.repo, revision, entry=entry)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", lora.CONFIG)):
             ggufs = sorted(p.name for p in path.glob("*.gguf"))
             hint = f"; it has {', '.join(ggufs)}: give that file" if ggufs else ""
             raise FileNotFoundError(f"{name}: no config.json in this directory{hint}")
@@ -383,8 +397,29 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
     )
 
 
+def _base(source: _Source, adapter: lora.Adapter) -> _Source:
+    """Where the model of an adapter is: in the same place, or where the adapter says."""
+    if _has(source, "config.json"):
+        return replace(source, name=source.label, adapter=adapter.kind)
+    try:
+        base = _resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, None)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{source.label}: the model of this adapter, by its {lora.CONFIG}: {error}") from error
+    return replace(base, name=source.label, adapter=adapter.kind)
+
+
+def _has(source: _Source, file: str) -> bool:
+    """Whether a directory or hub repository has a file."""
+    from transformers.utils import cached_file
+
+    quietly = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    return cached_file(source.location, file, revision=source.revision, **quietly) is not None
+
+
 def _is_checkpoint(path: Path) -> bool:
-    return path.is_file() or (path / "config.json").is_file() or (path / ADAPTER).is_file() or any(path.glob("*.gguf"))
+    return (
+        path.is_file() or (path / "config.json").is_file() or (path / lora.CONFIG).is_file() or any(path.glob("*.gguf"))
+    )
 
 
 def _packaged_gguf(entry: Entry) -> tuple[str, str]:

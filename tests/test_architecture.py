@@ -15,7 +15,7 @@ MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in so
 FLOORS = [
     {"_typing", "stats", "_catalogue", "_files", "shards"},
     {"adapters._refuse"},
-    {"adapters.llama", "adapters.neox", "adapters.hooked", "adapters.fused", "adapters.gguf"},
+    {"adapters.llama", "adapters.neox", "adapters.hooked", "adapters.fused", "adapters.gguf", "adapters.lora"},
     {"adapters.__init__"},
     {"_identity"},
     {"models", "emotion_sets"},

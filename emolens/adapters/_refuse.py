@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 
 class ConversionError(ValueError):
     """A model cannot be converted faithfully to a `HookedTransformer`."""
@@ -39,3 +41,12 @@ def activation(name: str, allowed: tuple[str, ...] = ("silu", "gelu", "gelu_new"
     if name not in allowed:
         raise ConversionError(f"activation {name!r} is not converted (converted: {', '.join(allowed)})")
     return name
+
+
+def plain(linear: nn.Module) -> nn.Linear:
+    """A layer whose weight is what it multiplies by; others (LoRA, quantised, fused) are refused by name rather than read."""
+    if type(linear) is not nn.Linear:
+        raise ConversionError(
+            f"a layer of type {type(linear).__name__} is not converted; merge or dequantise it, or use backend='bridge'"
+        )
+    return linear

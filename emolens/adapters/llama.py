@@ -66,6 +66,8 @@ def parameters(hf_model: Any) -> Iterator[tuple[str, Tensor]]:
         block, attn, mlp = f"blocks.{i}.", layer.self_attn, layer.mlp
         yield block + "ln1.w", layer.input_layernorm.weight
         yield block + "ln2.w", layer.post_attention_layernorm.weight
+        for part in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            _refuse.plain(part)
         for name, proj, n in (("Q", attn.q_proj, n_heads), ("K", attn.k_proj, n_kv), ("V", attn.v_proj, n_kv)):
             prefix = block + "attn." + ("" if name == "Q" else grouped)
             # HF stores [(head d_head), d_model]; TransformerLens wants [head, d_model, d_head]
@@ -83,4 +85,4 @@ def parameters(hf_model: Any) -> Iterator[tuple[str, Tensor]]:
             yield block + "mlp.b_up", mlp.up_proj.bias
             yield block + "mlp.b_out", mlp.down_proj.bias
     yield "ln_final.w", hf_model.model.norm.weight
-    yield "unembed.W_U", hf_model.lm_head.weight.T
+    yield "unembed.W_U", _refuse.plain(hf_model.lm_head).weight.T

@@ -47,6 +47,8 @@ def parameters(hf_model: Any) -> Iterator[tuple[str, Tensor]]:
     yield "embed.W_E", hf_model.gpt_neox.embed_in.weight
     for i, layer in enumerate(hf_model.gpt_neox.layers):
         block, attn, mlp = f"blocks.{i}.", layer.attention, layer.mlp
+        for part in (attn.query_key_value, attn.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h):
+            _refuse.plain(part)
         for ln, norm in (("ln1", layer.input_layernorm), ("ln2", layer.post_attention_layernorm)):
             yield f"{block}{ln}.w", norm.weight
             yield f"{block}{ln}.b", norm.bias
@@ -67,4 +69,4 @@ def parameters(hf_model: Any) -> Iterator[tuple[str, Tensor]]:
         yield block + "mlp.b_out", mlp.dense_4h_to_h.bias
     yield "ln_final.w", hf_model.gpt_neox.final_layer_norm.weight
     yield "ln_final.b", hf_model.gpt_neox.final_layer_norm.bias
-    yield "unembed.W_U", hf_model.lm_head.weight.T
+    yield "unembed.W_U", _refuse.plain(hf_model.lm_head).weight.T
