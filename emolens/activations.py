@@ -34,7 +34,7 @@ from emolens._typing import HookedModel, HookPoint, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
-from emolens.models import EncodedText, Text, encode, ending_at, model_info, pad, present_info
+from emolens.models import EncodedText, Text, encode, ending_at, model_info, out_of_memory, pad, present_info
 from emolens.shards import read_safetensors, write_safetensors
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
@@ -1029,7 +1029,7 @@ class _Pass:
             self._forward(batch)
             return
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 n = len(self.encoded[batch[0]].ids)
@@ -1156,12 +1156,6 @@ def _attached(model: Any, hooks: Sequence[tuple[Any, Callable[..., None]]]) -> I
         for point, _ in hooks:
             point.remove_hooks("fwd", level=level)
         model.context_level -= 1
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it, the CPU's allocator, cuBLAS and MPS only words."""
-    said = ("not enough memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 # --- norms ------------------------------------------------------------------------------------------------------------

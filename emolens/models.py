@@ -905,6 +905,19 @@ def unembed(model: Any, resid: Tensor) -> Tensor:
     return model.unembed(model.ln_final(resid))
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: CUDA and Python have classes for it, torch's CPU, cuBLAS and MPS allocators only words."""
+    said = (
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "defaultcpuallocator",
+        "alloc_failed",
+    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error).lower() for words in said)
+
+
 # --- running ----------------------------------------------------------------------------------------------------------
 
 

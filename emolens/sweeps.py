@@ -35,6 +35,7 @@ from emolens.models import (
     EncodedText,
     can_start_at_layer,
     encode,
+    out_of_memory,
     pad,
     present_info,
     run_from,
@@ -447,9 +448,8 @@ class _Run:
     def _halving(self, run: Callable[[Tensor], dict[str, Tensor]], vectors: Tensor) -> dict[str, Tensor]:
         try:
             return run(vectors)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            text = str(error).lower()
-            if len(vectors) == 1 or not ("out of memory" in text or "allocate memory" in text):
+        except (RuntimeError, MemoryError) as error:
+            if len(vectors) == 1 or not out_of_memory(error):
                 raise
         self.splits += 1
         first, second = (self._halving(run, half) for half in vectors.tensor_split(2))

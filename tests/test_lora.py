@@ -133,17 +133,11 @@ def test_what_cannot_be_merged_faithfully_is_refused_by_name(tiny: Tiny, tmp_pat
     refused(wide, r"wide: this adapter does not fit")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Model has `tie_word_embeddings:UserWarning"
-)  # peft's own, when the test makes the adapter
-def test_an_adapter_on_one_of_two_tied_matrices_is_merged_rightly_or_refused(tiny: Tiny, tmp_path: Path) -> None:
-    wanted, _ = adapted(tiny("qwen2"), tmp_path / "tied", "qwen2", target_modules=["lm_head"])
-    try:
-        model = em.load_model(tmp_path / "tied", backend="bridge")
-    except adapters.ConversionError as error:
-        assert "an adapter on tied embeddings cannot be merged" in str(error)
-    else:
-        assert off(model, wanted) < LOGPROB
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's own, when the test makes the adapter
+def test_an_adapter_on_one_of_two_tied_matrices_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    adapted(tiny("qwen2"), tmp_path / "tied", "qwen2", target_modules=["lm_head"])
+    with pytest.raises(adapters.ConversionError, match=r"tied: .*tied embeddings cannot be merged"):
+        em.load_model(tmp_path / "tied", backend="bridge")
 
 
 def test_lora_layers_are_never_read_through_their_weight(tiny: Tiny) -> None:

@@ -1224,6 +1224,24 @@ def test_unembed_goes_through_the_final_norm_with_its_gain(tiny_model: Any) -> N
     assert (ours - logits).abs().max() < 1e-4
 
 
+def test_out_of_memory_is_recognised_by_the_error_that_this_machine_raises() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert models.out_of_memory(caught.value)
+    with pytest.raises(MemoryError) as python:
+        bytearray(2**60)
+    assert models.out_of_memory(python.value)
+    assert models.out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    said = (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail] not enough memory: you tried",
+    )
+    assert all(models.out_of_memory(RuntimeError(words)) for words in said)
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not models.out_of_memory(other.value)
+
+
 # --- the catalogue ----------------------------------------------------------------------------------------------------
 
 # fields of the published config.json of each repository, and the parameter count that its page states

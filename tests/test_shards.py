@@ -472,15 +472,24 @@ def test_a_slice_in_which_every_text_is_too_short_is_empty(tiny_model, tmp_path)
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("not enough memory: you tried to allocate")])  # fmt: skip
-def test_a_batch_that_does_not_fit_is_halved_and_counted(tiny_model, monkeypatch, error):
+def raises(error: BaseException) -> Any:
+    """A function that raises it."""
+
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("fail", [raises(torch.OutOfMemoryError("CUDA out of memory")), raises(MemoryError()), lambda: torch.empty(2**60)], ids=["cuda", "python", "this machine's"])  # fmt: skip
+def test_a_batch_that_does_not_fit_is_halved_and_counted(tiny_model, fail):
     """Out of memory in the last layer, when the others have been counted already."""
     texts = [f"Text {i} is here." for i in range(7)]
     expected = em.collect_resid_post(tiny_model, texts, progress=False)
 
     def hungry(act: Any, hook: Any) -> None:
         if len(act) > 2:
-            raise error
+            fail()
 
     with tiny_model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", hungry)]):
         acts = em.collect_resid_post(tiny_model, texts, progress=False)
@@ -489,7 +498,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_counted(tiny_model, monkeypatch
     assert torch.equal(acts.norm_histogram.sum(-1), expected.norm_histogram.sum(-1))
 
     def starved(act: Any, hook: Any) -> None:
-        raise error
+        fail()
 
     with (
         tiny_model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", starved)]),
