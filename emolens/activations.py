@@ -34,8 +34,19 @@ from emolens._typing import HookedModel, HookPoint, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
-from emolens.models import EncodedText, Text, encode, ending_at, model_info, out_of_memory, pad, present_info
+from emolens.models import (
+    EncodedText,
+    Text,
+    encode,
+    ending_at,
+    model_info,
+    not_finite,
+    out_of_memory,
+    pad,
+    present_info,
+)
 from emolens.shards import read_safetensors, write_safetensors
+from emolens.tokens import ids_hash, tokenization
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
 SAMPLED = 24  # single tokens that are kept of each neutral text of a set, for its neutral components
@@ -330,7 +341,7 @@ def join(parts: Iterable[Activations]) -> Activations:
         if p.neutral_tokens is not None
     ]
     texts = tuple(chain.from_iterable(p.texts for p in parts))
-    counts = {k: sum(p.info[k] for p in parts) for k in ("dropped_texts", "split_batches")}
+    info = _joined_info([p.info for p in parts])
     whole = Activations(
         hook_point=first.hook_point,
         layers=first.layers,
@@ -341,7 +352,7 @@ def join(parts: Iterable[Activations]) -> Activations:
         texts=texts,
         norm_histogram=torch.stack([p.norm_histogram for p in parts]).sum(0),
         sinks=torch.cat([p.sinks for p in parts]),
-        info=first.info | counts,
+        info=info,
     )
     if not samples:
         return whole
@@ -351,9 +362,17 @@ def join(parts: Iterable[Activations]) -> Activations:
         embed=torch.cat([s.embed for s in samples]),
         row_text=torch.cat([s.row_text for s in samples]),
         row_position=torch.cat([s.row_position for s in samples]),
-        info=samples[0].info | counts,
+        info=info | {"pooling": samples[0].info["pooling"]},
     )
     return replace(whole, neutral_tokens=tokens)
+
+
+def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of consecutive slices as of the whole: counts are added up, and the identity of the tokens is that of all of them."""
+    whole = infos[0] | {k: sum(i[k] for i in infos) for k in ("dropped_texts", "split_batches")}
+    if "ids_sha256" in whole:  # earlier versions did not know it
+        whole["ids_sha256"] = text_hash("".join(i["ids_sha256"] for i in infos))
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -390,20 +409,21 @@ class Collection:
             ValueError: a shard is missing, cut short or damaged: the run that made it, started again, makes it anew.
         """
         folder = shards.read_folder(path)
-        histogram, info, n_texts = None, {}, 0
+        histogram, infos, n_texts = None, [], 0
 
         def counted() -> Iterator[Activations]:
-            nonlocal histogram, info, n_texts
+            nonlocal histogram, n_texts
             for chunk in _shards_of(folder):
                 histogram = chunk.norm_histogram + (0 if histogram is None else histogram)
-                counts = {k: info.get(k, 0) + chunk.info[k] for k in ("dropped_texts", "split_batches")}
-                info, n_texts = chunk.info | counts, n_texts + len(chunk.texts)
+                infos.append(chunk.info)
+                n_texts += len(chunk.texts)
                 if chunk.texts:
                     yield chunk
 
         moments = Moments.of(counted())
         assert histogram is not None  # a folder has at least one shard
         options = folder.manifest["options"]
+        info = _joined_info(infos)
         return Collection(folder, options["hook_point"], tuple(options["layers"]), histogram, info, n_texts, moments)
 
     @property
@@ -616,6 +636,7 @@ class _Recipe:
     """Everything that is decided before the first forward pass."""
 
     model: dict[str, Any]
+    tokenization: dict[str, Any]
     hook_point: HookPoint
     layers: tuple[int, ...]
     pooling: Pooling
@@ -711,6 +732,10 @@ def joined(
         raise ValueError(
             f"{mine.path} was begun with another model, or in another precision: see its {shards.MANIFEST}"
         )
+    if recipe.tokenization != mine.manifest["tokenization"]:
+        raise ValueError(
+            f"{mine.path} was begun with another chat template or tokenizer: see tokenization in its {shards.MANIFEST}"
+        )
     return Job(mine, model, open_corpus(texts, emotions, topics), recipe)
 
 
@@ -729,9 +754,10 @@ def survey(
     with suppress(FileNotFoundError):
         options = _as_begun(options, shards.read_folder(folder).manifest)
     recipe, corpus = _recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
-    names, n_texts, n_neutral = [], 0, 0
+    names, ids, n_texts, n_neutral = [], [], 0, 0
     for piece in corpus.slices(recipe.shard_texts):
         names.append(piece.digest)
+        ids.append(ids_hash(encode(model, piece.texts, prepend_bos=recipe.prepend_bos, first=piece.start)))
         n_texts += len(piece.texts)
         n_neutral += corpus.has_neutral * sum(label["split"] == "neutral" for label in piece.labels)
     _check_spans(recipe.pooling, n_texts)
@@ -742,10 +768,12 @@ def survey(
         "versions": {"emolens": __version__, "code": _code()}
         | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
         "model": recipe.model,
+        "tokenization": recipe.tokenization,
         "device": torch.device(getattr(model.cfg, "device", None) or "cpu").type,
-        "options": {k: v for k, v in asdict(recipe).items() if k != "model"},
+        "options": {k: v for k, v in asdict(recipe).items() if k not in ("model", "tokenization")},
         "corpus": {"n_texts": n_texts, "n_neutral": n_neutral, "sha256": text_hash("".join(names)), **corpus.info},
         "shards": names,
+        "ids_sha256": text_hash("".join(ids)),
     }
 
 
@@ -753,7 +781,10 @@ def _code() -> str:
     """Identity of the sources that decide what is in a shard."""
     here = Path(__file__).parent
     return shards.digest_of(
-        [*(here / f"{room}.py" for room in ("activations", "corpus", "models")), *sorted(here.glob("adapters/*.py"))]
+        [
+            *(here / f"{room}.py" for room in ("activations", "corpus", "models", "tokens")),
+            *sorted(here.glob("adapters/*.py")),
+        ]
     )
 
 
@@ -785,6 +816,7 @@ def _recipe(
     on_cpu = torch.device(getattr(model.cfg, "device", None) or "cpu").type == "cpu"
     return _Recipe(
         info,
+        tokenization(getattr(model, "tokenizer", None)),
         hook_point,
         layers,
         pooling or mean_over_tokens(),
@@ -983,6 +1015,8 @@ def _collect_slice(
     )
     record = {
         "model": recipe.model,
+        "tokenization": recipe.tokenization,
+        "ids_sha256": ids_hash(encoded),
         "prepend_bos": recipe.prepend_bos,
         "pooling": {k: v for k, v in asdict(recipe.pooling).items() if k != "spans"},
         "batch_tokens": recipe.batch_tokens,
@@ -1122,10 +1156,7 @@ class _Pass:
         position = torch.tensor([q for p in pieces for q in p["position"]], dtype=torch.long)
         bad = ~torch.isfinite(rows).all(-1).all(0)  # before the choice of ordinary tokens, which NaN never is
         if bad.any():
-            raise FloatingPointError(
-                f"{hook_point} of layer {layers[int(bad.nonzero()[0])]} is not finite; "
-                "half precision overflows here: load with dtype='float32' or 'bfloat16'"
-            )
+            raise not_finite(f"{hook_point} of layer {layers[int(bad.nonzero()[0])]}", info["model"]["dtype"])
         order = torch.argsort(text * 1_000_000 + position.clamp_min(0))  # texts as given, tokens as read
         if self.by_token or part == "sample":  # a token that is a sink at some layer is no ordinary token
             order = order[torch.cat([p["ordinary"] for p in pieces])[order]]

@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emolens.interventions import Hook, Hooks, Spec, validate
-from emolens.models import VERIFY_PROMPTS, Text, encode, load_model, model_info, open_hf, pad
+from emolens.models import VERIFY_PROMPTS, Text, checked, encode, load_model, model_info, open_hf, pad
 
 Writer = Literal["attn", "mlp"]
 RECORD = "emolens.json"
@@ -232,8 +233,9 @@ def _log_probs(
     """Token ids of the prompts, and the log-probabilities after each real token."""
     encoded = encode(model, prompts)
     tokens, mask = pad(encoded, "left", model.cfg.device)
+    run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
     with torch.inference_mode():
-        logits = model.run_with_hooks(tokens, attention_mask=mask, return_type="logits", fwd_hooks=hooks)
+        logits = checked(model, run(fwd_hooks=hooks), lambda more: run(fwd_hooks=[*hooks, *more]), mask)
     return [e.ids for e in encoded], logits[mask.bool()].float().log_softmax(-1).cpu()
 
 

@@ -282,6 +282,10 @@ def steer(
     ] = 0.1,
     method: Annotated[str, typer.Option(help="add, ablate, clamp or rotate.")] = "add",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most.")] = 40,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End at this string, or special token, too; may be given several times."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.0,
     watch: Annotated[bool, typer.Option("--watch", help="Show the steered text as it is written.")] = False,
     allow_other_model: Annotated[bool, typer.Option("--allow-other-model", help="Accept a twin of the model.")] = False,
@@ -329,6 +333,7 @@ def steer(
             prompts,
             hooks,
             max_new_tokens=max_new_tokens,
+            stop=stop or (),
             temperature=temperature,
             seed=seed,
             read=read,

@@ -21,7 +21,7 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emolens.emotion_sets import EmotionSet
-from emolens.models import Text
+from emolens.tokens import Text, several
 
 MAX_LINE = 1_000_000  # bytes of one line of JSON: a text is far shorter, and hostile input stays small
 LABELS = ("id", "emotion", "topic", "person", "split")
@@ -90,7 +90,7 @@ def open_corpus(
     """What `collect` accepts, as a corpus.
 
     Args:
-        texts: An emotion set; one text; a list of texts or of chat messages; the `pathlib.Path` of a ``.jsonl`` or ``.jsonl.gz`` file
+        texts: An emotion set; one text or chat (a list of messages); a list of texts or chats; the `pathlib.Path` of a ``.jsonl`` or ``.jsonl.gz`` file
             with a "text" in every line; or a `datasets.Dataset` with a column of that name. The last two bring their own labels.
         emotions, topics: Labels of plain texts, one a text.
 
@@ -124,7 +124,7 @@ def open_corpus(
         raise ValueError(
             f"a {type(texts).__name__} has no order of texts: give a list, or datasets.Dataset.from_dict / from_pandas"
         )
-    plain: Sequence[Text] = [texts] if isinstance(texts, str) else list(texts)
+    plain = several(texts)
     for name, given in (("emotions", emotions), ("topics", topics)):
         if given is not None and len(given) != len(plain):
             raise ValueError(f"{len(given)} {name} for {len(plain)} texts")

@@ -30,6 +30,7 @@ from emolens.models import model_info
 from emolens.set_checks import CHARACTERS, language_of, leaks, length
 from emolens.shards import written_whole
 from emolens.steering import generate
+from emolens.tokens import tokenization
 
 PERSONS = {  # how a prompt of each language says it
     "en": {"first": "first", "third": "third"},
@@ -180,6 +181,8 @@ def write_stories(
         "fingerprint": info.fingerprint,
         "dtype": info.dtype,
         "backend": type(model).__name__,
+        "tokenization": tokenization(getattr(model, "tokenizer", None)),
+        "stop_tokens": info.stop_tokens,
         "prompts": hashlib.sha256("".join(p.model_dump_json() for p in prompts).encode()).hexdigest()[:16],
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

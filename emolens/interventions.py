@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -26,8 +26,9 @@ from torch import Tensor
 from emolens._typing import HeadPoint, HookedModel, HookPoint, hook_name
 from emolens.activations import SINK, Activations, Pooling, pooled_positions
 from emolens.directions import EmotionDirections
-from emolens.models import EncodedText, Text, can_start_at_layer, encode, pad
+from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, pad
 from emolens.readout import check_model
+from emolens.tokens import several
 
 Direction = EmotionDirections | Float[Tensor, "*row d_model"]
 Layers = int | Sequence[int] | Literal["all"] | None
@@ -117,7 +118,7 @@ def positions(
     Example:
         ``p = em.positions(model, "How would you feel about a walk?", em.char_span(["a walk"]))``
     """
-    texts = _several(prompts)
+    texts = prompts_of(prompts)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
     if isinstance(where, str):
         if where not in ("prompt", "last"):
@@ -138,13 +139,9 @@ def positions(
     return Positions(tuple(encoded), tuple(chosen), padding_side, getattr(model.cfg, "device", "cpu"))
 
 
-def _several(prompts: Text | Sequence[Text]) -> list[Text]:
-    """A list of texts from one or several; a list of messages is one chat."""
-    if isinstance(prompts, str):
-        return [prompts]
-    out: list[Any] = list(prompts)
-    if out and isinstance(out[0], Mapping):
-        out = [out]
+def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:
+    """`tokens.several` of at least one prompt."""
+    out = several(prompts)
     if not out:
         raise ValueError("no prompt given")
     return out
@@ -913,13 +910,15 @@ def check(
 
     Raises:
         ValueError: no token was changed; or what `validate` refuses.
+        FloatingPointError: NaN or infinity, with the layer and the type.
 
     Example:
         ``em.check(model, em.steer_resid_post(v["joy"], layer=18, dose=0.1), "He feels")``
     """
-    if len(_several(prompt)) > 1:
-        raise ValueError(f"check runs one prompt, got {len(_several(prompt))}; call it for each")
-    [encoded] = encode(model, _several(prompt)[:1], prepend_bos=prepend_bos)
+    texts = prompts_of(prompt)
+    if len(texts) > 1:
+        raise ValueError(f"check runs one prompt, got {len(texts)}; call it for each")
+    [encoded] = encode(model, texts, prepend_bos=prepend_bos)
     hooks = [(name, h.take([0]) if isinstance(h, Hook) and h.spec.rows > 1 else h) for name, h in hooks]
     if not hooks:
         raise ValueError("no hooks given")
@@ -948,13 +947,11 @@ def check(
 
         return hook
 
+    run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
+    plain = [(n, h.within(window) if isinstance(h, Hook) else h) for n, h in hooks]
     with torch.no_grad():
-        model.run_with_hooks(
-            tokens,
-            attention_mask=mask,
-            return_type="logits",
-            fwd_hooks=[(n, watched(h, k)) for k, (n, h) in enumerate(hooks)],
-        )
+        logits = run(fwd_hooks=[(n, watched(h, k)) for k, (n, h) in enumerate(hooks)])
+        checked(model, logits, lambda more: run(fwd_hooks=[*plain, *more]), mask)
     fired = []
     for (name, h), at in zip(hooks, seen, strict=True):
         last = at[-1] if at else (0, 0.0, 0.0)

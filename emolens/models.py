@@ -21,6 +21,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,7 @@ from emolens._identity import fingerprints, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
 from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
+from emolens.tokens import EncodedText, Text, render, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +59,8 @@ class ModelInfo:
         fingerprint: Of every tensor of the weights, whatever the backend (16 hex digits).
         rounded: The same of the weights rounded to other types, by which a load in another precision is known again.
         tokenizer: sha256 of the vocabulary (first 16 hex digits), or "none".
+        stop_tokens: Where generation ends, by name: the end-of-text tokens of the tokenizer, the config, `generation_config` and a GGUF
+            file's header together.
     """
 
     name: str
@@ -73,6 +77,7 @@ class ModelInfo:
     transformer_lens: str
     rounded: dict[str, str] = field(default_factory=dict)
     adapter: str | None = None
+    stop_tokens: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,6 +150,7 @@ def load_model(
     )
     device = _device(device)
     prepend = tokenizer is not None and _adds_bos(tokenizer)
+    stop_tokens = _stop_tokens(hf_model, tokenizer)
     reference = _reference(hf_model, tokenizer) if verify else None
     if backend == "hooked":
         model = adapters.to_hooked(
@@ -163,7 +169,9 @@ def load_model(
         )
     name = source.label if source.local and source.entry is None and source.adapter is None else source.name
     architecture = type(hf_model).__name__
-    _set_info(model, name, source.label, source.revision, backend, dict(processing), architecture, source.adapter)
+    _set_info(
+        model, name, source.label, source.revision, backend, dict(processing), architecture, stop_tokens, source.adapter
+    )
     if reference is not None:
         _compare(model, reference)
     return model
@@ -295,7 +303,8 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         if (tokenizer := getattr(model, "tokenizer", None)) is not None:
             _check_vocabulary(label, tokenizer, cfg.d_vocab)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
-        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture)
+        stop_tokens = _stop_tokens(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
+        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, stop_tokens)
     return model
 
 
@@ -696,6 +705,17 @@ def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
+def _stop_tokens(hf_model: Any, tokenizer: Any) -> dict[str, int]:
+    """End-of-text tokens of the tokenizer, the config and the generation config together, by name."""
+    configs = [getattr(hf_model, name, None) for name in ("config", "generation_config")]
+    ids: list[int] = []
+    for owner in (tokenizer, *configs):
+        found = getattr(owner, "eos_token_id", None)
+        ids += [] if found is None else [found] if isinstance(found, int) else list(found)
+    name = (lambda i: f"<{i}>") if tokenizer is None else (lambda i: str(tokenizer.convert_ids_to_tokens(i)))
+    return {name(i): i for i in dict.fromkeys(ids)}
+
+
 # buffers of earlier versions of transformers, which its models make anew
 KNOWN_BUFFERS = re.compile(
     r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$|\.attn\.(masked_)?bias$|(^|\.)position_ids$"
@@ -735,6 +755,7 @@ def _set_info(
     backend: str,
     processing: dict[str, bool | str],
     architecture: str,
+    stop_tokens: dict[str, int],
     adapter: str | None = None,
 ) -> None:
     fingerprint, rounded = fingerprints(model, _dtype_of(model))
@@ -753,6 +774,7 @@ def _set_info(
         adapter=adapter,
         tokenizer=_vocabulary_hash(getattr(model, "tokenizer", None)),
         transformer_lens=importlib.metadata.version("transformer-lens"),
+        stop_tokens=stop_tokens,
     )
     object.__setattr__(model, "_emolens_info", info)  # past nn.Module's bookkeeping
 
@@ -795,7 +817,10 @@ def _reference(hf_model: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
     tokens, mask, expected = reference
     with torch.inference_mode():
-        logits = model(tokens, attention_mask=mask, return_type="logits")
+        run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
+        logits = checked(model, run(), lambda more: run(fwd_hooks=more), mask)
+    if not torch.isfinite(expected[mask.bool()]).all():
+        raise not_finite("verify: the Hugging Face model's own log-probability", _dtype_of(model))
     difference = (logits.float().log_softmax(-1) - expected.to(logits.device)).abs()[mask.bool()].max().item()
     # float32 noise of 30 blocks is 5e-5 in log-probability; half precision keeps about three digits
     allowed = 1e-4 if logits.dtype == torch.float32 else 0.5
@@ -808,84 +833,54 @@ def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
 
 # --- texts to tokens --------------------------------------------------------------------------------------------------
 
-Text = str | Sequence[Mapping[str, str]]  # plain, or chat messages with "role" and "content"
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """One text as tokens: `ids`, and for each token the span of characters of `text` that it stands for."""
-
-    text: str
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-
 
 def encode(
-    model: HookedModel,
-    texts: Sequence[Text],
-    *,
-    prepend_bos: bool | None = None,
-    add_generation_prompt: bool = False,
-    first: int = 0,
+    model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | None = None, first: int = 0
 ) -> list[EncodedText]:
     """The one way from texts to tokens.
 
     Args:
-        texts: Plain strings, or chat messages, which are rendered with the model's own template (and, since a template holds its
-            special tokens already, never get a second BOS).
-        prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts.
-        add_generation_prompt: End chats where the assistant begins to speak.
+        texts: Plain strings, or chat messages, which the model's own template renders to where the model speaks next (and which,
+            since a template holds its special tokens already, never get a BOS).
+        prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts. A text that
+            begins with the BOS has it already.
         first: Number of the first text, for errors.
 
     Returns:
-        One `EncodedText` for each text, unpadded.
+        One `EncodedText` for each text, unpadded, without what the tokenizer puts behind a text (an EOS).
 
     Raises:
-        ValueError: no tokenizer, no chat template, no BOS token to prepend, an empty text, or one longer than the context.
+        ValueError: no tokenizer, no chat template, a chat that it refuses, no BOS token to prepend, an empty text, or one longer than the
+            context.
+        TypeError: neither a string nor a list of messages.
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: load it with tokenizer=")
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ValueError("prepend_bos=True, but this tokenizer has no BOS token; use prepend_bos=None")
-    plain = [
-        t if isinstance(t, str) else render_chat(model, t, add_generation_prompt=add_generation_prompt) for t in texts
-    ]
     out = []
-    for original, text in zip(texts, plain, strict=True):
-        chat = not isinstance(original, str)
-        encoded = tokenizer(text, add_special_tokens=not chat, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
-        has_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-        if not chat and prepend_bos is True and not has_bos:
-            ids, offsets = [tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
-        elif not chat and prepend_bos is False and has_bos:
-            ids, offsets = ids[1:], offsets[1:]
-        if not ids:
-            raise ValueError(f"text {first + len(out)} is empty")
-        if len(ids) > model.cfg.n_ctx:
-            raise ValueError(f"text {first + len(out)} has {len(ids)} tokens; this model reads {model.cfg.n_ctx}")
-        out.append(EncodedText(text, ids, offsets))
+    for number, given in enumerate(texts, start=first):
+        chat = isinstance(given, list | tuple)
+        if not chat and not isinstance(given, str):
+            raise TypeError(f"text {number} is {given!r}: give a string, or a list of chat messages")
+        text = render(tokenizer, given, f"chat {number}") if chat else str(given)
+        e = tokenize(tokenizer, text, special=not chat, prepend_bos=prepend_bos)
+        if not e.ids:
+            raise ValueError(f"text {number} is empty")
+        if len(e.ids) > model.cfg.n_ctx:
+            raise ValueError(f"text {number} has {len(e.ids)} tokens; this model reads {model.cfg.n_ctx}")
+        out.append(e)
     return out
 
 
-def render_chat(
-    model: HookedModel, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
-) -> str:
-    """Chat messages as the text that the model was trained on, by its own template.
+def render_chat(model: HookedModel, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Chat messages as the text that the model was trained on, by its own template, to where it speaks next.
 
     Raises:
-        ValueError: the tokenizer has no chat template (a base model), or a message lacks its role or content.
+        ValueError: the tokenizer has no chat template (a base model), or refuses the chat.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        raise ValueError("this model has no chat template; give plain text, or an instruct model")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f"message {i} needs 'role' and 'content', found {message!r}")
-    return tokenizer.apply_chat_template(
-        [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    return render(getattr(model, "tokenizer", None), messages)
 
 
 def pad(encoded: Sequence[EncodedText], side: Literal["left", "right"], device: Any) -> tuple[Tensor, Tensor]:
@@ -900,9 +895,65 @@ def pad(encoded: Sequence[EncodedText], side: Literal["left", "right"], device: 
     return tokens.to(device), mask.to(device)
 
 
-def unembed(model: Any, resid: Tensor) -> Tensor:
-    """Logits of a residual stream `[... d_model]`, through the final norm with its gain."""
-    return model.unembed(model.ln_final(resid))
+def unembed(model: Any, resid: Tensor, again: Again | None = None) -> Tensor:
+    """Logits of a residual stream `[... d_model]`, through the final norm with its gain.
+
+    Raises:
+        FloatingPointError: NaN or infinity; `again` as for `checked`.
+    """
+    return checked(model, model.unembed(model.ln_final(resid)), again)
+
+
+# --- finite or refused ------------------------------------------------------------------------------------------------
+
+
+Again = Callable[
+    [list[tuple[str, Callable[..., Any]]]], Any
+]  # a forward pass once more, with these hooks after its own
+
+
+def not_finite(what: str, dtype: str) -> FloatingPointError:
+    """The error of every path on which a number is NaN or infinite, with the fix."""
+    if dtype == "float16":
+        fix = "; half precision overflows here: load with dtype='float32' or 'bfloat16'"
+    else:
+        fix = ", although dtype='float32' and 'bfloat16' hold numbers up to 3e38: a weight is damaged, or a hook adds too much (lower its dose)"
+    return FloatingPointError(f"{what} is not finite in {dtype}{fix}")
+
+
+def checked(model: Any, x: Tensor, again: Again | None = None, mask: Tensor | None = None) -> Tensor:
+    """`x` itself (logits or a residual stream `[batch pos ...]`), if it is finite.
+
+    Args:
+        again: The forward pass that made it, to be run once more with more hooks, to find the first layer that is not finite. It costs
+            nothing where all is well.
+        mask: `[batch pos]`, of real tokens; what padding holds does not matter.
+
+    Raises:
+        FloatingPointError: NaN or infinity, with the layer (where it can be found) and the type.
+    """
+    if bool(
+        torch.isfinite(x.detach().sum(dtype=torch.float32))
+    ):  # one NaN or infinity makes the sum one, without a copy
+        return x
+    bad = ~torch.isfinite(x.detach())
+    if not bool((bad if mask is None else bad.flatten(2).any(-1) & mask.bool()).any()):
+        return x
+    found: list[int] = []
+
+    def look(act: Tensor, hook: Any, layer: int) -> None:
+        wrong = ~torch.isfinite(act).flatten(2).all(-1)
+        if mask is not None and mask.shape == wrong.shape:
+            wrong &= mask.bool()
+        if wrong.any():
+            found.append(layer)
+
+    if again is not None:
+        hooks = [(f"blocks.{k}.hook_resid_post", partial(look, layer=k)) for k in range(model.cfg.n_layers)]
+        with torch.no_grad(), contextlib.suppress(Exception):  # what matters is the first error
+            again(hooks)
+    what = f"resid_post of layer {min(found)}" if found else "a logit or its residual stream"
+    raise not_finite(what, str(x.dtype).removeprefix("torch."))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -942,16 +993,24 @@ def ending_at(model: HookedModel, layer: int) -> tuple[dict[str, Any], list[tupl
 
 
 def run_to(model: Any, tokens: Tensor, mask: Tensor, layer: int) -> Tensor:
-    """The residual stream before block `layer` (or after the last one), `[batch pos d_model]`; hooks of the blocks before fire."""
+    """The residual stream before block `layer` (or after the last one), `[batch pos d_model]`; hooks of the blocks before fire.
+
+    Raises:
+        FloatingPointError: NaN or infinity in it; as `checked`.
+    """
     options, hooks = ending_at(model, layer)
-    return model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks, **options)
+
+    def run(more: Sequence[tuple[str, Callable[..., Any]]] = ()) -> Tensor:
+        return model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=[*more, *hooks], **options)
+
+    return checked(model, run(), run, mask)
 
 
 def run_from(model: Any, resid: Tensor, mask: Tensor, layer: int) -> Tensor:
-    """The residual stream after the last block, from that before block `layer`; for models where `can_start_at_layer`."""
-    return model(
-        resid, attention_mask=mask, start_at_layer=layer, stop_at_layer=model.cfg.n_layers, return_type="logits"
-    )
+    """The residual stream after the last block, from that before block `layer`; for models where `can_start_at_layer`. Errors as `run_to`."""
+    options = {"start_at_layer": layer, "stop_at_layer": model.cfg.n_layers, "return_type": "logits"}
+    run = partial(model.run_with_hooks, resid, attention_mask=mask, **options)
+    return checked(model, run(), lambda more: run(fwd_hooks=more), mask)
 
 
 class Decoder:
@@ -965,6 +1024,7 @@ class Decoder:
     def __init__(self, model: Any, mask: Tensor, layer: int = 0) -> None:
         """`mask` `[batch pos]` is that of the prompts; from `layer` on, where the caller has the stream before it."""
         self.model, self.mask, self.layer, self.seen = model, mask, layer, 0
+        self.fed: list[Tensor] = []  # what is in the cache: read once more where a number is not finite
         self.hooked = can_start_at_layer(model)
         if self.hooked:
             from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
@@ -978,10 +1038,15 @@ class Decoder:
 
         Args:
             keep: Remember the tokens for the next call; without, the call leaves no trace.
+
+        Raises:
+            FloatingPointError: NaN or infinity in the logits; as `checked`.
         """
         new = x.shape[1]
         mask = self.mask if not self.seen else torch.cat([self.mask, self.mask.new_ones((len(x), new))], 1)
         n_layers = self.model.cfg.n_layers
+        fed = [*self.fed, x]
+        again = partial(self._anew, fed=fed, mask=mask)
         if self.hooked:
             if not keep:
                 self.cache.freeze()
@@ -993,17 +1058,23 @@ class Decoder:
                 resid = self.model(x, past_kv_cache=self.cache, return_type="logits", **options)
             finally:
                 self.cache.unfreeze()
-            logits = unembed(self.model, resid[:, -1:])[:, 0]
+            logits = unembed(self.model, resid[:, -1:], again)[:, 0]
         else:
             options = {"past_key_values": self.cache} if self.seen else {}
             logits, cache = self.model(
                 x, attention_mask=mask, return_type="logits_and_cache", use_cache=True, logits_to_keep=1, **options
             )
-            logits = logits[:, -1]
+            logits = checked(self.model, logits[:, -1], again)
             if keep:
                 self.cache = cache
             elif self.seen:
                 self.cache.crop(-new)
         if keep:
-            self.mask, self.seen = mask, self.seen + new
+            self.mask, self.seen, self.fed = mask, self.seen + new, fed
         return logits
+
+    def _anew(self, more: list[tuple[str, Callable[..., Any]]], fed: list[Tensor], mask: Tensor) -> None:
+        """Everything that was fed once more, without a cache."""
+        x = torch.cat(fed, 1)
+        start = {"start_at_layer": self.layer} if self.layer or x.ndim == 3 else {}
+        self.model.run_with_hooks(x, attention_mask=mask, return_type="logits", fwd_hooks=more, **start)

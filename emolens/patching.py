@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from typing import Any, Literal, cast, get_args
 
@@ -26,11 +26,12 @@ from tqdm import tqdm
 from emolens import stats
 from emolens._typing import HeadPoint, HookedModel, HookPoint, hook_name, typed
 from emolens.directions import EmotionDirections
-from emolens.models import can_start_at_layer, encode, unembed
+from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, unembed
 from emolens.readout import check_model
+from emolens.tokens import following, several
 
 Direction = Literal["denoise", "noise"]
-Prompts = str | Sequence[str]
+Prompts = Text | Sequence[Text]
 SPANS = ("before", "changed", "after", "last")
 
 
@@ -39,16 +40,24 @@ SPANS = ("before", "changed", "after", "last")
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """Mean logit of the first tokens of `first` minus that of `second`, at the last real token."""
+    """Mean logit of the first tokens of `first` minus that of `second`, at the last real token, each as it follows the prompt."""
 
     first: tuple[str, ...]
     second: tuple[str, ...]
 
-    def ids(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """Token ids of both sides; ValueError where they share one."""
-        a, b = (
-            [tokenizer(w, add_special_tokens=False).input_ids[0] for w in side] for side in (self.first, self.second)
-        )
+    def ids(self, tokenizer: Any, prompts: Sequence[str | None] = (None,)) -> tuple[list[int], list[int]]:
+        """Token ids of both sides; ValueError where they share one, or where a word has other tokens after another prompt."""
+
+        def first(word: str) -> int:
+            found = {following(tokenizer, word, p)[0] for p in prompts}
+            if len(found) > 1:
+                raise ValueError(
+                    f"{word!r} begins with another token after one prompt than after another; let all of them end alike (with or "
+                    "without a space)"
+                )
+            return found.pop()
+
+        a, b = ([first(w) for w in side] for side in (self.first, self.second))
         if set(a) & set(b):
             raise ValueError(
                 f"{self.first} and {self.second} begin with the same token for this tokenizer; choose other words"
@@ -76,7 +85,7 @@ Metric = LogitDifference | Projection | Callable[[Tensor], Tensor]
 
 
 def logit_difference(first: str | Sequence[str], second: str | Sequence[str]) -> LogitDifference:
-    """A metric of the next word, in logits; give words as the tokenizer sees them, mostly with a leading space.
+    """A metric of the next word, in logits; give words as they continue the prompt, mostly with a leading space.
 
     >>> logit_difference(" happy", [" sad", " blue"])
     LogitDifference(first=(' happy',), second=(' sad', ' blue'))
@@ -288,13 +297,15 @@ class _Reader:
 
     model: Any
     metric: Metric
+    prompts: tuple[str, ...]
+    sides: tuple[list[int], list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.metric, Projection):
             check_model(self.model, self.metric.model)
             _check_point(self.model, self.metric.hook_point, [self.metric.layer])
         elif isinstance(self.metric, LogitDifference):
-            self.metric.ids(self.model.tokenizer)
+            object.__setattr__(self, "sides", self.metric.ids(self.model.tokenizer, self.prompts))
         elif not callable(self.metric):
             raise TypeError(f"metric is a callable, logit_difference(...) or projection(...), not {self.metric!r}")
 
@@ -323,17 +334,22 @@ class _Reader:
                 options["start_at_layer"] = layer
         else:
             options = {"logits_to_keep": 1}
-        out = model.run_with_hooks(x, attention_mask=mask, return_type="logits", fwd_hooks=hooks, **options)
+        run = partial(model.run_with_hooks, x, attention_mask=mask, return_type="logits", **options)
+        out, again = run(fwd_hooks=hooks), lambda more: run(fwd_hooks=[*hooks, *more])
         if isinstance(metric, Projection):
             unit, reference = metric.unit.to(kept[0]), metric.reference.to(kept[0])
+            checked(model, kept[0], again)
             return einsum(kept[0] - reference, unit, "batch d_model, d_model -> batch")
-        logits = unembed(model, out[:, -1:])[:, -1] if can_start_at_layer(model) else out[:, -1]
+        hooked = can_start_at_layer(model)
+        logits = unembed(model, out[:, -1:], again)[:, -1] if hooked else checked(model, out[:, -1], again)
         if isinstance(metric, LogitDifference):
-            a, b = metric.ids(model.tokenizer)
+            a, b = self.sides
             return logits[:, a].mean(-1) - logits[:, b].mean(-1)
         values = metric(logits)
         if values.shape != logits.shape[:1]:
             raise ValueError(f"metric returned shape {list(values.shape)}, one value a row is [{len(logits)}]")
+        if not torch.isfinite(values).all():
+            raise FloatingPointError("the metric is NaN or infinite where the logits are not; mend the function")
         return values
 
 
@@ -370,16 +386,20 @@ def _check_point(model: Any, hook_point: str, layers: Sequence[int]) -> None:
             )
 
 
-def _pairs(
-    model: Any, clean: Prompts, corrupted: Prompts, positions: Sequence[int | str] | None, by_head: bool
-) -> tuple[list[_Pair], int]:
-    a, b = ([x] if isinstance(x, str) else list(x) for x in (clean, corrupted))
+def _encoded(model: Any, clean: Prompts, corrupted: Prompts) -> tuple[list[EncodedText], list[EncodedText]]:
+    a, b = several(clean), several(corrupted)
     if len(a) != len(b) or not a:
         raise ValueError(f"clean and corrupted need the same number of prompts, given {len(a)} and {len(b)}")
+    return encode(model, a), encode(model, b)
+
+
+def _pairs(
+    model: Any, a: list[EncodedText], b: list[EncodedText], positions: Sequence[int | str] | None, by_head: bool
+) -> tuple[list[_Pair], int]:
     device = next(model.parameters()).device
     out: list[_Pair] = []
     dropped = 0
-    for x, y in zip(encode(model, a), encode(model, b), strict=True):
+    for x, y in zip(a, b, strict=True):
         if len(x.ids) != len(y.ids):
             if len(a) == 1:
                 raise ValueError(
@@ -519,8 +539,9 @@ def _prepare(
     if not wanted:
         raise ValueError("layers is empty; None takes all of them")
     _check_point(model, hook_point, wanted)
-    read = _Reader(model, metric)
-    pairs, dropped = _pairs(model, clean, corrupted, positions, by_head)
+    encoded = _encoded(model, clean, corrupted)
+    read = _Reader(model, metric, tuple(e.text for side in encoded for e in side))
+    pairs, dropped = _pairs(model, *encoded, positions, by_head)
     return pairs, dropped, wanted, read
 
 
@@ -654,7 +675,8 @@ def attribution_patching(
                 grads = torch.autograd.grad(value.sum(), [kept[names[r]] for r in reached])
             for row, grad in zip(reached, grads, strict=True):
                 change = sources[names[row]] - kept[names[row]].detach()
-                effect = einsum(change, grad, "one pos d_model, one pos d_model -> pos").float().cpu().numpy()
+                effect = einsum(change, grad, "one pos d_model, one pos d_model -> pos")
+                effect = checked(model, effect).float().cpu().numpy()
                 for column, where in enumerate(pair.columns.values()):
                     if where:
                         table[row, column] = (k if direction == "denoise" else c) + effect[where].sum()
@@ -723,7 +745,7 @@ def _or(bias: Tensor | None, zero: Tensor) -> Tensor:
 def attribute(
     model: HookedModel,
     v: EmotionDirections,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     *,
     layer: int | None = None,
     per: Literal["component", "token"] = "component",
@@ -744,7 +766,7 @@ def attribute(
     if getattr(any_model.cfg, "use_normalization_before_and_after", False):
         raise ValueError("this architecture normalises after W_O; its heads do not add up to what attention writes")
     layer = v.layers[v.slot(layer)]
-    texts = encode(model, [prompts] if isinstance(prompts, str) else list(prompts))
+    texts = encode(model, several(prompts))
     short = next((i for i, e in enumerate(texts) if len(e.ids) < 2), None)
     if short is not None or not texts:
         raise ValueError(f"prompt {short} has no token after the first" if texts else "no prompt given")
@@ -765,7 +787,9 @@ def attribute(
     rows, totals, norms, tokens = [], [], [], []
     with torch.inference_mode():
         for e in texts:
-            acts = _cache(model, torch.tensor([e.ids], device=device), names)
+            ids = torch.tensor([e.ids], device=device)
+            acts = _cache(model, ids, names)
+            checked(model, acts[names[-1]], lambda more, ids=ids: model.run_with_hooks(ids, fwd_hooks=more))
             acts = {name: act[0, 1:].float() for name, act in acts.items()}
             parts = [acts[hook_name("resid_pre", 0)] @ unit.float()]
             for i in range(n):

@@ -23,6 +23,7 @@ from emolens._typing import HookedModel
 from emolens.activations import collect, every_token, mean_over_tokens
 from emolens.directions import UNCALIBRATED, EmotionDirections, project
 from emolens.models import Text, encode, has_weights_of, model_info, unembed
+from emolens.tokens import several, text_after, word_tokens
 
 SHORT = 8  # pooled tokens; below this a text score rests on little
 
@@ -161,7 +162,7 @@ def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[flo
 def score(
     model: HookedModel,
     directions: EmotionDirections,
-    texts: str | Sequence[Text],
+    texts: Text | Sequence[Text],
     *,
     per: Literal["text", "token"] = "text",
     layer: int | None = None,
@@ -177,7 +178,7 @@ def score(
     Args:
         model: The model that the directions were made with.
         directions: From `mean_difference` and its siblings; directions made by arithmetic have no calibration.
-        texts: One text, several, or chat messages.
+        texts: One text or chat (a list of messages), or several.
         per: "text" or "token".
         layer: None is the directions' own default.
         skip: Tokens left out at the start; 1 leaves out the attention sink only.
@@ -194,7 +195,7 @@ def score(
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = several(texts)
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.calibration
     assert cal is not None  # the calibration of the whole was there
@@ -288,12 +289,15 @@ class LogitLens:
         return float(np.nanmean(list(self.auc.values())))
 
 
-def first_tokens(tokenizer: Any, target_words: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
-    """The first token of each target word (with a leading space); one that several emotions share says nothing about any of them."""
-    first = {
-        e: [tokenizer(" " + w, add_special_tokens=False).input_ids[0] for w in words]
-        for e, words in target_words.items()
-    }
+def first_tokens(
+    tokenizer: Any, target_words: Mapping[str, Sequence[str]], prompt: str | None = None
+) -> dict[str, list[int]]:
+    """The first token of each target word where it follows a prompt; one that several emotions share says nothing about any of them.
+
+    Args:
+        prompt: None is a sentence of the word's own script; see `tokens.word_tokens`.
+    """
+    first = {e: [word_tokens(tokenizer, w, prompt)[0] for w in words] for e, words in target_words.items()}
     shared = {t for e in first for t in first[e] if any(t in first[o] for o in first if o != e)}
     return {e: sorted(set(ids) - shared) for e, ids in first.items()}
 
@@ -314,7 +318,7 @@ def logit_lens(
     so the direction is read where the stories are.
 
     Args:
-        target_words: For each emotion the words that name it; the first token of each (with a leading space) is looked up.
+        target_words: For each emotion the words that name it; the first token of each, as it follows a text, is looked up.
         n_random: Random directions of the same norm for the null.
         k: Words shown for each emotion, if the test passes.
 
@@ -359,6 +363,7 @@ def logit_lens(
     p = stats.permutation_p(float(np.nanmean(auc)), null)
     words: dict[str, list[str]] = {e: [] for e in v.emotions}
     if p < 0.05:
+        before = tokenizer("a", add_special_tokens=False).input_ids  # a token by itself may lose its space
         for i, e in enumerate(v.emotions):
-            words[e] = [tokenizer.decode([t]) for t in logits[i].topk(k).indices.tolist()]
+            words[e] = [text_after(tokenizer, before, [t]) for t in logits[i].topk(k).indices.tolist()]
     return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(null), p, words)

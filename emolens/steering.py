@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,64 @@ from torch import Tensor
 
 from emolens._typing import HookedModel, hook_name
 from emolens.directions import EmotionDirections
-from emolens.interventions import Hook, Hooks, Window, _several, validate
-from emolens.models import (
-    Decoder,
-    EncodedText,
-    Text,
-    encode,
-    pad,
-)
+from emolens.interventions import Hook, Hooks, Window, prompts_of, validate
+from emolens.models import Decoder, EncodedText, Text, encode, model_info, pad
 from emolens.readout import check_model
+from emolens.tokens import text_after
+
+Stop = str | int | Sequence[str | int]
+
+# --- where a text ends ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the text of a row ends: before any of these tokens, and before any of these strings."""
+
+    tokens: frozenset[int]
+    strings: tuple[str, ...]
+    tokenizer: Any = field(repr=False)
+
+    def text(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """What new tokens say behind the tokens `before`, up to the first of the strings."""
+        text = text_after(self.tokenizer, before, ids)
+        return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
+
+    def reached(self, before: Sequence[int], ids: Sequence[int]) -> bool:
+        """Whether a string has been written."""
+        return bool(self.strings) and len(self.text(before, ids)) < len(text_after(self.tokenizer, before, ids))
+
+    def kept(self, before: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """The tokens up to the one that completes the text."""
+        text = self.text(before, ids)
+        n = next(n for n in range(len(ids) + 1) if text_after(self.tokenizer, before, ids[:n]).startswith(text))
+        return list(ids[:n])
+
+
+def ends(model: HookedModel, stop: Stop = ()) -> Ends:
+    """Where generation ends: at the model's own stop tokens (`model_info(model).stop_tokens`, and its tokenizer's EOS as it is now), and at
+    what is given.
+
+    Args:
+        stop: Token numbers, and strings; the name of a special token is that token.
+
+    Raises:
+        ValueError: a token that the vocabulary does not have, or an empty string.
+    """
+    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
+    special = tokenizer.get_added_vocab()
+    tokens, strings = {tokenizer.eos_token_id, *model_info(model).stop_tokens.values()} - {None}, []
+    for given in [stop] if isinstance(stop, str | int | float) else stop:
+        if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+            raise ValueError(f"stop={given!r}: a token number, or a string that is not empty")
+        if isinstance(given, int) and not 0 <= given < model.cfg.d_vocab:
+            raise ValueError(f"stop={given}: this model has tokens 0 to {model.cfg.d_vocab - 1}")
+        if isinstance(given, int) or given in special:
+            tokens.add(special.get(given, given))
+        else:
+            strings.append(given)
+    return Ends(frozenset(tokens), tuple(strings), tokenizer)
+
 
 # --- generation -------------------------------------------------------------------------------------------------------
 
@@ -38,7 +87,7 @@ class Generations:
 
     Attributes:
         prompts: As they were read (chats rendered).
-        texts: The new text of each prompt, without special tokens.
+        texts: The new text of each prompt, without special tokens; behind its prompt it is what was written.
         tokens: The new tokens of each prompt, up to its end.
         emotions: Of the readout, if one was asked for.
         scores: For each prompt `[token emotion]`: z of every new token against neutral text at its position.
@@ -71,6 +120,7 @@ def generate(
     hooks: Hooks | None = None,
     *,
     max_new_tokens: int = 40,
+    stop: Stop = (),
     temperature: float | int = 0.0,
     top_p: float | int = 1.0,
     seed: int = 0,
@@ -87,9 +137,10 @@ def generate(
     Prompts are padded on the left with their mask, on either backend; a row does not depend on the others in its batch.
 
     Args:
-        prompts: One or several texts or chats (which end where the assistant begins).
+        prompts: One or several texts or chats. After a turn of the user the assistant begins; a last turn of the assistant is continued.
         hooks: From `steer_resid_post` and its siblings, or anyone's (which see each step: the prompt, then one token at a time).
-        max_new_tokens: At most; a row ends at the tokenizer's EOS.
+        max_new_tokens: At most; a row ends before any of the model's own stop tokens (``em.model_info(model).stop_tokens``).
+        stop: More ends: token numbers or strings, before the first of which the text is cut; the name of a special token is that token.
         temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, item, step).
         top_p: Sample from the smallest set of tokens with this probability.
         items: Number of each prompt in the key of the noise, where the prompts are a part of more; None counts from 0.
@@ -103,17 +154,19 @@ def generate(
 
     Raises:
         ValueError: hooks of another model, or rows that do not match the prompts; a prompt and its continuation longer than the context.
+        FloatingPointError: NaN or infinity, with the layer and the type: half precision overflows, or a dose is too large.
 
     Example:
         ``em.generate(model, "I opened the door and", em.steer_resid_post(v["joy"], dose=0.1), read=v)``
     """
     hooks = list(hooks or [])
-    texts = _several(prompts)
+    texts = prompts_of(prompts)
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: at least 1, at least 0, in (0, 1]"
         )
-    encoded = encode(model, texts, prepend_bos=prepend_bos, add_generation_prompt=True)
+    encoded = encode(model, texts, prepend_bos=prepend_bos)
+    end = ends(model, stop)
     longest = max(len(e.ids) for e in encoded)
     if longest + max_new_tokens > model.cfg.n_ctx:
         raise ValueError(
@@ -125,13 +178,12 @@ def generate(
     if len(numbers) != len(texts) or any(n < 0 for n in numbers):
         raise ValueError(f"items={numbers}: one number, 0 or more, for each of the {len(texts)} prompts")
     ids = decode(
-        model, encoded, hooks, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, items=numbers, reader=reader, cache=cache,
-        tell=_line(watch, model),
+        model, encoded, hooks, max_new_tokens, end=end, temperature=temperature, top_p=top_p, seed=seed, items=numbers, reader=reader,
+        cache=cache, tell=_line(watch, encoded[0].ids, end),
     )  # fmt: skip
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
     return Generations(
         prompts=tuple(e.text for e in encoded),
-        texts=tuple(tokenizer.decode(row, skip_special_tokens=True) for row in ids),
+        texts=tuple(end.text(e.ids, row) for e, row in zip(encoded, ids, strict=True)),
         tokens=tuple(tuple(row) for row in ids),
         emotions=read.emotions if read is not None else (),
         scores=tuple(reader.rows(i, len(row)) for i, row in enumerate(ids)) if reader is not None else (),
@@ -166,15 +218,15 @@ class _Reader:
 
 @torch.no_grad()
 def decode(
-    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0,
+    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, end: Ends, temperature: float = 0.0, top_p: float = 1.0,
     seed: int = 0, items: Sequence[int] | None = None, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int], dict[str, float]], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """The new tokens of each row up to its EOS, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
+    """The new tokens of each row up to its end, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
     tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
     window = Window(tokens.shape[1])
     bound = [(name, h.within(window) if isinstance(h, Hook) else h) for name, h in hooks]
     bound += [reader.hook] if reader is not None else []
-    eos, done = model.tokenizer.eos_token_id, [False] * len(encoded)
+    done = [False] * len(encoded)
     out: list[list[int]] = [[] for _ in encoded]
     whole, decoder = tokens, Decoder(model, mask)
     with model.hooks(fwd_hooks=bound):
@@ -192,14 +244,15 @@ def decode(
                 break
             chosen = _choose(logits.float(), temperature, top_p, seed, items or range(len(encoded)), step)
             for row, token in enumerate(chosen):
-                done[row] = done[row] or token == eos
+                done[row] = done[row] or token in end.tokens
                 if not done[row]:
                     out[row].append(token)
+                    done[row] = end.reached(encoded[row].ids, out[row])
             x = torch.tensor(chosen, device=tokens.device)[:, None]
             whole = torch.cat([whole, x], 1)
             if all(done) and reader is None:
                 break
-    return out
+    return [end.kept(e.ids, row) if end.strings else row for e, row in zip(encoded, out, strict=True)]
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, seed: int, items: Sequence[int], step: int) -> list[int]:
@@ -218,21 +271,20 @@ def _choose(logits: Tensor, temperature: float, top_p: float, seed: int, items: 
 
 
 def _line(
-    watch: bool | Callable[[str, dict[str, float]], None], model: Any
+    watch: bool | Callable[[str, dict[str, float]], None], prompt: list[int], end: Ends
 ) -> Callable[[list[int], dict[str, float]], None] | None:
     """A function that shows the text so far: on one line of a terminal, in place in Jupyter, or the caller's own."""
     if watch is False:
         return None
-    decode = model.tokenizer.decode
     if callable(watch):
-        return lambda ids, z: watch(decode(ids), z)
+        return lambda ids, z: watch(end.text(prompt, ids), z)
     handle: list[Any] = []
     jupyter = "ipykernel" in sys.modules
 
     def show(ids: list[int], z: dict[str, float]) -> None:
         best = max(z, key=lambda e: z[e]) if z else ""
         mood = f"{best} {z[best]:+.1f}" if best else ""
-        text = decode(ids).replace("\n", " ")
+        text = end.text(prompt, ids).replace("\n", " ")
         if jupyter:
             from IPython.display import display
 

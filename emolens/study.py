@@ -32,6 +32,7 @@ from emolens.models import load_model, present_info
 from emolens.readout import score
 from emolens.report import write_report
 from emolens.shards import digest_of, written_whole
+from emolens.tokens import tokenization
 
 # texts that are in no set, for the coloured view of the report
 SAMPLES = (
@@ -104,7 +105,7 @@ def run_study(
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
     info = present_info(loaded)
     key = _key(
-        info.to_dict(),
+        info.to_dict() | {"tokenization": tokenization(getattr(loaded, "tokenizer", None))},
         emotions,
         {"seed": seed, "full": full, "external": {n: data.sha256 for n, data in others.items()}},
     )
@@ -239,11 +240,13 @@ def _code() -> str:
 
 
 def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -> str:
-    """Identity of a study: the weights, their processing, the texts, and what was asked."""
+    """Identity of a study: the weights, their processing, the texts, how they become tokens, and what was asked."""
     parts = [
         model["fingerprint"],
         model["process_weights"],
         model["dtype"],
+        model["tokenization"],
+        model["stop_tokens"],
         emotions.fingerprint,
         "resid_post",
         options,

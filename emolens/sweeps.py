@@ -29,10 +29,11 @@ from emolens import stats
 from emolens._typing import HookedModel, hook_name
 from emolens.directions import EmotionDirections, random_directions
 from emolens.emotion_sets import EmotionSet
-from emolens.interventions import Hook, Hooks, Window, steer_at, validate
+from emolens.interventions import Hook, Hooks, Window, prompts_of, steer_at, validate
 from emolens.models import (
     Decoder,
     EncodedText,
+    Text,
     can_start_at_layer,
     encode,
     out_of_memory,
@@ -43,7 +44,8 @@ from emolens.models import (
     unembed,
 )
 from emolens.readout import check_model
-from emolens.steering import decode
+from emolens.steering import Stop, decode, ends
+from emolens.tokens import several, word_tokens
 
 TargetWords = Mapping[str, Sequence[str]]
 
@@ -190,13 +192,13 @@ class Sweep:
 
 def shortest_words(tokenizer: Any, target_words: TargetWords) -> dict[str, list[str]]:
     """Of each emotion the target words with the fewest tokens: like is compared with like, and a sweep is several times faster."""
-    count = lambda w: len(tokenizer(" " + w, add_special_tokens=False).input_ids)  # noqa: E731  (used twice)
+    count = lambda w: len(word_tokens(tokenizer, w))  # noqa: E731  (used twice)
     return {e: [w for w in ws if count(w) == min(map(count, ws))] for e, ws in target_words.items() if ws}
 
 
 def sweep(
     model: HookedModel,
-    prompts: Sequence[str],
+    prompts: Text | Sequence[Text],
     directions: EmotionDirections,
     *,
     layers: Sequence[int] | None = None,
@@ -207,6 +209,7 @@ def sweep(
     neutral: Sequence[str] | None = None,
     neutral_tokens: int = 64,
     write: int = 0,
+    stop: Stop = (),
     read: EmotionDirections | None = None,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -217,19 +220,21 @@ def sweep(
 ) -> Sweep:
     """Add every direction at every layer with every dose to every prompt, and read what the next word would be.
 
-    For emotion e with target words w (each with a leading space, words of several tokens scored whole):
+    For emotion e with target words w (as they follow the prompt, words of several tokens scored whole):
     change_e = mean_w [ log P(w | prompt, x + dose m v) - log P(w | prompt) ].
 
     Args:
-        prompts: Texts that end where the word would come.
+        prompts: Texts or chats that end where the word would come.
         directions: One or more emotions.
         layers: Blocks; None is the directions' default.
         doses: In median residual norms.
-        target_words: For each emotion its words, such as ``{e.name: e.target_words for e in emotions.emotions}``.
+        target_words: For each emotion its words, such as ``{e.name: e.target_words for e in emotions.emotions}``; a space before them is
+            put where their script and the end of the prompt have one (`tokens.joined`).
         controls: Further directions by name; None is eight random ones ("random directions"), {} none.
         positions: "all" tokens, or "generation": the last prompt token and what follows.
         neutral: Texts to measure the damage on (the first `neutral_tokens` tokens of each, but the first one).
         write: Also continue every prompt by this many tokens at most, greedily, and read what was written (`Written`).
+        stop: Where to end beside the model's own stop tokens, as in `em.generate`.
         read: Directions that score what was written; the unsteered model reads it.
         seed: Of the random directions.
         batch_tokens: Of one batch; halved when memory runs out.
@@ -240,12 +245,13 @@ def sweep(
 
     Raises:
         ValueError: no prompts, a layer without directions, no target words, a dose that is not finite, a file of another sweep.
+        FloatingPointError: NaN or infinity, with the layer and the type.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = several(prompts)
     doses = [float(d) for d in doses]
     words = {e: list(w) for e, w in target_words.items() if w}
-    if not prompts or not doses or not all(map(math.isfinite, doses)):
-        raise ValueError(f"a sweep needs prompts and finite doses, got {len(prompts)} prompts and doses {doses}")
+    if not texts or not doses or not all(map(math.isfinite, doses)):
+        raise ValueError(f"a sweep needs prompts and finite doses, got {len(texts)} prompts and doses {doses}")
     if len(words) < 2:
         raise ValueError("target_words: at least two emotions with words, to tell one from the others")
     if unknown := [e for e in directions.emotions if e not in words]:
@@ -264,15 +270,15 @@ def sweep(
     groups: dict[str | None, EmotionDirections] = {None: directions, **controls}
     for v in groups.values():
         validate(model, steer_at(v.hook_point, v, dose=0.0, layer=layers), allow_other_model=allow_other_model)
-    encoded = encode(model, prompts, prepend_bos=prepend_bos)
-    cut = [_cut(e, neutral_tokens) for e in encode(model, list(neutral), prepend_bos=prepend_bos)] if neutral else []
+    encoded = encode(model, texts, prepend_bos=prepend_bos)
+    cut = [_cut(e, neutral_tokens) for e in encode(model, several(neutral), prepend_bos=prepend_bos)] if neutral else []
     if write and (longest := max(len(e.ids) for e in encoded)) + write > model.cfg.n_ctx:
         raise ValueError(f"{longest} tokens of prompt and {write} new ones; this model reads {model.cfg.n_ctx}")
     reader = None
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
-    run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers)
+    run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
 
     cells = [
         Cell(e, control, layer, dose)
@@ -286,9 +292,10 @@ def sweep(
         [e.ids for e in cut],
         layers,
         doses,
-        words,
+        run.words,
         positions,
         write,
+        [sorted(run.end.tokens), run.end.strings],
         present_info(model).fingerprint,
     ]
     digest = hashlib.sha256(json.dumps(parts).encode())
@@ -318,7 +325,15 @@ def sweep(
     written = run.written(of) if write else None
     unsteered = run.written(run.unsteered) if write else None
     return Sweep(
-        tuple(cells), tuple(prompts), tuple(words), of["change"], run.baseline, of.get("kl"), written, unsteered, info
+        tuple(cells),
+        tuple(e.text for e in encoded),
+        tuple(words),
+        of["change"],
+        run.baseline,
+        of.get("kl"),
+        written,
+        unsteered,
+        info,
     )
 
 
@@ -373,16 +388,18 @@ class _Run:
     def __init__(
         self, model: Any, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
         positions: Literal["all", "generation"] = "all", batch_tokens: int = 4096, write: int = 0, reader: EmotionDirections | None = None,
-        layers: Sequence[int] = (),
+        layers: Sequence[int] = (), stop: Stop = (),
     ) -> None:  # fmt: skip
         self.model, self.encoded, self.neutral, self.batch_tokens = model, encoded, neutral, batch_tokens
-        self.write, self.reader = write, reader
+        self.write, self.reader, self.end = write, reader, ends(model, stop)
         self.positions: Literal["all", "generation"] = positions
         self.device = getattr(model.cfg, "device", "cpu")
         self.splits = 0
-        tokenize = lambda w: tuple(model.tokenizer(" " + w, add_special_tokens=False).input_ids)  # noqa: E731  (used once)
-        self.words = {e: [tokenize(w) for w in ws] for e, ws in words.items()}
-        every = [ids for ws in self.words.values() for ids in ws]
+        tokenize = lambda w: [tuple(word_tokens(model.tokenizer, w, e.text)) for e in encoded]  # noqa: E731  (used once)
+        self.words = {
+            e: [tokenize(w) for w in ws] for e, ws in words.items()
+        }  # the tokens of each word after each prompt
+        every = [ids for ws in self.words.values() for w in ws for ids in w]
         self.prefixes = sorted({ids[:k] for ids in every for k in range(1, len(ids))}, key=lambda p: (len(p), p))
         # the tokens whose probability is wanted after each: a whole vocabulary for every prefix would fill the memory
         self.next = {
@@ -398,7 +415,7 @@ class _Run:
                 decoder = Decoder(model, mask)
                 keep = lambda act, hook: self.stream[hook.layer()].append(act)  # noqa: E731  (one line of a list)
                 with model.hooks(fwd_hooks=[(hook_name("resid_pre", k), keep) for k in self.stream]):
-                    logs = {(): self._logs((), decoder(tokens))}
+                    logs: dict[tuple[int, ...], Any] = {(): self._logs((), decoder(tokens))}
                     for p in self.prefixes:
                         logs[p] = self._logs(p, decoder(self._repeated(p, len(encoded)), keep=False))
                 self.baseline = self._emotions(logs)
@@ -422,12 +439,18 @@ class _Run:
 
     def _emotions(self, logs: Mapping[tuple[int, ...], Mapping[int, Tensor]]) -> Float[Tensor, "row emotion"]:
         """Mean over each emotion's words of their log-probability, from the next-token ones after each prefix."""
-        whole = lambda ids: torch.stack([logs[ids[:k]][ids[k]] for k in range(len(ids))]).sum(0)  # noqa: E731
-        return (
-            torch.stack([torch.stack([whole(ids) for ids in ws]).mean(0) for ws in self.words.values()], 1)
-            .float()
-            .cpu()
-        )
+
+        def whole(word: list[tuple[int, ...]]) -> Tensor:
+            of = {
+                ids: torch.stack([logs[ids[:k]][ids[k]] for k in range(len(ids))]).sum(0) for ids in dict.fromkeys(word)
+            }
+            if len(of) == 1:
+                return of[word[0]]
+            rows = len(of[word[0]])  # each row by the tokens that the word has after its prompt
+            return torch.stack([of[word[row % len(word)]][row] for row in range(rows)])
+
+        means = [torch.stack([whole(w) for w in ws]).mean(0) for ws in self.words.values()]
+        return torch.stack(means, 1).float().cpu()
 
     def measure(self, vectors: Float[Tensor, "cell d_model"], hook_point: Any, layer: int) -> dict[str, Tensor]:
         """Every readout `[cell ...]` of some cells of one layer; a batch that memory has no room for is halved."""
@@ -475,7 +498,7 @@ class _Run:
         decoder = Decoder(model, many(mask), layer if skip else 0)
         start, *further = self.stream[layer] if skip else [tokens, *(self._repeated(p, n) for p in self.prefixes)]
         with model.hooks(fwd_hooks=self._hooks(each, hook_point, layer, window, self.positions)):
-            logs = {(): self._logs((), decoder(many(start)))}
+            logs: dict[tuple[int, ...], Any] = {(): self._logs((), decoder(many(start)))}
             window.start = tokens.shape[1]
             for p, x in zip(self.prefixes, further, strict=True):
                 logs[p] = self._logs(p, decoder(many(x), keep=False))
@@ -514,7 +537,7 @@ class _Run:
             each = repeat(vectors, "cell d_model -> (cell prompt) d_model", prompt=n)
             hooks = self._hooks(each, hook_point, layer, None, self.positions)
         encoded = self.encoded * cells
-        ids = decode(model, encoded, hooks, self.write)
+        ids = decode(model, encoded, hooks, self.write, end=self.end)
         new = torch.tensor([row + [-1] * (self.write - len(row)) for row in ids], device=self.device)
         there = (new >= 0).float()
         tokens, mask = pad(encoded, "left", self.device)
@@ -546,7 +569,7 @@ class _Run:
         distinct = [[len(set(row)) / len(row) if row else math.nan for row in cell] for cell in pairs]
         return Written(
             texts=tuple(
-                tuple(self.model.tokenizer.decode(row, skip_special_tokens=True) for row in cell) for cell in ids
+                tuple(self.end.text(e.ids, row) for e, row in zip(self.encoded, cell, strict=True)) for cell in ids
             ),
             length=(of["tokens"] >= 0).sum(-1).float(),
             distinct=torch.tensor(distinct),
@@ -592,11 +615,11 @@ class DoseCalibration:
 def calibrate_dose(
     model: HookedModel,
     direction: EmotionDirections,
-    neutral: Sequence[str],
+    neutral: Sequence[Text],
     *,
     layer: int | None = None,
     budget: float = 0.1,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[Text] = (),
     perplexity_budget: float = 1.5,
     write: int = 24,
     max_dose: float = 1.0,
@@ -687,7 +710,7 @@ def calibrate_dose(
     return DoseCalibration(e, layer, low, budget, stats.bootstrap_mean(kl, range(len(kl))), len(kl), **text)
 
 
-def _halves(texts: Sequence[str], rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
+def _halves(texts: Sequence[Text], rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
     order = rng.permutation(len(texts))
     half = len(order) // 2
     return [texts[i] for i in order[:half]], [texts[i] for i in order[half:]]
@@ -695,7 +718,7 @@ def _halves(texts: Sequence[str], rng: np.random.Generator) -> tuple[list[Any], 
 
 def prompt_baseline(
     model: HookedModel,
-    prompts: Sequence[str],
+    prompts: Text | Sequence[Text],
     emotions: EmotionSet,
     *,
     names: Sequence[str] | None = None,
@@ -709,31 +732,36 @@ def prompt_baseline(
 
     Args:
         names: Which emotions are said; None is all with an adjective.
-        template: Put before every prompt and neutral text.
+        template: Put before every prompt and neutral text; in a chat before its first message.
 
     Returns:
         `Sweep` with control "prompt", layer -1 and dose 0.
     """
-    if not prompts:
-        raise ValueError("no prompt given")
+    asked = prompts_of(prompts)
     words = {e.name: e.target_words for e in emotions.emotions if e.target_words}
     adjective = {e.name: e.adjective for e in emotions.emotions if e.adjective}
     names = list(adjective) if names is None else list(names)
     if unknown := [n for n in names if n not in adjective]:
         raise ValueError(f"{unknown[0]!r} has no adjective in set {emotions.name!r}")
-    texts = [_cut(e, neutral_tokens) for e in encode(model, list(neutral))] if neutral else []
-    run = _Run(model, encode(model, list(prompts)), texts, dict(words))
+    texts = [_cut(e, neutral_tokens) for e in encode(model, several(neutral))] if neutral else []
+    run = _Run(model, encode(model, asked), texts, dict(words))
     change, kl = [], []
     for name in names:
         said = template.format(adjective=adjective[name])
-        told = _Run(model, encode(model, [said + p for p in prompts]), [], dict(words))
+        told = _Run(model, encode(model, [_said_before(said, p) for p in asked]), [], dict(words))
         change.append(told.baseline - run.baseline)
         if texts:
             kl.append(_told_damage(model, run, said))
     cells = tuple(Cell(n, "prompt", -1, 0.0) for n in names)
-    return Sweep(
-        cells, tuple(prompts), tuple(words), torch.stack(change), run.baseline, torch.stack(kl) if kl else None
-    )
+    plain = tuple(e.text for e in run.encoded)
+    return Sweep(cells, plain, tuple(words), torch.stack(change), run.baseline, torch.stack(kl) if kl else None)
+
+
+def _said_before(said: str, prompt: Text) -> Text:
+    if isinstance(prompt, str):
+        return said + prompt
+    first, *rest = prompt
+    return [{**first, "content": [said, *([c] if isinstance(c := first["content"], str) else c)]}, *rest]
 
 
 @torch.no_grad()

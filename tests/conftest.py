@@ -34,7 +34,7 @@ SENTENCES = (
     "They laughed, then they stopped laughing, and nobody said what they were thinking.",
     "On Sunday the neighbours were in the garden again; a dog barked at the gate.",
 )
-TokenizerKind = Literal["bos", "no_bos", "chat"]
+TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
 
 
@@ -116,10 +116,14 @@ def randomise(hf_model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
-    """A byte-level BPE tokenizer: with a BOS added to every text, without any, or with BOS and a chat template."""
+    """A byte-level BPE tokenizer: with a BOS added to every text, without any, with BOS and a chat template, or with BOS and an EOS behind
+    every text; or one of SentencePiece kept as tokenizer.json, with a BOS, where "▁" stands for a space and before every text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    if kind == "sentencepiece":
+        return _sentencepiece()
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -136,8 +140,9 @@ def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
     if kind == "no_bos":
         core.post_processor = processors.ByteLevel(trim_offsets=False)
     else:
-        bos = [("<s>", core.token_to_id("<s>"))]
-        core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=bos)
+        marks = [(mark, core.token_to_id(mark)) for mark in ("<s>", "</s>")]
+        single = "<s> $A </s>" if kind == "eos" else "<s> $A"
+        core.post_processor = processors.TemplateProcessing(single=single, pair="<s> $A $B", special_tokens=marks)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     if kind == "chat":
         tokenizer.chat_template = (
@@ -145,6 +150,24 @@ def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
             "{% if add_generation_prompt %}[assistant] {% endif %}"
         )
     return tokenizer
+
+
+def _sentencepiece() -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # while it learns: no token across a space
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    words = "I opened the door and felt happy or sad or angry or afraid 她感到高兴和难过"
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    core.train_from_iterator([words, *SENTENCES] * 50, trainer)
+    core.pre_tokenizer = None  # type: ignore[assignment]  # as such files have it
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", core.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="session")

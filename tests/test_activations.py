@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import emolens as em
@@ -21,10 +25,13 @@ from emolens.activations import (
     SINK,
     Activations,
     _bins,
+    begun,
     check_layers,
     collect,
     histogram_mean,
     histogram_median,
+    join,
+    joined,
 )
 from emolens.models import encode, render_chat
 
@@ -869,3 +876,87 @@ def test_the_mean_norm_follows_the_layers_and_a_file(toy_acts, tmp_path):
     toy_acts.save(tmp_path / "acts.safetensors")
     assert torch.equal(Activations.load(tmp_path / "acts.safetensors").norm_mean, toy_acts.norm_mean)
     assert ((toy_acts.norm_mean / toy_acts.norm_median - 1).abs() < 0.5).all()  # no outlier is in it
+
+
+# --- how text becomes tokens is part of what a run is -----------------------------------------------------------------
+
+CHATS = [[{"role": "user", "content": f"The door was open when she came home, {i} times."}] for i in range(4)]
+
+
+def _template(tokenizer: Any) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("[{{ m['role'] }}]", "<|{{ m['role'] }}|>")
+
+
+def _no_bos(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+
+
+def _eos_behind(tokenizer: Any) -> None:
+    marks = [("<s>", 0), ("</s>", 1)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=marks)  # fmt: skip
+
+
+def _lower_case(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def _another_mark(tokenizer: Any) -> None:
+    tokenizer.bos_token = "</s>"
+
+
+def _no_merges(tokenizer: Any) -> None:
+    """The same vocabulary and the same rules of everything but which pieces are put together."""
+    core = tokenizer.backend_tokenizer
+    state = json.loads(core.to_str())
+    state["model"]["merges"] = []
+    core.model = Tokenizer.from_str(json.dumps(state)).model
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (_template, "tokenization.chat_template"),
+        (_no_bos, "tokenization.puts_before"),
+        (_eos_behind, "tokenization.left_off_behind"),
+        (_lower_case, "tokenization.normalizer"),
+        (_another_mark, "tokenization.special_tokens.bos_token"),
+        (_no_merges, "ids_sha256"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_tokens(tiny, tmp_path, change, what):
+    model = em.load_model(tiny("llama", tokenizer="chat"))
+    options: dict[str, Any] = {"pooling": em.last_token(), "shard_texts": 2}
+    texts = [*CHATS, "The door was open."]
+    with begun(tmp_path / "run", model, texts, "resid_post", **options) as job:
+        job.run([0], progress=False)
+    change(model.tokenizer)
+    with pytest.raises(FileExistsError, match=f"was begun with {re.escape(what)} = .*, now it is .*; choose another"):
+        em.collect_to(tmp_path / "run", model, texts, progress=False, **options)
+    with (
+        pytest.raises(ValueError, match="another chat template or tokenizer") if what != "ids_sha256" else nullcontext()
+    ):
+        joined(tmp_path / "run", model, texts, "resid_post", **options)
+
+
+def test_how_text_became_tokens_is_in_the_vectors_and_the_same_from_shards(tiny_model, toy_set, tmp_path):
+    emotions = em.load_emotion_set(toy_set)
+    whole = em.collect_resid_post(tiny_model, emotions, progress=False, shard_texts=20)
+    folder = em.collect_to(tmp_path / "run", tiny_model, emotions, progress=False, shard_texts=20)
+    assert folder.info["ids_sha256"] == whole.info["ids_sha256"] == folder.folder.manifest["ids_sha256"]
+    assert folder.load().info == whole.info
+    em.mean_difference(whole).save(tmp_path / "v.safetensors")
+    info = em.load_directions(tmp_path / "v.safetensors").info
+    assert info["ids_sha256"] == whole.info["ids_sha256"]
+    assert info["tokenization"]["puts_before"] == ["<s>"]
+    assert info["tokenization"]["template_date"] == "2024-07-26"
+    other = em.collect_resid_post(tiny_model, emotions, progress=False, shard_texts=20, prepend_bos=False)
+    assert other.info["ids_sha256"] != whole.info["ids_sha256"]
+
+
+def test_activations_of_earlier_versions_do_not_know_their_tokens_and_are_read(tiny_model, tmp_path):
+    acts = quiet(tiny_model, TEXTS)
+    old = replace(acts, info={k: v for k, v in acts.info.items() if k not in ("tokenization", "ids_sha256")})
+    old.save(tmp_path / "old.safetensors")
+    read = em.Activations.load(tmp_path / "old.safetensors")
+    assert torch.equal(join([read, read]).rows, torch.cat([acts.rows, acts.rows]))
+    assert "ids_sha256" not in join([read]).info

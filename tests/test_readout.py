@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -390,8 +392,9 @@ class _Words:
         return getattr(self.inner, name)
 
     def __call__(self, text, **options):
-        if len(text) == 2 and text[0] == " ":
-            return self.inner(text[1], **options)
+        if text[-2:-1] == " ":
+            parts = (self.inner(part, add_special_tokens=False).input_ids for part in (text[:-2], text[-1]))
+            return SimpleNamespace(input_ids=[*chain(*parts)])
         return self.inner(text, **options)
 
 

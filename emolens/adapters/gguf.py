@@ -39,6 +39,7 @@ _ROPE = {
     "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length",
     "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
+_STOPS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
 def _is(wanted: float) -> Callable[[Any, int], bool]:
@@ -68,7 +69,8 @@ _NEUTRAL: dict[str, Callable[[Any, int], bool]] = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says beside its weights: keys of its architecture, the shapes of its tensors, and rotary factors if it has them."""
+    """What a GGUF file says beside its weights: keys of its architecture, the shapes of its tensors,
+    rotary factors if it has them, and the tokens at which a text or a turn ends."""
 
     file: str
     arch: str
@@ -76,6 +78,7 @@ class Header:
     shapes: dict[str, list[int]]
     n_tokens: int
     factors: Any
+    stops: list[int]
 
     def complete(self, config: Any) -> None:
         """Put into the config that transformers made of this file what it has left out.
@@ -84,6 +87,8 @@ class Header:
             ConversionError: a key or tensor that is neither known nor without effect, by name.
         """
         keys, arch = self.keys, self.arch
+        if self.stops:  # end of turn as well as end of text, of which transformers reads the first only
+            config.eos_token_id = self.stops
         d_head = keys.get("attention.key_length") or config.hidden_size // config.num_attention_heads
         if arch in _BIASES:
             config.head_dim = d_head
@@ -146,6 +151,7 @@ def read(path: Path) -> Header:
         {name: [int(n) for n in t.shape] for name, t in tensors.items()},
         0 if tokens is None else len(tokens.data),
         None if factors is None else np.asarray(factors.data, dtype=np.float64),
+        list(dict.fromkeys(int(reader.fields[k].contents()) for k in _STOPS if k in reader.fields)),
     )
 
 
