@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import __version__, shards
+from emolens._files import unknown
 from emolens._typing import HookedModel, HookPoint, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Slice, open_corpus
@@ -166,8 +167,12 @@ class Activations:
         return Moments.of([self])
 
     def select(self, keep: Callable[[TextInfo], bool]) -> Activations:
-        """The rows of the texts for which `keep` is true. The histogram of norms stays that of the whole collection."""
-        wanted = torch.tensor([keep(t) for t in self.texts], dtype=torch.bool)
+        """The texts for which `keep` is true, with all that belongs to them: rows, sinks, and for a neutral text its single tokens.
+
+        So a choice of emotions that is to keep the neutral texts says so: ``lambda t: t.emotion in (None, "joy", "fear")``. The histogram
+        of norms alone stays that of the whole collection: it holds no text apart, and is only the unit of a dose.
+        """
+        wanted = torch.tensor([bool(keep(t)) for t in self.texts], dtype=torch.bool)
         rows = wanted[self.row_text]
         renumber = torch.cumsum(wanted, 0) - 1
         return replace(
@@ -176,9 +181,22 @@ class Activations:
             embed=self.embed[rows],
             row_text=renumber[self.row_text[rows]],
             row_position=self.row_position[rows],
-            texts=tuple(t for t in self.texts if keep(t)),
+            texts=tuple(t for t, kept in zip(self.texts, wanted.tolist(), strict=True) if kept),
             sinks=self.sinks[wanted],
+            neutral_tokens=None if self.neutral_tokens is None else self.neutral_tokens.select(keep),
         )
+
+    def without(self, topics: str | Iterable[str]) -> Activations:
+        """Everything but some topics, no story, neutral text or neutral token of theirs: what may be fitted where these are judged.
+
+        Raises:
+            KeyError: a topic that no text here has.
+        """
+        left_out = {topics} if isinstance(topics, str) else set(topics)
+        known = {t.topic for t in self.texts}
+        if unknown_ones := sorted(left_out - known):
+            raise KeyError(unknown("topic", unknown_ones[0], sorted(t for t in known if t is not None)))
+        return self.select(lambda t: t.topic not in left_out)
 
     def at(self, layers: Sequence[int]) -> Activations:
         """The same rows at some of the layers."""

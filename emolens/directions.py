@@ -25,7 +25,7 @@ from torch import Tensor
 
 from emolens import __version__, stats
 from emolens._typing import HookPoint, typed
-from emolens.activations import Activations, Collection, Moments, is_main, with_topics
+from emolens.activations import Activations, Collection, Moments, TextInfo, is_main, with_topics
 from emolens.emotion_sets import EmotionSet
 from emolens.shards import read_safetensors, write_safetensors
 
@@ -549,7 +549,14 @@ def class_means(
 
     >>> class_means(torch.tensor([[[1.0]], [[3.0]], [[5.0]]]), torch.tensor([0, 0, 1])).flatten().tolist()
     [2.0, 5.0]
+
+    Raises:
+        ValueError: no texts, or a label below the highest that no text has.
     """
+    counts = labels.bincount()
+    if not len(counts) or (counts == 0).any():
+        empty = int((counts == 0).nonzero()[0]) if len(counts) else 0
+        raise ValueError(f"emotion number {empty} has no text among the {len(rows)} given: there is no mean of nothing")
     one_hot = torch.nn.functional.one_hot(labels).to(rows.dtype)
     return einsum(one_hot / one_hot.sum(0), rows, "text emotion, text layer d_model -> emotion layer d_model")
 
@@ -563,14 +570,26 @@ def neutral_components(
     >>> tokens = torch.tensor([[[3.0, 0.0]], [[-3.0, 0.0]], [[0.0, 1.0]], [[0.0, -1.0]]])
     >>> neutral_components(tokens, 0.5)[0].abs().tolist()
     [[1.0], [0.0]]
+
+    Raises:
+        ValueError: fewer than two tokens, or tokens that are all the same: an arbitrary direction would come out.
     """
     if not 0 < share < 1:
         raise ValueError(f"remove_neutral={share}; between 0 and 1, or None")
+    if len(tokens) < 2:
+        raise ValueError(
+            f"neutral components need tokens of neutral texts, there are {len(tokens)}: give neutral texts on more topics "
+            "(all of them may be of the topics that are held out), or remove nothing"
+        )
     out = []
     for k in range(tokens.shape[1]):
         x = (tokens[:, k] - tokens[:, k].mean(0)).double()
         values, vectors = torch.linalg.eigh(x.T @ x)  # ascending
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        if values[0] == 0:
+            raise ValueError(
+                f"the {len(tokens)} neutral tokens are all the same: they vary in nothing that could be removed"
+            )
         n = int((values.cumsum(0) < share * values.sum()).sum()) + 1
         out.append(vectors[:, :n].float())
     return out
@@ -645,7 +664,7 @@ def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | i
     moments, neutral = _moments(acts), _Neutral.of(acts)
     components = neutral.components(remove_neutral)
     ((_, of_all),) = with_topics([acts])
-    main, topics = acts.select(is_main), [t for t, text in zip(of_all, acts.texts, strict=True) if is_main(text)]
+    main, topics = _pooled(acts, is_main), [t for t, text in zip(of_all, acts.texts, strict=True) if is_main(text)]
     labels = torch.tensor([moments.emotions.index(t.emotion or "") for t in main.texts])
 
     def fit_clean(rows: Tensor, y: Tensor, of: list[str]) -> Tensor:
@@ -663,6 +682,11 @@ def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | i
         calibration=held_out and _calibrate(*held_out, vectors, reference, neutral),
         **_common(acts, moments, neutral, method, remove_neutral, components),
     )
+
+
+def _pooled(acts: Activations, keep: Callable[[TextInfo], bool]) -> Activations:
+    """Some of the texts, without the single tokens that nobody here asks for: they are the larger part to copy."""
+    return replace(acts, neutral_tokens=None).select(keep)
 
 
 def _moments(acts: Activations | Collection) -> Moments:
@@ -690,7 +714,7 @@ class _Neutral:
     def of(acts: Activations | Collection) -> _Neutral:
         rows, tokens = [], []
         for chunk in acts.chunks():
-            rows.append(chunk.select(lambda t: t.split == "neutral").rows)
+            rows.append(_pooled(chunk, lambda t: t.split == "neutral").rows)
             if chunk.neutral_tokens is not None:
                 tokens.append(chunk.neutral_tokens)
         if not tokens:
@@ -760,7 +784,7 @@ def _held_out_by_sums(
     n, total, squares = 0, 0.0, 0.0
     for chunk, topics in with_topics(acts.chunks()):
         mine = [is_main(t) for t in chunk.texts]
-        main, topics = chunk.select(is_main), [t for t, m in zip(topics, mine, strict=True) if m]
+        main, topics = _pooled(chunk, is_main), [t for t, m in zip(topics, mine, strict=True) if m]
         for fold in folds:
             inside = torch.tensor([t in fold for t in topics], dtype=torch.bool)
             if inside.any():

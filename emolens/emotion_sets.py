@@ -155,6 +155,12 @@ class EmotionSet:
         return {e.name: e.family or e.name for e in self.emotions}
 
     @cached_property
+    def told(self) -> dict[str, Person]:
+        """Person of each topic that has a main story, in order: what folds are dealt from. Others are of neutral texts alone."""
+        used = {s.topic for _, s in self.texts()}
+        return {t.name: t.person for t in self.topics if t.name in used}
+
+    @cached_property
     def concepts(self) -> dict[str, str]:
         """Emotion of each concept: what lines this set up with `core` and with its translations."""
         return {e.concept or e.name: e.name for e in self.emotions}

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emolens import __version__
+from emolens import __version__, stats
 from emolens._typing import HookedModel
 from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
@@ -100,6 +100,7 @@ def run_study(
     others = transfer.load_external(external) if external is not None else {}
     if not emotions.neutral:
         raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
+    _check_folds(emotions, seed)
     folder = _prepare(out)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
     info = present_info(loaded)
@@ -190,6 +191,17 @@ def run_study(
     shutil.rmtree(kept.folder)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder)
+
+
+def _check_folds(emotions: EmotionSet, seed: int) -> None:
+    """Refuse a set that leaves nothing to fit on where some topics are held out: a fold, or one grammatical person."""
+    persons = [tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")]
+    for held in (*stats.topic_folds(emotions.told, seed=seed), *persons):
+        if all(n.topic in held for n in emotions.neutral):
+            raise ValueError(
+                f"set {emotions.name!r}: all neutral texts are of topics that are held out together ({', '.join(held)}), so nothing is left "
+                "to find neutral components in; write neutral texts on more topics, or under topics that have no stories"
+            )
 
 
 def _prepare(out: str | Path) -> Path:
