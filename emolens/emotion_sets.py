@@ -227,8 +227,10 @@ def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
         FileExistsError: there is a set already.
     """
     folder = Path(folder).expanduser()
-    if (folder / "set.yaml").exists():
-        raise FileExistsError(f"{folder} already holds a set; choose another folder")
+    for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
+        if (folder / name).exists() or (folder.exists() and not folder.is_dir()):
+            held = "a set" if name == "set.yaml" and folder.is_dir() else "something else under a name that a set needs"
+            raise FileExistsError(f"{folder} already holds {held}; choose another folder")
     (folder / "stories").mkdir(parents=True, exist_ok=True)
     emotions = []
     for number, e in enumerate(s.emotions):
