@@ -4,14 +4,17 @@ Axis vocabulary: ``batch pos text layer emotion component head d_model d_head d_
 `@typed` checks its annotations at every call (about 0.1 ms); a wrong shape is a `jaxtyping.TypeCheckError`.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, SupportsIndex, TypeVar, get_args, runtime_checkable
 
 from beartype import beartype
 from jaxtyping import jaxtyped
 
 HookPoint = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 HeadPoint = Literal["z", "q", "k", "v"]
+
+Blocks = SupportsIndex | Iterable[SupportsIndex]  # one layer or several: of Python, numpy or torch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +41,40 @@ class HookedModel(Protocol):
 def is_hooked(model: Any) -> bool:
     """Whether it is a `HookedTransformer` or of a class made from it; else it is a bridge."""
     return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)
+
+
+def block_number(layer: Any, wrong: str = ": layers are block numbers, such as 18") -> int:
+    """A layer as a plain number, of whatever library it is.
+
+    >>> block_number(3)
+    3
+
+    Raises:
+        ValueError: it is no whole number; `wrong` ends the sentence.
+    """
+    try:
+        if not isinstance(layer, bool):
+            return operator.index(layer)
+    except TypeError:
+        pass
+    raise ValueError(f"layer {layer!r}{wrong}")
+
+
+def block_numbers(layers: Any, wrong: str = ": layers are block numbers, such as 18") -> tuple[int, ...]:
+    """One layer or several as plain numbers.
+
+    >>> block_numbers(3), block_numbers(range(2))
+    ((3,), (0, 1))
+
+    Raises:
+        ValueError: something among them is no whole number.
+    """
+    try:
+        return (block_number(layers, wrong),)
+    except ValueError:
+        if isinstance(layers, str | bytes | bool) or not isinstance(layers, Iterable):
+            raise
+    return tuple(block_number(layer, wrong) for layer in layers)
 
 
 def hook_name(hook_point: HookPoint | HeadPoint, layer: int) -> str:

@@ -20,7 +20,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex, get_args
 
 import psutil
 import torch
@@ -30,9 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import __version__, shards
-from emolens._typing import HookedModel, HookPoint, hook_name, is_hooked, typed
+from emolens._files import unknown
+from emolens._typing import Blocks, HookedModel, HookPoint, block_number, block_numbers, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
-from emolens.corpus import Corpus, Slice, open_corpus
+from emolens.corpus import Corpus, Long, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
 from emolens.models import (
     EncodedText,
@@ -45,7 +46,7 @@ from emolens.models import (
     pad,
     present_info,
 )
-from emolens.shards import read_safetensors, write_safetensors
+from emolens.shards import read_safetensors, vacant, write_safetensors
 from emolens.tokens import ids_hash, tokenization
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
@@ -56,6 +57,7 @@ OVERHEAD = {
     "cpu": 32,
     "other": 2048,
 }  # what a batch costs beside its tokens, in tokens: a CPU is busy with few, a GPU is not
+Texts = EmotionSet | Corpus | Text | Iterable[Text] | Path  # and tables of `datasets`
 FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
 
 
@@ -177,8 +179,12 @@ class Activations:
         return Moments.of([self])
 
     def select(self, keep: Callable[[TextInfo], bool]) -> Activations:
-        """The rows of the texts for which `keep` is true. The histogram of norms stays that of the whole collection."""
-        wanted = torch.tensor([keep(t) for t in self.texts], dtype=torch.bool)
+        """The texts for which `keep` is true, with all that belongs to them: rows, sinks, and for a neutral text its single tokens.
+
+        So a choice of emotions that is to keep the neutral texts says so: ``lambda t: t.emotion in (None, "joy", "fear")``. The histogram
+        of norms alone stays that of the whole collection: it holds no text apart, and is only the unit of a dose.
+        """
+        wanted = torch.tensor([bool(keep(t)) for t in self.texts], dtype=torch.bool)
         rows = wanted[self.row_text]
         renumber = torch.cumsum(wanted, 0) - 1
         return replace(
@@ -187,27 +193,46 @@ class Activations:
             embed=self.embed[rows],
             row_text=renumber[self.row_text[rows]],
             row_position=self.row_position[rows],
-            texts=tuple(t for t in self.texts if keep(t)),
+            texts=tuple(t for t, kept in zip(self.texts, wanted.tolist(), strict=True) if kept),
             sinks=self.sinks[wanted],
+            neutral_tokens=None if self.neutral_tokens is None else self.neutral_tokens.select(keep),
         )
 
-    def at(self, layers: Sequence[int]) -> Activations:
-        """The same rows at some of the layers."""
+    def without(self, topics: str | Iterable[str]) -> Activations:
+        """Everything but some topics, no story, neutral text or neutral token of theirs: what may be fitted where these are judged.
+
+        Raises:
+            KeyError: a topic that no text here has.
+        """
+        left_out = {topics} if isinstance(topics, str) else set(topics)
+        known = {t.topic for t in self.texts}
+        if unknown_ones := sorted(left_out - known):
+            raise KeyError(unknown("topic", unknown_ones[0], sorted(t for t in known if t is not None)))
+        return self.select(lambda t: t.topic not in left_out)
+
+    def at(self, layers: Blocks) -> Activations:
+        """The same rows at one or some of the layers."""
+        layers = block_numbers(layers)
         missing = [layer for layer in layers if layer not in self.layers]
         if missing:
             raise ValueError(f"layer {missing[0]} was not collected; collected: {list(self.layers)}")
         index = [self.layers.index(layer) for layer in layers]
         return replace(
             self,
-            layers=tuple(layers),
+            layers=layers,
             rows=self.rows[:, index],
             norm_histogram=self.norm_histogram[index],
             sinks=self.sinks[:, index],
             neutral_tokens=None if self.neutral_tokens is None else self.neutral_tokens.at(layers),
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, atomically: it is there whole or not at all."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a safetensors file, atomically: it is there whole or not at all.
+
+        Raises:
+            FileExistsError: the file is there and holds other activations, or something else; `overwrite` replaces it.
+        """
+        vacant(path, self._other, overwrite=overwrite)
         tensors: dict[str, Tensor] = {}
         headers: dict[str, str] = {}
         for prefix, part in (("", self), ("neutral_tokens.", self.neutral_tokens)):
@@ -217,6 +242,16 @@ class Activations:
                 header = {"hook_point": part.hook_point, "layers": part.layers, "info": part.info}
                 headers[prefix or "self."] = json.dumps(header | {"texts": [asdict(t) for t in part.texts]})
         write_safetensors(path, tensors, {"format": FORMATS[0], **headers})
+
+    def _other(self, file: Path) -> str | None:
+        """What a file holds, in words; None if it is these activations."""
+        try:
+            found = Activations.load(file)
+        except ValueError:
+            return "something that is no activations of emolens"
+        same = all(getattr(found, k) == getattr(self, k) for k in ("hook_point", "layers", "texts"))
+        same = same and all(found.info.get(k) == self.info.get(k) for k in ("model", "prepend_bos", "pooling"))
+        return None if same else f"other activations ({found!r} of {found.info['model']['name']})"
 
     @staticmethod
     def load(path: str | Path) -> Activations:
@@ -313,6 +348,7 @@ class Moments:
         return n, total
 
 
+COUNTED = ("dropped_texts", "truncated_texts", "split_batches")  # in `info`; added up over the slices
 UNTOLD = 16  # parts into which the texts of an emotion are dealt where no topic is known
 
 
@@ -369,7 +405,7 @@ def join(parts: Iterable[Activations]) -> Activations:
 
 def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of consecutive slices as of the whole: counts are added up, and the identity of the tokens is that of all of them."""
-    whole = infos[0] | {k: sum(i[k] for i in infos) for k in ("dropped_texts", "split_batches")}
+    whole = infos[0] | {k: sum(i.get(k, 0) for i in infos) for k in COUNTED}
     if "ids_sha256" in whole:  # earlier versions did not know it
         whole["ids_sha256"] = text_hash("".join(i["ids_sha256"] for i in infos))
     return whole
@@ -444,8 +480,9 @@ class Collection:
         """Sums over the texts of each emotion and topic, in float64."""
         return self._moments
 
-    def second_moment(self, layer: int) -> Float64[Tensor, "d_model d_model"]:
+    def second_moment(self, layer: SupportsIndex) -> Float64[Tensor, "d_model d_model"]:
         """Pooled within-emotion second moment at a layer,  sum over stories of (x - m_e)(x - m_e)^T, in float64; one pass over the shards."""
+        layer = block_number(layer)
         if layer not in self.layers:
             raise ValueError(f"layer {layer} was not collected; collected: {list(self.layers)}")
         k = self.layers.index(layer)
@@ -487,17 +524,18 @@ def _shards_of(folder: shards.Folder) -> Iterator[Activations]:
 
 def collect_resid_post(
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text] | Path,
+    texts: Texts,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     pooling: Pooling | None = None,
     prepend_bos: bool | None = None,
     padding_side: Literal["left", "right"] = "right",
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     shard_texts: int | None = None,
-    emotions: Sequence[str] | None = None,
-    topics: Sequence[str] | None = None,
+    long: Long = "raise",
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
     progress: bool = True,
 ) -> Activations:
     """Pooled residual stream after each block, `blocks.{layer}.hook_resid_post`, and the embeddings beside it.
@@ -507,7 +545,7 @@ def collect_resid_post(
     Args:
         model: A model from `load_model`, or your own `HookedTransformer` or `TransformerBridge`.
         texts: An emotion set (its stories in every split, its neutral texts, and a sample of neutral tokens), plain texts, chat
-            messages, the `pathlib.Path` of a ``.jsonl`` or ``.jsonl.gz`` file, or a `datasets.Dataset` (see `corpus.open_corpus`).
+            messages, the `pathlib.Path` of a ``.jsonl``, ``.csv`` or ``.txt`` file, or a `datasets.Dataset` (see `corpus.open_corpus`).
         layers: Block indices, 0-based; None is every block.
         pooling: `mean_over_tokens()` (the default, skip=50), `last_token()`, `char_span(...)` or `every_token()`.
         prepend_bos: None follows the model's tokenizer; recorded in `info`.
@@ -516,7 +554,9 @@ def collect_resid_post(
             A batch that runs out of memory all the same is halved, and counted in `info["split_batches"]`.
         batch_size: Texts of a batch at most; None leaves it to `batch_tokens`.
         shard_texts: Texts that are sorted by length together (and, in `collect_to`, are one file); None is 128 on a CPU, else 512.
-        emotions, topics: Labels of plain texts, one a text.
+        long: A text of more tokens than the model reads: "raise" before the first pass, "truncate" it (counted in
+            `info["truncated_texts"]`), or "skip" it (counted in `info["dropped_texts"]`).
+        emotions, topics: Labels of plain texts, one a text: words or whole numbers, of Python, numpy or pandas; None for a text without one.
         progress: Show a bar with tokens per second and the remaining time.
 
     Returns:
@@ -524,7 +564,8 @@ def collect_resid_post(
 
     Raises:
         KeyError: the model lacks the hook point (parallel-residual models have no `resid_mid`).
-        ValueError: a layer that does not exist; a text too short to pool; labels that do not match the texts.
+        ValueError: a layer that does not exist; a text too short or too long; labels that are missing or do not match the texts; a string
+            that is the name of a file, folder or set. All of it before the first pass.
         FloatingPointError: NaN or infinity, with the first layer that has it.
 
     Reference:
@@ -532,13 +573,13 @@ def collect_resid_post(
     """
     return collect(
         model, texts, "resid_post", layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, emotions=emotions, topics=topics,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long, emotions=emotions, topics=topics,
         progress=progress,
     )  # fmt: skip
 
 
 def _sibling(hook_point: HookPoint, what: str) -> Callable[..., Activations]:
-    def sibling(model: HookedModel, texts: EmotionSet | Sequence[Text], **options: Any) -> Activations:
+    def sibling(model: HookedModel, texts: Texts, **options: Any) -> Activations:
         return collect(model, texts, hook_point, **options)
 
     sibling.__name__ = sibling.__qualname__ = f"collect_{hook_point}"
@@ -558,53 +599,52 @@ collect_embed = _sibling("embed", "token embeddings, `hook_embed` (one layer, nu
 
 def collect(
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text] | Path,
+    texts: Texts,
     hook_point: HookPoint,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     pooling: Pooling | None = None,
     prepend_bos: bool | None = None,
     padding_side: Literal["left", "right"] = "right",
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     shard_texts: int | None = None,
-    emotions: Sequence[str] | None = None,
-    topics: Sequence[str] | None = None,
+    long: Long = "raise",
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
     progress: bool = True,
 ) -> Activations:
     """`collect_resid_post` for a hook point given by name."""
     recipe = _recipe(
         model, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long,
     )  # fmt: skip
     corpus = open_corpus(texts, emotions, topics)
     pieces = list(corpus.slices(recipe.shard_texts))
-    if not pieces:
-        raise ValueError("no texts given")
     n_texts = sum(len(piece.texts) for piece in pieces)
-    _check_spans(recipe.pooling, n_texts)
+    _check_number(recipe, n_texts)
+    read = [_encoded(model, recipe, piece) for piece in pieces]
+    _check_used(recipe, read)
     with _Progress(recipe, n_texts, progress) as bar:
-        whole = join(_collect_slice(model, recipe, corpus, piece, bar) for piece in pieces)
-    if not whole.texts:
-        raise ValueError(_too_short(recipe.pooling))
-    return whole
+        return join(_collect_slice(model, recipe, corpus, slice, bar) for slice in read)
 
 
 def collect_to(
     folder: str | Path,
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text] | Path,
+    texts: Texts,
     hook_point: HookPoint = "resid_post",
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     pooling: Pooling | None = None,
     prepend_bos: bool | None = None,
     padding_side: Literal["left", "right"] = "right",
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     shard_texts: int | None = None,
-    emotions: Sequence[str] | None = None,
-    topics: Sequence[str] | None = None,
+    long: Long = "raise",
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
     progress: bool = True,
 ) -> Collection:
     """Collect into a folder, in memory that does not grow with the corpus, so that a killed run continues where it was.
@@ -625,7 +665,7 @@ def collect_to(
     """
     with begun(
         folder, model, texts, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, emotions=emotions, topics=topics,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long, emotions=emotions, topics=topics,
     ) as job:  # fmt: skip
         job.run(job.folder.missing(), progress=progress)
         return job.result()
@@ -645,6 +685,7 @@ class _Recipe:
     batch_tokens: int
     batch_size: int | None
     shard_texts: int
+    long: Long
 
 
 @dataclass(frozen=True)
@@ -667,35 +708,45 @@ class Job:
                     raise RuntimeError(
                         f"the texts changed while they were being read (slice {piece.number}); start again"
                     )
-                part = _collect_slice(self.model, self.recipe, self.corpus, piece, bar)
-                part.save(self.folder.file(piece.number))
+                part = _collect_slice(
+                    self.model, self.recipe, self.corpus, _encoded(self.model, self.recipe, piece), bar
+                )
+                part.save(self.folder.file(piece.number), overwrite=True)
 
     def result(self) -> Collection:
         """The finished folder."""
-        collection = Collection.open(self.folder.path)
-        if not collection.n_texts:
-            raise ValueError(_too_short(self.recipe.pooling))
-        return collection
+        return Collection.open(self.folder.path)
 
 
 @contextmanager
 def begun(
     folder: str | Path,
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text] | Path,
+    texts: Texts,
     hook_point: HookPoint,
+    *,
+    before: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> Iterator[Job]:
-    """Hold the folder of a collection while it is made; options as for `collect_to`, errors as there."""
+    """Hold the folder of a collection while it is made; options as for `collect_to`, errors as there; `before` may refuse the manifest."""
     manifest = survey(folder, model, texts, hook_point, **options)
-    with held(folder, manifest):
+    with held(folder, manifest, before):
         yield joined(folder, model, texts, hook_point, **options)
 
 
 @contextmanager
-def held(folder: str | Path, manifest: dict[str, Any]) -> Iterator[shards.Folder]:
-    """Hold a folder for a run that was surveyed, with room for all of it."""
+def held(
+    folder: str | Path, manifest: dict[str, Any], before: Callable[[dict[str, Any]], None] | None = None
+) -> Iterator[shards.Folder]:
+    """Hold a folder for a run that was surveyed, with room for all of it; `before` may refuse the manifest, and then no folder is made."""
+    there = (
+        Path(folder).expanduser() / shards.MANIFEST
+    ).is_file()  # of a run that was begun: what differs from it is said first
+    if before is not None and not there:
+        before(manifest)
     with shards.begin(folder, manifest) as mine:
+        if before is not None and there:
+            before(manifest)
         options = manifest["options"]
         if options["pooling"]["kind"] != "tokens":  # as many rows as tokens: not known before they are read
             done = sum(f.stat().st_size for f in mine.path.glob("*.safetensors"))
@@ -713,11 +764,11 @@ def held(folder: str | Path, manifest: dict[str, Any]) -> Iterator[shards.Folder
 def joined(
     folder: str | Path,
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text] | Path,
+    texts: Texts,
     hook_point: HookPoint,
     *,
-    emotions: Sequence[str] | None = None,
-    topics: Sequence[str] | None = None,
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
     **options: Any,
 ) -> Job:
     """The job that has been begun on this folder, by this process or another, with the same model, texts and options.
@@ -742,14 +793,18 @@ def joined(
 def survey(
     folder: str | Path,
     model: HookedModel,
-    texts: EmotionSet | Sequence[Text] | Path,
+    texts: Texts,
     hook_point: HookPoint,
     *,
-    emotions: Sequence[str] | None = None,
-    topics: Sequence[str] | None = None,
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there."""
+    """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there.
+
+    Raises:
+        ValueError: a text that cannot be pooled (too long, too short, without its span), by its line or id: now, not after hours of work.
+    """
     present_info(model)  # what is written down, and compared with what a run began with, is the model as it is now
     with suppress(FileNotFoundError):
         options = _as_begun(options, shards.read_folder(folder).manifest)
@@ -757,12 +812,17 @@ def survey(
     names, ids, n_texts, n_neutral = [], [], 0, 0
     for piece in corpus.slices(recipe.shard_texts):
         names.append(piece.digest)
-        ids.append(ids_hash(encode(model, piece.texts, prepend_bos=recipe.prepend_bos, first=piece.start)))
         n_texts += len(piece.texts)
         n_neutral += corpus.has_neutral * sum(label["split"] == "neutral" for label in piece.labels)
-    _check_spans(recipe.pooling, n_texts)
-    if not n_texts:
-        raise ValueError("no texts given")
+    _check_number(recipe, n_texts)
+
+    def read() -> Iterator[_Encoded]:
+        for piece in corpus.slices(recipe.shard_texts):
+            found = _encoded(model, recipe, piece)
+            ids.append(ids_hash(found.encoded))
+            yield found
+
+    _check_used(recipe, read())
     return {
         "kinds": FORMATS[:1],
         "versions": {"emolens": __version__, "code": _code()}
@@ -797,19 +857,22 @@ def _recipe(
     model: HookedModel,
     hook_point: HookPoint,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     pooling: Pooling | None = None,
     prepend_bos: bool | None = None,
     padding_side: Literal["left", "right"] = "right",
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     shard_texts: int | None = None,
+    long: Long = "raise",
 ) -> _Recipe:
     info = model_info(model).to_dict()
     layers = check_layers(model, hook_point, layers)
     _check_one_piece(model)
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side={padding_side!r}; allowed: 'left', 'right'")
+    if long not in get_args(Long):
+        raise ValueError(f"long={long!r}; allowed: 'raise', 'truncate', 'skip'")
     for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size), ("shard_texts", shard_texts)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}; batch_tokens, batch_size and shard_texts must be at least 1")
@@ -825,6 +888,7 @@ def _recipe(
         batch_tokens or token_budget(model),
         batch_size,
         shard_texts or (128 if on_cpu else 512),
+        long,
     )
 
 
@@ -876,9 +940,22 @@ class _Progress:
         self.bar.update(n_texts)
 
 
-def _check_spans(pooling: Pooling, n_texts: int) -> None:
-    if pooling.kind == "span" and len(pooling.spans or ()) != n_texts:
-        raise ValueError(f"char_span: {len(pooling.spans or ())} spans for {n_texts} texts")
+def _check_number(recipe: _Recipe, n_texts: int) -> None:
+    if not n_texts:
+        raise ValueError("no texts given")
+    spans = recipe.pooling.spans
+    if spans is not None and len(spans) != n_texts:
+        raise ValueError(f"char_span: {len(spans)} spans for {n_texts} texts")
+
+
+def _check_used(recipe: _Recipe, read: Iterable[_Encoded]) -> None:
+    """Reads all of it: any error of a single text comes now; and at least one of them must be left by the policies."""
+    left = [any(slice.plans) for slice in read]
+    if not any(left):
+        long = "longer than the model reads, or " if recipe.long == "skip" else ""
+        raise ValueError(
+            f"every text is {long}shorter than skip={recipe.pooling.skip} tokens; lower skip, or use short='second_half'"
+        )
 
 
 def disk_bytes(n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0) -> int:
@@ -888,22 +965,19 @@ def disk_bytes(n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0) ->
     return (n_texts + SAMPLED * n_neutral) * (n_layers + 1) * d_model * 4 + n_texts * 512
 
 
-def _too_short(pooling: Pooling) -> str:
-    return f"every text is shorter than skip={pooling.skip} tokens; lower skip, or use short='second_half'"
-
-
-def check_layers(model: HookedModel, hook_point: HookPoint, layers: Sequence[int] | None) -> tuple[int, ...]:
+def check_layers(model: HookedModel, hook_point: HookPoint, layers: Blocks | None) -> tuple[int, ...]:
     """Layers that exist and carry the hook point; every one of the model for None."""
     n = model.cfg.n_layers
     if hook_point == "embed":
         layers = (0,)
-    layers = tuple(range(n)) if layers is None else tuple(layers)
+    wrong = f" does not exist; this model has layers 0 to {n - 1}"
+    layers = tuple(range(n)) if layers is None else block_numbers(layers, wrong)
     points = model.hook_dict  # one look: a bridge makes it anew at each
     if not layers:
         raise ValueError("layers is empty; give block indices, or None for all")
     for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n:
-            raise ValueError(f"layer {layer!r} does not exist; this model has layers 0 to {n - 1}")
+        if not 0 <= layer < n:
+            raise ValueError(f"layer {layer}{wrong}")
         # an unknown name is silently ignored by one backend and an empty cache in another
         if hook_name(hook_point, layer) not in points:
             others: tuple[HookPoint, ...] = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -990,13 +1064,49 @@ def _batches(lengths: dict[int, int], batch_tokens: int, batch_size: int | None,
     return [order[begin:end] for begin, end in reversed(cuts)]
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A slice as tokens, and of each text the positions that are pooled: none for one that a policy leaves out."""
+
+    piece: Slice
+    encoded: list[EncodedText]
+    plans: list[list[int]]
+    truncated: int
+
+    @property
+    def number(self) -> int:
+        return self.piece.number
+
+
+def _encoded(model: HookedModel, recipe: _Recipe, piece: Slice) -> _Encoded:
+    """Everything about a slice that can be refused before a forward pass; errors say where the text stands."""
+    encoded = encode(model, piece.texts, prepend_bos=recipe.prepend_bos, first=piece.start, any_length=True)
+    plans, most, truncated = [], model.cfg.n_ctx, 0
+    for i, (e, label, place) in enumerate(zip(encoded, piece.labels, piece.places, strict=True)):
+        number, at = piece.start + i, f" ({place})" if place else ""
+        if (n := len(e.ids)) > most:
+            if recipe.long == "raise":
+                raise ValueError(
+                    f"text {number} has {n} tokens; this model reads {most}{at}: shorten it, or choose long='truncate' or 'skip' (--long)"
+                )
+            if recipe.long == "skip":
+                plans.append([])
+                continue
+            e = encoded[i] = replace(e, ids=e.ids[:most], offsets=e.offsets[:most])
+            truncated += 1
+        try:
+            plans.append(pooled_positions(e, recipe.pooling, number, label["id"]))
+        except ValueError as error:
+            raise ValueError(f"{error}{at}") from error
+    return _Encoded(piece, encoded, plans, truncated)
+
+
 def _collect_slice(
-    model: HookedModel, recipe: _Recipe, corpus: Corpus, piece: Slice, progress: _Progress
+    model: HookedModel, recipe: _Recipe, corpus: Corpus, read: _Encoded, progress: _Progress
 ) -> Activations:
     """The pooled activations of one slice; the only way from texts to rows."""
-    encoded = encode(model, piece.texts, prepend_bos=recipe.prepend_bos, first=piece.start)
+    piece, encoded, plans = read.piece, read.encoded, read.plans
     names = [label["id"] for label in piece.labels]
-    plans = [pooled_positions(e, recipe.pooling, piece.start + i, names[i]) for i, e in enumerate(encoded)]
     used = [i for i, plan in enumerate(plans) if plan]
     sampling = every_token(limit=SAMPLED)
     samples = {
@@ -1021,6 +1131,7 @@ def _collect_slice(
         "pooling": {k: v for k, v in asdict(recipe.pooling).items() if k != "spans"},
         "batch_tokens": recipe.batch_tokens,
         "dropped_texts": len(encoded) - len(used),
+        "truncated_texts": read.truncated,
         "split_batches": passes.n_splits,
         **corpus.info,
     }

@@ -7,6 +7,7 @@ network said no (memory, disk, hub); 130 interrupted.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,11 @@ Set = Annotated[str, typer.Option("--set", "-s", help="Shipped set, or a folder 
 Seed = Annotated[int, typer.Option(help="Seed of folds, resamples and random directions.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; the default is float32 on a CPU.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, if it is something else.")]
+Long = Annotated[
+    str, typer.Option(help="A text of more tokens than the model reads: raise (before any is read), truncate or skip.")
+]
+Column = Annotated[str, typer.Option(help="Of a .csv, .tsv or .jsonl file: where the text is.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision, or a Pythia step such as step3000.")]
 
 
@@ -55,11 +61,12 @@ def study(
     from emolens.emotion_sets import load_emotion_set
     from emolens.experiments.transfer import load_external
     from emolens.models import load_model
-    from emolens.study import run_study
+    from emolens.study import check_request, run_study
 
     emotions = load_emotion_set(set)  # before the model: a wrong name should not take half a minute to say
     if external is not None:
         load_external(external)
+    check_request(emotions, out, seed)
     command = "emolens " + " ".join(a if " " not in a else repr(a) for a in _shown(sys.argv[1:]))
     result = run_study(
         load_model(model, device=device, dtype=dtype, revision=revision),
@@ -90,9 +97,10 @@ def extract(
     texts: Annotated[
         Path | None,
         typer.Option(
-            help='Instead of a set: a .jsonl or .jsonl.gz file, {"text": ..., "emotion": ..., "topic": ...} a line.'
+            help='Instead of a set: a file of texts with their emotion and topic, .jsonl ({"text": ..., "emotion": ..., "topic": ...} a line) or .csv (columns of these names); also .gz.'
         ),
     ] = None,
+    column: Column = "text",
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the directions.")] = Path("vectors.safetensors"),
     shards: Annotated[
         Path | None,
@@ -101,6 +109,14 @@ def extract(
     method: Annotated[
         str, typer.Option(help="mean_difference, antonym_contrast, pca, lda or logistic.")
     ] = "mean_difference",
+    remove_neutral: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of what neutral texts vary in to take out; 0 takes out nothing. The default is .5 for a set, 0 for a file, and 0 for lda and logistic.",
+        ),
+    ] = None,
     hook_point: Annotated[
         str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
     ] = "resid_post",
@@ -118,6 +134,8 @@ def extract(
     shard_texts: Annotated[
         int | None, typer.Option(min=1, help="Texts of a shard: what a killed run can lose.")
     ] = None,
+    long: Long = "raise",
+    overwrite: Overwrite = False,
     n_devices: Annotated[int, typer.Option(min=1, help="Spread the blocks of one model over so many devices.")] = 1,
     device_map: Annotated[str | None, typer.Option(help="accelerate's placement, for the bridge backend.")] = None,
     seed: Seed = 0,
@@ -138,6 +156,7 @@ def extract(
     from emolens import directions
     from emolens._typing import HookPoint
     from emolens.engines import Request, collect_on
+    from emolens.shards import vacant
 
     methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
     if method not in methods:
@@ -146,35 +165,60 @@ def extract(
         raise ValueError(f"--hook-point {hook_point}; allowed: {', '.join(get_args(HookPoint))}")
     if set is not None and texts is not None:
         raise ValueError("--set and --texts: give one of the two")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder")
+    _check_long(long)
+    by_weights = method in ("lda", "logistic")
+    if by_weights and remove_neutral:
+        raise ValueError(
+            f"--remove-neutral {remove_neutral}: {method} takes nothing out; leave it away, or choose another method"
+        )
+    if remove_neutral == 1:
+        raise ValueError("--remove-neutral 1 would leave nothing; give a share below 1, such as 0.5")
+    share = remove_neutral if remove_neutral is not None else 0.5 if texts is None and not by_weights else 0
     request = Request(
         model,
         emotions=None if texts is not None else set or "core",
         texts=None if texts is None else str(texts),
+        column=column,
         hook_point=hook_point,  # type: ignore[arg-type]  # checked above
         layers=_layers(layers),
         batch_tokens=batch_tokens,
         shard_texts=shard_texts,
+        long=long,  # type: ignore[arg-type]  # as above
         device=device,
         dtype=dtype,
         revision=revision,
         n_devices=n_devices,
         device_map=device_map,
     )
-    folder = shards or out.with_name(f"{out.name}.shards")
     parameters = dict(_parameter(p) for p in slurm or ())
-    collection = collect_on(engine, request, folder, workers=workers, slurm=parameters)  # type: ignore[arg-type]  # checked there
+    asked = _Asked(request, method, share, shards)
+    vacant(out, asked.other, overwrite=overwrite)
+    folder = shards or out.with_name(f"{out.name}.shards")
+    collection = collect_on(
+        engine,  # type: ignore[arg-type]  # checked there
+        request,
+        folder,
+        workers=workers,
+        slurm=parameters,
+        before=lambda manifest: vacant(out, lambda file: asked.other(file, manifest), overwrite=overwrite) and None,
+    )
     if collection is None:  # a rank that is not the first
         return
     by_means = method in ("mean_difference", "antonym_contrast")
     acts: Any = collection if by_means else collection.load()
-    options = (
-        {} if method in ("lda", "logistic") or texts is None else {"remove_neutral": None}
-    )  # a file has no neutral texts
-    v = getattr(directions, method)(acts, **options)
-    v.save(out)
+    v = getattr(directions, method)(acts, **({} if by_weights else {"remove_neutral": share or None}))
+    v.save(out, overwrite=True)  # what may be replaced was asked before the first text was read
     typer.echo(f"{out}: {v!r}")
+    for what, n in (
+        ("longer than the model reads, cut", v.info["truncated_texts"]),
+        ("left out", v.info["dropped_texts"]),
+    ):
+        if n:
+            typer.echo(f"{n} texts were {what}")
+    if v.calibration is None or not v.calibration.band.isfinite().any():
+        typer.echo(
+            "these directions steer, but score cannot use them: that needs at least two topics, and 20 neutral texts to know what 'none' is"
+        )
     if shards is None:
         shutil.rmtree(folder)
     else:
@@ -222,7 +266,12 @@ def plan(
 
 @app.command()
 def score(
-    texts: Annotated[list[str], typer.Argument(help="Texts to read; - reads lines from standard input.")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            help="Texts to read, or files of them: .txt (a text a line), .csv, .tsv or .jsonl (see --column), also .gz; - reads lines from standard input."
+        ),
+    ],
     vectors: Annotated[
         Path, typer.Option("--vectors", "-v", help="Directions, as written by study or extract.")
     ] = Path("study/vectors.safetensors"),
@@ -232,6 +281,9 @@ def score(
     tokens: Annotated[bool, typer.Option("--tokens", help="Score every token.")] = False,
     layer: Annotated[int | None, typer.Option(help="Block; the default is the one that the study froze.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured view to this file.")] = None,
+    column: Column = "text",
+    long: Long = "raise",
+    overwrite: Overwrite = False,
     allow_other_model: Annotated[bool, typer.Option("--allow-other-model", help="Accept a twin of the model.")] = False,
     seed: Seed = 0,
     device: Device = None,
@@ -241,25 +293,38 @@ def score(
     """Read emotions from text with saved directions.
 
     Example: emolens score --vectors study/vectors.safetensors "She read the letter twice and sat down on the stairs."
+
+    A file: emolens score comments.csv --column comment > scores.txt
     """
     del seed  # nothing is drawn
-    from emolens.directions import load_directions
+    from emolens.corpus import Corpus
+    from emolens.directions import UNCALIBRATED, load_directions
     from emolens.models import load_model
     from emolens.readout import score as read
+    from emolens.readout import vacant_page, write_page
 
-    if texts == ["-"]:
-        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts:
-        raise ValueError("no text given")
+    _check_long(long)
+    if html is not None:
+        vacant_page(html, overwrite=overwrite)
+    given = _texts(texts, column)
     v = load_directions(vectors)
+    v.slot(layer)
+    if v.calibration is None:
+        raise ValueError(UNCALIBRATED)
     name, dtype, revision = _made_with(v.info["model"], model, dtype, revision)
     loaded = load_model(name, device=device, dtype=dtype, revision=revision)
-    scores = read(loaded, v, texts, per="token" if tokens else "text", layer=layer, allow_other_model=allow_other_model)
-    typer.echo(repr(scores))
+    scores = read(
+        loaded,
+        v,
+        Corpus(lambda: iter(given), {}, False),
+        per="token" if tokens else "text",
+        layer=layer,
+        long=long,  # type: ignore[arg-type]  # checked above
+        allow_other_model=allow_other_model,
+    )
+    typer.echo(scores.table())
     if html is not None:
-        html.write_text(
-            f"<!doctype html><meta charset='utf-8'><title>emolens</title>{scores.to_html()}", encoding="utf-8"
-        )
+        write_page(html, scores.to_html(), overwrite=overwrite)
         typer.echo(f"wrote {html}")
 
 
@@ -389,6 +454,7 @@ def write_stories(
         Path | None, typer.Option(help="Read the texts from JSON lines (id, text) that another engine wrote.")
     ] = None,
     writer: Annotated[str | None, typer.Option(help="Who wrote the imported texts, for the set's source.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --export-prompts.")] = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -408,7 +474,7 @@ def write_stories(
     named = [x.split(",") if x else None for x in (emotions, topics)]
     if export_prompts is not None:
         prompts = generation.story_prompts(s, per_topic=per_topic, emotions=named[0], topics=named[1])
-        generation.export_prompts(prompts, export_prompts)
+        generation.export_prompts(prompts, export_prompts, overwrite=overwrite)
         typer.echo(f"{export_prompts}: {len(prompts)} prompts; give back lines of id and text with --import-texts")
         return
     if import_texts is not None:
@@ -442,6 +508,7 @@ def languages(
         str, typer.Option(help="Sets of different languages with the same concepts and topics.")
     ] = "core,core_zh,core_ja,core_de",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all rows to this JSON file.")] = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -456,20 +523,34 @@ def languages(
     from emolens.emotion_sets import load_emotion_set
     from emolens.experiments.languages import compare_languages
     from emolens.models import load_model, model_info
+    from emolens.shards import vacant, written_whole
 
     chosen = [load_emotion_set(name) for name in sets.split(",")]
+    prints = {s.name: s.fingerprint for s in chosen}
+
+    def other(file: Path) -> str | None:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            name, read = found["model"]["name"], found["sets"]
+        except (ValueError, KeyError, TypeError):
+            return "something that is no result of this command"
+        return None if name in _names(model) and read == prints else f"the result of {name} on {', '.join(read)}"
+
+    if out is not None:
+        vacant(out, other, overwrite=overwrite)
     loaded = load_model(model, device=device, dtype=dtype, revision=revision)
     found = compare_languages(loaded, chosen, seed=seed)
     typer.echo(repr(found))
     if out is not None:
         data = {
             "model": model_info(loaded).to_dict(),
-            "sets": {s.name: s.fingerprint for s in chosen},
+            "sets": prints,
             "layers": found.layers,
             "topics": found.topics,
             "rows": [r.to_dict() for r in found.rows],
         }
-        out.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        with written_whole(out) as part:
+            part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
         typer.echo(f"wrote {out}")
 
 
@@ -618,6 +699,100 @@ def sets_import(
             source, emotions=emotions.split(",") if emotions else None, topics=topics, per_topic=per_topic
         )
     typer.echo(f"{save_emotion_set(s, out)}: {s!r}\n{s.source}")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `extract` was asked for; made only if directions can come of it."""
+
+    request: Any  # engines.Request
+    method: str
+    share: float
+    shards: Path | None
+
+    def __post_init__(self) -> None:
+        """Read the texts through once, so that nothing is collected in vain."""
+        corpus = self.request.open_texts()
+        labels = [label for _, label in corpus.read()]
+        what = f"set {corpus.info['set']!r}" if corpus.info["set"] else f"{self.request.texts}"
+        names = sorted({x["emotion"] for x in labels if x["split"] == "main" and x["emotion"] is not None})
+        if len(names) < 2:
+            splits = sorted({x["split"] or "none" for x in labels})
+            raise ValueError(
+                f"{what}: directions need texts of at least two emotions (split main), found {', '.join(names) or 'none'} in {len(labels)} texts "
+                f"(splits: {', '.join(splits) or 'none'})"
+            )
+        if self.share and not (corpus.has_neutral and any(x["split"] == "neutral" for x in labels)):
+            raise ValueError(
+                f"{what} has no neutral texts{'' if corpus.has_neutral else ' of a set'}, and what they vary in was to be taken out: "
+                "add neutral texts, or give --remove-neutral 0"
+            )
+        if self.method == "antonym_contrast" and not corpus.info["antonyms"]:
+            raise ValueError(f"{what} names no antonyms, which antonym_contrast needs; choose another --method")
+
+    def other(self, file: Path, manifest: dict[str, Any] | None = None) -> str | None:
+        """What the file holds, if it is not what was asked for; `manifest`, once the model is open, has its weights too."""
+        from emolens.activations import text_hash
+        from emolens.directions import load_directions
+
+        try:
+            v = load_directions(file)
+        except ValueError:
+            return "something that is no directions of emolens"
+        r, info, model = self.request, v.info, v.info["model"]
+        texts = {text_hash(text) for text, _ in r.open_texts().read() if isinstance(text, str)}
+        read = set(info["training_texts"])
+        same = (
+            model["name"] in _names(r.model)
+            and (r.dtype is None or model["dtype"] == r.dtype.removeprefix("torch."))
+            and (r.revision is None or model["revision"] == r.revision)
+            and (v.hook_point, info["method"], info["remove_neutral"])
+            == (r.hook_point, self.method, self.share or None)
+            and (
+                r.layers is None or v.layers == r.layers or self.shards is not None
+            )  # a folder that was begun says it itself
+            and (read < texts if r.long == "skip" else read == texts)
+        )
+        if same and manifest is not None:
+            now = manifest["model"]
+            same = all(model[k] == now[k] for k in ("fingerprint", "process_weights", "dtype"))
+            same = same and list(v.layers) == list(manifest["options"]["layers"])
+        return None if same else f"other directions ({v.origin})"
+
+
+def _names(model: str) -> tuple[str, ...]:
+    """What files call a model that was asked for so."""
+    return model, Path(model).expanduser().resolve().name
+
+
+def _check_long(long: str) -> None:
+    if long not in ("raise", "truncate", "skip"):
+        raise ValueError(f"--long {long}; allowed: raise, truncate, skip")
+
+
+def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]]:
+    """What `score` was given, read: texts as they are, files, lines of standard input; a name that is no file is never taken for a text."""
+    import io
+
+    from emolens.corpus import names_a_file, open_corpus, records
+
+    out: list[tuple[Any, dict[str, Any]]] = []
+    files = 0
+    for argument in arguments:
+        kind = None if argument == "-" else names_a_file(argument)
+        if argument == "-":
+            raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+            out += records(io.BytesIO(raw), "standard input", "text", ".txt")
+        elif kind is not None:
+            out += open_corpus(Path(argument), column=column).read()
+            files += 1
+        else:
+            out += open_corpus([argument]).read()
+    if column != "text" and not files:
+        raise ValueError(f"--column {column}: no file was given whose column it could be")
+    if not out:
+        raise ValueError("no text given")
+    return out
 
 
 def _two_numbers(text: str) -> tuple[int, int]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -24,10 +25,10 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from emolens import __version__, stats
-from emolens._typing import HookPoint, typed
-from emolens.activations import Activations, Collection, Moments, is_main, with_topics
+from emolens._typing import Blocks, HookPoint, block_number, block_numbers, typed
+from emolens.activations import Activations, Collection, Moments, TextInfo, is_main, with_topics
 from emolens.emotion_sets import EmotionSet
-from emolens.shards import read_safetensors, same_weights, write_safetensors
+from emolens.shards import read_safetensors, same_weights, vacant, write_safetensors
 
 UNCALIBRATED = (
     "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
@@ -108,8 +109,8 @@ class EmotionDirections:
         )
         return f"EmotionDirections({names}; {self.hook_point}, {layers}, d_model {self.vectors.shape[-1]}; {self.info['method']})"
 
-    def __getitem__(self, key: str | Sequence[str] | tuple[str, int]) -> EmotionDirections:
-        if isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], int):
+    def __getitem__(self, key: str | Iterable[str] | tuple[str, SupportsIndex]) -> EmotionDirections:
+        if isinstance(key, tuple) and len(key) == 2 and not isinstance(key[1], str):
             return self[key[0]].at(key[1])
         names = [key] if isinstance(key, str) else list(key)
         index = [self.index(str(name)) for name in names]
@@ -131,32 +132,32 @@ class EmotionDirections:
         """
         if emotion not in self.emotions:
             near = difflib.get_close_matches(emotion, self.emotions, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise KeyError(f"no emotion {emotion!r} here{hint} There are: {', '.join(self.emotions)}")
         return self.emotions.index(emotion)
 
-    def slot(self, layer: int | None = None) -> int:
+    def slot(self, layer: SupportsIndex | None = None) -> int:
         """Position of a layer on the layer axis; the default layer for None.
 
         Raises:
             ValueError: no directions were computed there.
         """
-        layer = self.layer if layer is None else layer
+        layer = self.layer if layer is None else block_number(layer)
         if layer not in self.layers:
             raise ValueError(
                 f"layer {layer} has no directions here; there are layers {', '.join(map(str, self.layers))}"
             )
         return self.layers.index(layer)
 
-    def at(self, layers: int | Sequence[int]) -> EmotionDirections:
+    def at(self, layers: Blocks) -> EmotionDirections:
         """The same directions at some layers; a single one becomes the default."""
-        wanted = [layers] if isinstance(layers, int) else list(layers)
+        wanted = block_numbers(layers)
         if not wanted:
             raise ValueError("at() needs at least one layer")
         k = [self.slot(layer) for layer in wanted]
         return replace(
             self,
-            layers=tuple(wanted),
+            layers=wanted,
             layer=self.layer if self.layer in wanted else wanted[0],
             vectors=self.vectors[:, k],
             reference=self.reference[k],
@@ -168,7 +169,7 @@ class EmotionDirections:
             among=self.among and self.among.at(wanted),
         )
 
-    def unit(self, layer: int | None = None) -> Float[Tensor, "emotion d_model"]:
+    def unit(self, layer: SupportsIndex | None = None) -> Float[Tensor, "emotion d_model"]:
         """Directions of norm one at a layer; ValueError for a vector that is zero."""
         v = self.vectors[:, self.slot(layer)]
         norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
@@ -197,7 +198,9 @@ class EmotionDirections:
         raw = project(rows, self.vectors, self.reference)
         return (raw - self.calibration.token_mean[b]) / self.calibration.token_std[b]
 
-    def cosine(self, *, layer: int | None = None, corrected: bool = False) -> Float[Tensor, "emotion emotion"]:
+    def cosine(
+        self, *, layer: SupportsIndex | None = None, corrected: bool = False
+    ) -> Float[Tensor, "emotion emotion"]:
         """Cosine of every pair of emotions at a layer.
 
         Args:
@@ -212,7 +215,7 @@ class EmotionDirections:
             cosine = cosine / (r[:, None] * r[None]) * (1 - torch.eye(len(r))) + torch.eye(len(r))
         return cosine
 
-    def nearest(self, *, layer: int | None = None, k: int = 5) -> list[tuple[str, float]]:
+    def nearest(self, *, layer: SupportsIndex | None = None, k: int = 5) -> list[tuple[str, float]]:
         """The emotions most similar to this one direction, by cosine, without those it was made of.
 
         Raises:
@@ -276,8 +279,13 @@ class EmotionDirections:
             operands=(*(self.operands or self.emotions), *(other.operands or other.emotions)),
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file with JSON metadata, atomically. No pickle, no paths of this machine."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a safetensors file with JSON metadata, atomically. No pickle, no paths of this machine.
+
+        Raises:
+            FileExistsError: the file is there and holds other directions, or something else; `overwrite` replaces it.
+        """
+        vacant(path, self._other, overwrite=overwrite)
         tensors = {
             k: getattr(self, k).contiguous()
             for k in ("vectors", "reference", "neutral_mean", "norm_median", "norm_mean", "reliability")
@@ -287,6 +295,26 @@ class EmotionDirections:
                 tensors[f"calibration.{k}"] = getattr(self.calibration, k).contiguous()
         header = {k: getattr(self, k) for k in ("emotions", "hook_point", "layers", "layer", "info", "operands")}
         write_safetensors(path, tensors, {"format": "emolens.directions.1", "emolens": json.dumps(header)})
+
+    def _other(self, file: Path) -> str | None:
+        """What a file holds, in words; None if it is these directions."""
+        try:
+            found = load_directions(file)
+        except ValueError:
+            return "something that is no directions of emolens"
+        return None if _identity(found) == _identity(self) else f"other directions ({found.origin})"
+
+    @property
+    def origin(self) -> str:
+        """What the directions are and where they come from, in words."""
+        made = f"{self.info['method']} of {self.info.get('set') or 'texts'} with {self.info['model']['name']}"
+        return f"{len(self.emotions)} emotions x {len(self.layers)} layers at {self.hook_point}, {made}"
+
+
+def _identity(v: EmotionDirections) -> tuple[Any, ...]:
+    """What makes directions the same ones when they are made again."""
+    made = ("method", "remove_neutral", "set_sha256", "pooling", "training_texts")
+    return v.emotions, v.hook_point, v.layers, v.operands, _model_key(v.info), *(v.info.get(k) for k in made)
 
 
 def load_directions(path: str | Path) -> EmotionDirections:
@@ -547,7 +575,14 @@ def class_means(
 
     >>> class_means(torch.tensor([[[1.0]], [[3.0]], [[5.0]]]), torch.tensor([0, 0, 1])).flatten().tolist()
     [2.0, 5.0]
+
+    Raises:
+        ValueError: no texts, or a label below the highest that no text has.
     """
+    counts = labels.bincount()
+    if not len(counts) or (counts == 0).any():
+        empty = int((counts == 0).nonzero()[0]) if len(counts) else 0
+        raise ValueError(f"emotion number {empty} has no text among the {len(rows)} given: there is no mean of nothing")
     one_hot = torch.nn.functional.one_hot(labels).to(rows.dtype)
     return einsum(one_hot / one_hot.sum(0), rows, "text emotion, text layer d_model -> emotion layer d_model")
 
@@ -561,14 +596,26 @@ def neutral_components(
     >>> tokens = torch.tensor([[[3.0, 0.0]], [[-3.0, 0.0]], [[0.0, 1.0]], [[0.0, -1.0]]])
     >>> neutral_components(tokens, 0.5)[0].abs().tolist()
     [[1.0], [0.0]]
+
+    Raises:
+        ValueError: fewer than two tokens, or tokens that are all the same: an arbitrary direction would come out.
     """
     if not 0 < share < 1:
         raise ValueError(f"remove_neutral={share}; between 0 and 1, or None")
+    if len(tokens) < 2:
+        raise ValueError(
+            f"neutral components need tokens of neutral texts, there are {len(tokens)}: give neutral texts on more topics "
+            "(all of them may be of the topics that are held out), or remove nothing"
+        )
     out = []
     for k in range(tokens.shape[1]):
         x = (tokens[:, k] - tokens[:, k].mean(0)).double()
         values, vectors = torch.linalg.eigh(x.T @ x)  # ascending
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        if values[0] == 0:
+            raise ValueError(
+                f"the {len(tokens)} neutral tokens are all the same: they vary in nothing that could be removed"
+            )
         n = int((values.cumsum(0) < share * values.sum()).sum()) + 1
         out.append(vectors[:, :n].float())
     return out
@@ -643,7 +690,7 @@ def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | i
     moments, neutral = _moments(acts), _Neutral.of(acts)
     components = neutral.components(remove_neutral)
     ((_, of_all),) = with_topics([acts])
-    main, topics = acts.select(is_main), [t for t, text in zip(of_all, acts.texts, strict=True) if is_main(text)]
+    main, topics = _pooled(acts, is_main), [t for t, text in zip(of_all, acts.texts, strict=True) if is_main(text)]
     labels = torch.tensor([moments.emotions.index(t.emotion or "") for t in main.texts])
 
     def fit_clean(rows: Tensor, y: Tensor, of: list[str]) -> Tensor:
@@ -663,15 +710,29 @@ def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | i
     )
 
 
+def _pooled(acts: Activations, keep: Callable[[TextInfo], bool]) -> Activations:
+    """Some of the texts, without the single tokens that nobody here asks for: they are the larger part to copy."""
+    return replace(acts, neutral_tokens=None).select(keep)
+
+
 def _moments(acts: Activations | Collection) -> Moments:
     if isinstance(acts, Activations) and acts.row_position.numel() and int(acts.row_position.max()) >= 0:
         raise ValueError(
             "these activations are single tokens; collect with mean_over_tokens(), last_token() or char_span()"
         )
+    if not isinstance(acts, Activations | Collection):
+        raise TypeError(
+            f"directions are made from what was collected, em.collect_resid_post(model, texts), not from a {type(acts).__name__}"
+        )
     moments = acts.moments()
     if len(moments.emotions) < 2:
+        others = Counter(
+            t.split for chunk in acts.chunks() for t in chunk.texts if t.emotion is not None and not is_main(t)
+        )
+        apart = " and ".join(f"{n} texts with an emotion are of the split {split}" for split, n in others.items())
         raise ValueError(
             f"directions need at least two emotions, found {len(moments.emotions)}: collect an emotion set, or give emotions="
+            + (f" ({apart}: directions are made from main)" if apart else "")
         )
     return moments
 
@@ -688,7 +749,7 @@ class _Neutral:
     def of(acts: Activations | Collection) -> _Neutral:
         rows, tokens = [], []
         for chunk in acts.chunks():
-            rows.append(chunk.select(lambda t: t.split == "neutral").rows)
+            rows.append(_pooled(chunk, lambda t: t.split == "neutral").rows)
             if chunk.neutral_tokens is not None:
                 tokens.append(chunk.neutral_tokens)
         if not tokens:
@@ -758,7 +819,7 @@ def _held_out_by_sums(
     n, total, squares = 0, 0.0, 0.0
     for chunk, topics in with_topics(acts.chunks()):
         mine = [is_main(t) for t in chunk.texts]
-        main, topics = chunk.select(is_main), [t for t, m in zip(topics, mine, strict=True) if m]
+        main, topics = _pooled(chunk, is_main), [t for t, m in zip(topics, mine, strict=True) if m]
         for fold in folds:
             inside = torch.tensor([t in fold for t in topics], dtype=torch.bool)
             if inside.any():

@@ -155,6 +155,12 @@ class EmotionSet:
         return {e.name: e.family or e.name for e in self.emotions}
 
     @cached_property
+    def told(self) -> dict[str, Person]:
+        """Person of each topic that has a main story, in order: what folds are dealt from. Others are of neutral texts alone."""
+        used = {s.topic for _, s in self.texts()}
+        return {t.name: t.person for t in self.topics if t.name in used}
+
+    @cached_property
     def concepts(self) -> dict[str, str]:
         """Emotion of each concept: what lines this set up with `core` and with its translations."""
         return {e.concept or e.name: e.name for e in self.emotions}
@@ -221,8 +227,10 @@ def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
         FileExistsError: there is a set already.
     """
     folder = Path(folder).expanduser()
-    if (folder / "set.yaml").exists():
-        raise FileExistsError(f"{folder} already holds a set; choose another folder")
+    for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
+        if (folder / name).exists() or (folder.exists() and not folder.is_dir()):
+            held = "a set" if name == "set.yaml" and folder.is_dir() else "something else under a name that a set needs"
+            raise FileExistsError(f"{folder} already holds {held}; choose another folder")
     (folder / "stories").mkdir(parents=True, exist_ok=True)
     emotions = []
     for number, e in enumerate(s.emotions):

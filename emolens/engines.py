@@ -20,10 +20,12 @@ import torch
 
 from emolens._typing import HookedModel, HookPoint
 from emolens.activations import Collection, Job, begun, held, joined, mean_over_tokens, survey
-from emolens.emotion_sets import EmotionSet, load_emotion_set
+from emolens.corpus import Corpus, Long, open_corpus
+from emolens.emotion_sets import load_emotion_set
 from emolens.models import load_model
 
 Engine = Literal["local", "ray", "slurm"]
+Check = Callable[[dict[str, Any]], None]
 ROUNDS = 3  # how often what a lost job left over is submitted again
 
 
@@ -34,16 +36,19 @@ class Request:
     Attributes:
         model, device, dtype, revision, n_devices, device_map: As for `load_model`.
         emotions: Name or folder of a set, or None for the texts of a file.
-        texts: A ``.jsonl`` or ``.jsonl.gz`` file, or None.
-        layers, batch_tokens, shard_texts, skip: As for `collect_resid_post`; `skip` of `mean_over_tokens`.
+        texts: A file of texts with labels (see `corpus.open_corpus`), or None.
+        column: Of the file: where the text is.
+        layers, batch_tokens, shard_texts, long, skip: As for `collect_resid_post`; `skip` of `mean_over_tokens`.
     """
 
     model: str
     emotions: str | None = None
     texts: str | None = None
+    column: str = "text"
     hook_point: HookPoint = "resid_post"
     layers: tuple[int, ...] | None = None
     skip: int = 50
+    long: Long = "raise"
     batch_tokens: int | None = None
     shard_texts: int | None = None
     device: str | None = None
@@ -52,21 +57,18 @@ class Request:
     n_devices: int = 1
     device_map: str | None = None
 
-    def open_texts(self) -> EmotionSet | Path:
+    def open_texts(self) -> Corpus:
         """The set or the file.
 
         Raises:
-            ValueError: both or neither were given.
+            ValueError: both or neither were given; a file of a kind that is not read.
             FileNotFoundError: it is not there.
         """
         if (self.emotions is None) == (self.texts is None):
             raise ValueError("give a set or a file of texts, one of the two")
         if self.emotions is not None:
-            return load_emotion_set(self.emotions)
-        path = Path(str(self.texts)).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        return path
+            return open_corpus(load_emotion_set(self.emotions))
+        return open_corpus(Path(str(self.texts)), column=self.column)
 
     def open_model(self, device: str | None = None) -> HookedModel:
         """The model, on its own device or on this one."""
@@ -87,6 +89,7 @@ class Request:
             "pooling": mean_over_tokens(skip=self.skip),
             "batch_tokens": self.batch_tokens,
             "shard_texts": self.shard_texts,
+            "long": self.long,
         }
 
     def gpus(self, found: bool) -> int:
@@ -102,6 +105,7 @@ def collect_on(
     *,
     workers: int = 1,
     slurm: dict[str, Any] | None = None,
+    before: Check | None = None,
     progress: bool = True,
 ) -> Collection | None:
     """Collect into a folder on an engine.
@@ -111,6 +115,7 @@ def collect_on(
         workers: Actors or jobs; the ranks of a launcher are counted by the launcher.
         slurm: Parameters for submitit's executor, such as `{"slurm_partition": "gpu", "timeout_min": 600}`; "cluster" picks the
             executor ("local" runs the jobs here).
+        before: Called with the manifest before the first pass, to refuse the run.
 
     Returns:
         `Collection`, on the one process that should go on; None on the other ranks of a launcher.
@@ -125,20 +130,20 @@ def collect_on(
     request.open_texts()  # before anything starts: a wrong name should not cost a queue
     folder = Path(folder).expanduser().absolute()
     if engine == "local":
-        return _local(request, folder, progress)
+        return _local(request, folder, before, progress)
     run = {"ray": _on_ray, "slurm": _on_slurm}.get(engine)
     if run is None:
         raise ValueError(f"engine={engine!r}; allowed: local, ray, slurm")
-    return run(request, folder, workers, slurm or {})
+    return run(request, folder, workers, slurm or {}, before or (lambda manifest: None))
 
 
 # --- here, or on the ranks of a launcher ------------------------------------------------------------------------------
 
 
-def _local(request: Request, folder: Path, progress: bool) -> Collection | None:
+def _local(request: Request, folder: Path, before: Check | None, progress: bool) -> Collection | None:
     texts = request.open_texts()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        with begun(folder, request.open_model(), texts, request.hook_point, **request.options) as job:
+        with begun(folder, request.open_model(), texts, request.hook_point, before=before, **request.options) as job:
             job.run(job.folder.missing(), progress=progress)
             return job.result()
     from accelerate import PartialState
@@ -166,7 +171,7 @@ def _local(request: Request, folder: Path, progress: bool) -> Collection | None:
 
     def begin() -> list[int]:
         nonlocal holding
-        holding = begun(folder, model, texts, request.hook_point, **request.options)
+        holding = begun(folder, model, texts, request.hook_point, before=before, **request.options)
         return holding.__enter__().folder.missing()
 
     try:
@@ -214,7 +219,7 @@ class _Actor:
         return batch
 
 
-def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any]) -> Collection:
+def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any], before: Check) -> Collection:
     try:
         import ray
         import ray.data
@@ -227,7 +232,7 @@ def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any]) -> 
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = request.gpus(ray.cluster_resources().get("GPU", 0) > 0)
     manifest = ray.get(ray.remote(_survey).options(num_gpus=gpus).remote(plain, str(folder)))
-    with held(folder, manifest) as mine:
+    with held(folder, manifest, before) as mine:
         missing = mine.missing()
         if missing:
             numbers = [{"number": k} for k in missing]
@@ -241,7 +246,7 @@ def _on_ray(request: Request, folder: Path, workers: int, _: dict[str, Any]) -> 
         return _finished(mine.missing(), folder)
 
 
-def _on_slurm(request: Request, folder: Path, workers: int, parameters: dict[str, Any]) -> Collection:
+def _on_slurm(request: Request, folder: Path, workers: int, parameters: dict[str, Any], before: Check) -> Collection:
     try:
         import submitit
         from submitit.core.utils import FailedJobError
@@ -258,8 +263,11 @@ def _on_slurm(request: Request, folder: Path, workers: int, parameters: dict[str
         )
     gpus = request.gpus(torch.cuda.is_available())
     executor.update_parameters(**({"gpus_per_node": gpus, "timeout_min": 24 * 60, "name": "emolens"} | given))
-    manifest = executor.submit(_survey, plain, str(folder)).result()
-    with held(folder, manifest) as mine:
+    try:
+        manifest = executor.submit(_survey, plain, str(folder)).result()
+    except FailedJobError as error:
+        raise RuntimeError(f"a job failed, what is done stays: {_last_of_trace(str(error))}") from error
+    with held(folder, manifest, before) as mine:
         missing = mine.missing()
         errors: list[Any] = []
         for _ in range(ROUNDS):

@@ -28,7 +28,7 @@ from emolens._typing import HookedModel
 from emolens.emotion_sets import EmotionSet, Person, Story, load_emotion_set, save_emotion_set
 from emolens.models import model_info
 from emolens.set_checks import CHARACTERS, language_of, leaks, length
-from emolens.shards import written_whole
+from emolens.shards import vacant, written_whole
 from emolens.steering import generate
 from emolens.tokens import tokenization
 
@@ -126,10 +126,17 @@ def story_prompts(
     return out
 
 
-def export_prompts(prompts: Sequence[StoryPrompt], path: str | Path) -> None:
-    """Write prompts as JSON lines, for any engine; it gives back lines with the same `id` and a `text` (`import_texts`)."""
+def export_prompts(prompts: Sequence[StoryPrompt], path: str | Path, *, overwrite: bool = False) -> None:
+    """Write prompts as JSON lines, for any engine; it gives back lines with the same `id` and a `text` (`import_texts`).
+
+    Raises:
+        FileExistsError: the file is there and holds something else.
+    """
+    lines = "".join(p.model_dump_json() + "\n" for p in prompts)
+    same = lambda file: None if file.read_bytes() == lines.encode() else "other prompts, or something else"  # noqa: E731  (a name for a line)
+    vacant(path, same, overwrite=overwrite)
     with written_whole(path) as part:
-        part.write_text("".join(p.model_dump_json() + "\n" for p in prompts), encoding="utf-8")
+        part.write_bytes(lines.encode())
 
 
 def write_stories(

@@ -18,20 +18,21 @@ from functools import cached_property, partial
 from html import escape
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from emolens._typing import HeadPoint, HookedModel, HookPoint, hook_name
+from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, block_numbers, hook_name
 from emolens.activations import SINK, Activations, Pooling, pooled_positions
+from emolens.corpus import several
 from emolens.directions import EmotionDirections
 from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, pad
 from emolens.readout import check_model
-from emolens.tokens import several
 
-Direction = EmotionDirections | Float[Tensor, "*row d_model"]
-Layers = int | Sequence[int] | Literal["all"] | None
+Direction = EmotionDirections | Float[Tensor, "*row d_model"] | Float[np.ndarray, "*row d_model"]
+Layers = Blocks | Literal["all"] | None
 Where = Literal["all", "generation"]
 DoseUnit = Literal["median", "mean", "raw"]
 AblationMethod = Literal["affine", "zero", "mean", "resample"]
@@ -140,7 +141,7 @@ def positions(
 
 
 def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:
-    """`tokens.several` of at least one prompt."""
+    """`corpus.several` of at least one prompt."""
     out = several(prompts)
     if not out:
         raise ValueError("no prompt given")
@@ -304,6 +305,8 @@ class _Place:
 def _places(
     kind: str, hook_point: HookPoint, direction: Direction, layer: Layers, direction_from: int | None
 ) -> list[_Place]:
+    if isinstance(direction, np.ndarray):
+        direction = torch.from_numpy(direction)
     if isinstance(direction, Tensor):
         if direction.ndim not in (1, 2) or not torch.isfinite(direction).all():
             raise ValueError(
@@ -316,13 +319,16 @@ def _places(
         if (size == 0).any():
             raise ValueError("a direction that is zero points nowhere")
         return [_Place(k, rows / size, {}, None, None) for k in _numbers(layer)]
+    if not isinstance(direction, EmotionDirections):
+        raise TypeError(f"a direction is v['joy'], or a tensor or array [d_model], not a {type(direction).__name__}")
     v = direction
     if v.hook_point != hook_point and direction_from is None:
         raise ValueError(
             f"{kind}_{hook_point} with directions of {v.hook_point}: collect them at {hook_point}, or say direction_from= "
             f"(and dose_unit='raw' where there is a dose) to use those of one {v.hook_point} layer there"
         )
-    chosen = [v.layer] if layer is None else list(v.layers) if layer == "all" else _numbers(layer)
+    every = isinstance(layer, str) and layer == "all"
+    chosen = [v.layer] if layer is None else list(v.layers) if every else _numbers(layer)
     out = []
     for k in chosen:
         known = v.hook_point == hook_point and k in v.layers
@@ -334,11 +340,12 @@ def _places(
     return out
 
 
-def _numbers(layer: int | Sequence[int] | Any) -> list[int]:
-    chosen = [layer] if isinstance(layer, int) else list(layer)
+def _numbers(layer: Any) -> list[int]:
+    wrong = ": layers are block numbers from 0 on, or 'all'"
+    chosen = list(block_numbers(layer, wrong))
     for k in chosen:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise ValueError(f"layer {k!r}: layers are block numbers from 0 on, or 'all'")
+        if k < 0:
+            raise ValueError(f"layer {k}{wrong}")
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"layer={layer!r}: give each block once, at least one")
     return chosen
@@ -624,7 +631,7 @@ def _patch(
     hook_point: HookPoint | HeadPoint,
     source: Mapping[str, Tensor] | Tensor,
     *,
-    layer: int | Sequence[int],
+    layer: Blocks,
     heads: Sequence[int] | None = None,
     along: Direction | None = None,
     positions: Where | Positions = "all",

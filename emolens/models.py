@@ -208,6 +208,8 @@ def open_hf(
             asked = source if _has(source, "tokenizer_config.json") else None
             source = _base(source, adapter)
     device = _device(device)
+    if dtype is not None:
+        _dtype(dtype, device, None)  # before anything is read
     if device_map is not None and backend == "hooked":
         raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
     if n_devices < 1 or (n_devices > torch.cuda.device_count() and n_devices > 1):
@@ -258,7 +260,20 @@ def open_hf(
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device asked for, which must be there."""
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        wanted = torch.device(device or ("cuda" if n else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}; allowed: cpu, cuda, cuda:1, mps") from error
+    if wanted.type == "cuda" and not 0 <= (wanted.index or 0) < n:
+        there = f"has {n} (cuda:0 to cuda:{n - 1})" if n else "has none that PyTorch sees"
+        raise ValueError(
+            f"device={str(device)!r}, but of CUDA devices this machine {there}; use device='cpu', or leave it out"
+        )
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps', but PyTorch sees none on this machine; use device='cpu', or leave it out")
+    return wanted
 
 
 def _placement(backend: Backend, n_devices: int, device_map: str | dict[str, Any] | None) -> dict[str, Any]:
@@ -616,12 +631,11 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device, hf_config: Any
     if dtype is None:
         own = getattr(hf_config, "dtype", None)
         dtype = torch.float32 if device.type == "cpu" or own is None else own
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype.removeprefix("torch."), None)
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     allowed = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if dtype not in allowed:
+    if found not in allowed:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(str(d).removeprefix('torch.') for d in allowed)}")
-    return dtype
+    return found
 
 
 def _check_memory(
@@ -835,7 +849,12 @@ def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def encode(
-    model: HookedModel, texts: Sequence[Text], *, prepend_bos: bool | None = None, first: int = 0
+    model: HookedModel,
+    texts: Sequence[Text],
+    *,
+    prepend_bos: bool | None = None,
+    first: int = 0,
+    any_length: bool = False,
 ) -> list[EncodedText]:
     """The one way from texts to tokens.
 
@@ -845,6 +864,7 @@ def encode(
         prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts. A text that
             begins with the BOS has it already.
         first: Number of the first text, for errors.
+        any_length: Also texts longer than the context, for callers that cut or leave them out.
 
     Returns:
         One `EncodedText` for each text, unpadded, without what the tokenizer puts behind a text (an EOS).
@@ -868,7 +888,7 @@ def encode(
         e = tokenize(tokenizer, text, special=not chat, prepend_bos=prepend_bos)
         if not e.ids:
             raise ValueError(f"text {number} is empty")
-        if len(e.ids) > model.cfg.n_ctx:
+        if len(e.ids) > model.cfg.n_ctx and not any_length:
             raise ValueError(f"text {number} has {len(e.ids)} tokens; this model reads {model.cfg.n_ctx}")
         out.append(e)
     return out

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from html import escape
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, SupportsIndex, cast, get_args
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import stats
-from emolens._typing import HeadPoint, HookedModel, HookPoint, hook_name, typed
+from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, block_numbers, hook_name, typed
+from emolens.corpus import several
 from emolens.directions import EmotionDirections
 from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, unembed
 from emolens.readout import check_model
-from emolens.tokens import following, several
+from emolens.tokens import following
 
 Direction = Literal["denoise", "noise"]
 Prompts = Text | Sequence[Text]
@@ -99,7 +100,7 @@ def logit_difference(first: str | Sequence[str], second: str | Sequence[str]) ->
     return LogitDifference(a, b)
 
 
-def projection(v: EmotionDirections, *, layer: int | None = None) -> Projection:
+def projection(v: EmotionDirections, *, layer: SupportsIndex | None = None) -> Projection:
     """A metric inside the model: how far the stream lies along one emotion, in the stream's own units.
 
     Raises:
@@ -476,7 +477,7 @@ def _sweep(
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
-    layers: Sequence[int] | None,
+    layers: Blocks | None,
     positions: Sequence[int | str] | None,
     direction: Direction,
     batch_tokens: int,
@@ -529,13 +530,13 @@ def _sweep(
 
 
 def _prepare(
-    model: Any, hook_point: str, clean: Prompts, corrupted: Prompts, metric: Metric, layers: Sequence[int] | None,
+    model: Any, hook_point: str, clean: Prompts, corrupted: Prompts, metric: Metric, layers: Blocks | None,
     positions: Sequence[int | str] | None, direction: str, by_head: bool,
 ) -> tuple[list[_Pair], int, list[int], _Reader]:  # fmt: skip
     """Everything that can be refused before the first forward pass."""
     if direction not in get_args(Direction):
         raise ValueError(f"direction is 'denoise' or 'noise', not {direction!r}")
-    wanted = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    wanted = list(range(model.cfg.n_layers)) if layers is None else list(block_numbers(layers))
     if not wanted:
         raise ValueError("layers is empty; None takes all of them")
     _check_point(model, hook_point, wanted)
@@ -568,7 +569,7 @@ def _stream(hook_point: HookPoint, what: str) -> Callable[..., Patching]:
         clean: Prompts,
         corrupted: Prompts,
         metric: Metric,
-        layers: Sequence[int] | None = None,
+        layers: Blocks | None = None,
         positions: Sequence[int | str] | None = None,
         direction: Direction = "denoise",
         batch_tokens: int = 4096,
@@ -605,7 +606,7 @@ def _heads(hook_point: HeadPoint, what: str) -> Callable[..., Patching]:
         clean: Prompts,
         corrupted: Prompts,
         metric: Metric,
-        layers: Sequence[int] | None = None,
+        layers: Blocks | None = None,
         direction: Direction = "denoise",
         batch_tokens: int = 4096,
         min_gap: float = 0.0,
@@ -639,7 +640,7 @@ def attribution_patching(
     corrupted: Prompts,
     metric: Metric,
     hook_point: HookPoint = "resid_pre",
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     direction: Direction = "denoise",
     min_gap: float = 0.0,
 ) -> Patching:
@@ -731,10 +732,17 @@ class Attribution:
         return "\n".join(lines + [f"  {name:<9}{x:9.3f}" for name, x in self.top(10)])
 
     def _repr_html_(self) -> str:
-        title = f"{self.emotion} at resid_post {self.layer}: what each head writes"
-        limit = float(np.abs(self.heads).max()) or 1.0
-        rows, columns = [f"L{i}" for i in range(self.layer + 1)], [f"H{h}" for h in range(self.n_heads)]
-        return _heat(title, rows, columns, self.heads, limit)
+        """All entries: a row for each block with its heads, MLP and biases, and the embedding in the first."""
+        title = (
+            f"{self.emotion} at resid_post {self.layer}: what each part writes (x.v = {float(np.mean(self.total)):.3f})"
+        )
+        entry = dict(zip(self.labels, self.mean.tolist(), strict=True))
+        rows = [f"L{i}" for i in range(self.layer + 1)]
+        columns = [f"H{h}" for h in range(self.n_heads)]
+        values = np.array(
+            [[*(entry[f"{r}{c}"] for c in columns), entry[f"{r} mlp"], entry[f"{r} bias"], entry["embed"] if r == "L0" else np.nan] for r in rows]
+        )  # fmt: skip
+        return _heat(title, rows, [*columns, "mlp", "bias", "embed"], values, float(np.nanmax(np.abs(values))) or 1.0)
 
 
 def _or(bias: Tensor | None, zero: Tensor) -> Tensor:
@@ -747,7 +755,7 @@ def attribute(
     v: EmotionDirections,
     prompts: Prompts,
     *,
-    layer: int | None = None,
+    layer: SupportsIndex | None = None,
     per: Literal["component", "token"] = "component",
 ) -> Attribution:
     """Split the projection on one emotion into what the embedding, each head and each MLP wrote.

@@ -7,11 +7,10 @@ Speed is measured (a five-second probe of the real model on the real texts) or l
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from emolens._catalogue import CATALOGUE
-from emolens._typing import HookedModel
+from emolens._typing import Blocks, HookedModel, block_numbers
 from emolens.activations import SAMPLED, check_layers, collect, disk_bytes, token_budget, token_bytes
 from emolens.emotion_sets import EmotionSet
 from emolens.models import encode, model_info
@@ -74,7 +73,7 @@ class Plan:
 
 def plan_named(
     model: str, emotions: EmotionSet, device_name: str, *, stories_per_emotion: int | None = None,
-    layers: Sequence[int] | None = None, devices: int = 1,
+    layers: Blocks | None = None, devices: int = 1,
 ) -> Plan:  # fmt: skip
     """An estimate for a model of the catalogue on a device by name, without opening the model.
 
@@ -90,7 +89,7 @@ def plan_named(
         raise ValueError(
             f"{model!r} is not in the catalogue (`emolens models`), so its size is not known; measure instead"
         )
-    chosen = tuple(layers) if layers is not None else tuple(range(entry.n_layers))
+    chosen = block_numbers(layers) if layers is not None else tuple(range(entry.n_layers))
     if not chosen or not 0 <= min(chosen) <= max(chosen) < entry.n_layers:
         raise ValueError(f"layers {list(chosen)}; this model has layers 0 to {entry.n_layers - 1}")
     per_text = TOKENS_PER_WORD * sum(len(t.text.split()) for _, t in emotions.texts()) / len(emotions.texts())
@@ -115,7 +114,7 @@ def plan_named(
 
 def plan_measured(
     model: HookedModel, emotions: EmotionSet, *, stories_per_emotion: int | None = None,
-    layers: Sequence[int] | None = None, devices: int = 1, seconds: float | int = 5.0,
+    layers: Blocks | None = None, devices: int = 1, seconds: float | int = 5.0,
 ) -> Plan:  # fmt: skip
     """An estimate from a probe: stories of the set are collected for a few seconds on this machine.
 

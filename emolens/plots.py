@@ -7,18 +7,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import matplotlib
 import matplotlib.patches
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from emolens import geometry
 from emolens.directions import EmotionDirections
 from emolens.emotion_sets import Norm
 from emolens.experiments.base import Row
-from emolens.readout import Scores
+from emolens.readout import Scores, write_page
 
 INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2e8b6f"
 RELIABLE = 0.5  # directions with a lower split-half reliability are greyed
@@ -240,7 +241,7 @@ def patching_map(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def cosine_matrix(directions: EmotionDirections, *, layer: int | None = None) -> Figure:
+def cosine_matrix(directions: EmotionDirections, *, layer: SupportsIndex | None = None) -> Figure:
     """Cosines in the order of a cluster tree; emotions with unreliable directions have grey names. Of many emotions some names only."""
     slot = directions.slot(layer)
     cosine = directions.cosine(layer=layer).numpy()
@@ -265,7 +266,7 @@ def circumplex(
     norms: Mapping[str, Norm],
     keys: Mapping[str, str | None],
     *,
-    layer: int | None = None,
+    layer: SupportsIndex | None = None,
 ) -> Figure:
     """Components 1 and 2, rotated onto human valence and arousal: where the model's directions lie and where people put the words."""
     from scipy.linalg import orthogonal_procrustes
@@ -345,10 +346,9 @@ class CircuitsView:
     def _repr_html_(self) -> str:
         return self.html
 
-    def save(self, path: str | Path) -> None:
-        """Write a page that opens offline."""
-        page = f"<!doctype html><html><head><meta charset='utf-8'><title>emolens</title></head><body>{self.html}</body></html>"
-        Path(path).write_text(page, encoding="utf-8")
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a page that opens offline; a page of emolens is replaced, another file is not."""
+        write_page(path, self.html, overwrite=overwrite)
 
 
 def explore_tokens(scores: Scores, *, text: int = 0, emotions: Sequence[str] | None = None) -> CircuitsView:
@@ -368,5 +368,17 @@ def explore_tokens(scores: Scores, *, text: int = 0, emotions: Sequence[str] | N
         raise IndexError(f"there is no text {text}; there are {len(scores.texts)}")
     names = list(emotions or scores.emotions)
     columns = [scores.column(e) for e in names]
-    tokens = [scores.texts[text][slice(*scores.spans[i])] for i in rows]
-    return CircuitsView(colored_tokens_multi(tokens, scores.values[rows][:, columns], names))
+    whole, tokens, values, at = scores.texts[text], [], [], 0
+    nothing = torch.zeros(len(columns))
+    for i in rows:
+        start, end = scores.spans[i]
+        if start > at:  # tokens without a score, the first one above all: shown, and uncoloured
+            tokens.append(whole[at:start])
+            values.append(nothing)
+        tokens.append(whole[start:end])
+        values.append(scores.values[i, columns])
+        at = max(at, end)
+    if at < len(whole):
+        tokens.append(whole[at:])
+        values.append(nothing)
+    return CircuitsView(colored_tokens_multi(tokens, torch.stack(values), names))

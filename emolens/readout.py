@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -20,11 +21,14 @@ from torch import Tensor
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import collect, every_token, mean_over_tokens
+from emolens.activations import Texts, collect, every_token, mean_over_tokens
+from emolens.corpus import Long, open_corpus
 from emolens.directions import UNCALIBRATED, EmotionDirections, project
-from emolens.models import Text, encode, has_weights_of, model_info, unembed
-from emolens.tokens import several, text_after, word_tokens
+from emolens.models import encode, has_weights_of, model_info, unembed
+from emolens.shards import vacant, written_whole
+from emolens.tokens import text_after, word_tokens
 
+SHOWN = 3  # emotions of a row, in the table and in the view
 SHORT = 8  # pooled tokens; below this a text score rests on little
 
 
@@ -40,7 +44,8 @@ class Scores:
         text_of: `[token]` index of each token's text, or the row itself for texts.
         spans: Characters of its text that a token stands for; the whole text otherwise.
         band: Scores below it are within what neutral text does.
-        flags: For each text: "short" (few tokens), "training" (its directions were made from this very text).
+        flags: For each text: "short" (few tokens), "training" (its directions were made from this very text), "cut" (longer than the model
+            reads, its beginning was read) or "left out" (the same, it has no row).
     """
 
     emotions: tuple[str, ...]
@@ -81,15 +86,28 @@ class Scores:
         return len(self.values)
 
     def __repr__(self) -> str:
+        return self.table(20)
+
+    def table(self, rows: int | None = None) -> str:
+        """The rows as lines of text: label, the highest emotions with their z (in brackets inside the neutral band), flags.
+
+        Args:
+            rows: At most so many; None takes all.
+        """
+        shown = len(self) if rows is None else min(rows, len(self))
         lines = [f"Scores per {self.per}, layer {self.layer}, z (none below {self.band:.1f})"]
-        for row, (label, best) in enumerate(zip(self.labels[:20], self.top(3), strict=False)):
+        for row, (label, best) in enumerate(zip(self.labels[:shown], self.top(SHOWN), strict=False)):
             start, end = self.spans[row]
             text = self.texts[self.text_of[row]][start:end].replace("\n", " ")
-            shown = text if len(text) <= 50 else text[:47] + "..."
-            flags = " ".join(f"[{f}]" for f in self.flags[self.text_of[row]]) if self.per == "text" else ""
-            lines.append(f"  {shown!r:<54} {label:<13} " + "  ".join(f"{e} {z:+.1f}" for e, z in best) + f"  {flags}")
-        if len(self) > 20:
-            lines.append(f"  ... {len(self) - 20} more")
+            said = [f"{e} {z:+.1f}" if z > self.band else f"({e} {z:+.1f})" for e, z in best]
+            flags = [f"[{f}]" for f in self.flags[self.text_of[row]]] if self.per == "text" else []
+            lines.append(
+                f"  {text if len(text) <= 50 else text[:47] + '...'!r:<54} {label:<13} {'  '.join([*said, *flags])}"
+            )
+        if shown < len(self):
+            lines.append(f"  ... {len(self) - shown} more")
+        if left := sum("left out" in flags for flags in self.flags):
+            lines.append(f"  {left} texts left out: longer than the model reads")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -123,7 +141,7 @@ class Scores:
         scale = "z against neutral text at the same position" if self.per == "token" else "z against held-out stories"
         parts.append(
             f'<div style="font-size:12px;color:#667">layer {self.layer}; {scale}; '
-            f"inside the band of neutral text (below {self.band:.1f}) nothing is claimed</div></div>"
+            f"grey: inside the band of neutral text (below {self.band:.1f}), where nothing is claimed</div></div>"
         )
         return "".join(parts)
 
@@ -133,9 +151,9 @@ class Scores:
         shown = escape(text if len(text) < 600 else text[:600] + " ...")
         bars = "".join(
             f'<div style="display:flex;align-items:center"><span style="width:8em">{escape(e)}</span>'
-            f'<span style="background:#d9622b;height:9px;width:{max(0.0, min(z, 6.0)) * 2.2:.2f}em"></span>'
+            f'<span style="background:{"#d9622b" if z > self.band else "#c9ccd3"};height:9px;width:{max(0.0, min(z, 6.0)) * 2.2:.2f}em"></span>'
             f'<span style="margin-left:6px;color:#667">{z:+.1f}</span></div>'
-            for e, z in self.top(5)[row]
+            for e, z in self.top(SHOWN)[row]
         )
         return f'<div style="margin:8px 0"><div>{shown}</div><b>{escape(label)}</b>{flags}{bars}</div>'
 
@@ -148,7 +166,7 @@ def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[flo
             start = at
         if end <= start:
             continue
-        strength = 0.0 if abs(z) < band else min((abs(z) - band) / max(limit - band, 1e-6) * 0.85 + 0.15, 1.0)
+        strength = 0.0 if abs(z) <= band else min((abs(z) - band) / max(limit - band, 1e-6) * 0.85 + 0.15, 1.0)
         colour = "217,98,43" if z > 0 else "60,110,180"
         piece = escape(text[start:end]).replace("\n", "<br>")
         out.append(escape(text[at:start]).replace("\n", "<br>"))
@@ -159,14 +177,39 @@ def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[flo
     return f"<bdi>{''.join(out)}</bdi>"
 
 
+PAGE = "<!doctype html><meta charset='utf-8'><title>emolens</title>"
+
+
+def write_page(path: str | Path, body: str, *, overwrite: bool = False) -> None:
+    """Write a view as a page of its own.
+
+    Raises:
+        FileExistsError: the file is there and is no such page.
+    """
+    vacant_page(path, overwrite=overwrite)
+    with written_whole(path) as part:
+        part.write_text(PAGE + body, encoding="utf-8")
+
+
+def vacant_page(path: str | Path, *, overwrite: bool = False) -> None:
+    """Whether `write_page` may write there; errors as there."""
+
+    def other(file: Path) -> str | None:
+        with file.open("rb") as page:
+            return None if page.read(len(PAGE)) == PAGE.encode() else "something that emolens did not write"
+
+    vacant(path, other, overwrite=overwrite)
+
+
 def score(
     model: HookedModel,
     directions: EmotionDirections,
-    texts: Text | Sequence[Text],
+    texts: Texts,
     *,
     per: Literal["text", "token"] = "text",
-    layer: int | None = None,
+    layer: SupportsIndex | None = None,
     skip: int = 1,
+    long: Long = "raise",
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool = False,
@@ -178,10 +221,11 @@ def score(
     Args:
         model: The model that the directions were made with.
         directions: From `mean_difference` and its siblings; directions made by arithmetic have no calibration.
-        texts: One text or chat (a list of messages), or several.
+        texts: One text or chat (a list of messages), several, or the `pathlib.Path` of a file, as for `collect_resid_post`.
         per: "text" or "token".
         layer: None is the directions' own default.
         skip: Tokens left out at the start; 1 leaves out the attention sink only.
+        long: A text of more tokens than the model reads: "raise" before any is read, "truncate" it or "skip" it; see `Scores.flags`.
         allow_other_model: Accept a model with other weights but the same width and tokenizer (base and instruct, checkpoints).
 
     Returns:
@@ -195,33 +239,44 @@ def score(
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
-    texts = several(texts)
+    corpus = open_corpus(texts)
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.calibration
     assert cal is not None  # the calibration of the whole was there
-    pooling = mean_over_tokens(skip=skip) if per == "text" else every_token(skip=skip)
-    acts = collect(
-        model, texts, v.hook_point, layers=v.layers, pooling=pooling, prepend_bos=prepend_bos, progress=progress
-    )
-    encoded = encode(model, texts, prepend_bos=prepend_bos)
-    raw = project(acts.rows, v.vectors, v.reference)[:, :, 0]
-    if per == "token":
-        values, band = v.token_z(acts.rows, acts.row_position)[:, :, 0], float(cal.token_band[0])
-        at = zip(acts.row_text.tolist(), acts.row_position.tolist(), strict=True)
-        spans = tuple(encoded[t].offsets[p] for t, p in at)
-    else:
-        values, band = v.z(acts.rows)[:, :, 0], float(cal.band[0])
-        spans = tuple((0, len(e.text)) for e in encoded)
+    band = float((cal.token_band if per == "token" else cal.band)[0])
     if not np.isfinite(band):
         raise ValueError(
             "these directions know too little neutral text (at least 20 are needed): collect an emotion set that has more, "
             "to know what 'none' is"
         )
-    training = set(v.info["training_texts"])
-    flags = tuple(
-        tuple(name for name, on in (("short", t.n_tokens <= SHORT), ("training", t.sha256 in training)) if on)
-        for t in acts.texts
+    pooling = mean_over_tokens(skip=skip) if per == "text" else every_token(skip=skip)
+    acts = collect(
+        model,
+        corpus,
+        v.hook_point,
+        layers=v.layers,
+        pooling=pooling,
+        prepend_bos=prepend_bos,
+        long=long,
+        progress=progress,
     )
+    encoded = encode(model, [text for text, _ in corpus.read()], prepend_bos=prepend_bos, any_length=True)
+    fits = [len(e.ids) <= model.cfg.n_ctx for e in encoded]
+    kept = [i for i, fit in enumerate(fits) if fit or long == "truncate"]
+    text_of = tuple(kept[t] for t in acts.row_text.tolist())
+    raw = project(acts.rows, v.vectors, v.reference)[:, :, 0]
+    if per == "token":
+        values = v.token_z(acts.rows, acts.row_position)[:, :, 0]
+        at = zip(text_of, acts.row_position.tolist(), strict=True)
+        spans = tuple(encoded[t].offsets[p] for t, p in at)
+    else:
+        values = v.z(acts.rows)[:, :, 0]
+        spans = tuple((0, len(encoded[t].text)) for t in text_of)
+    training = set(v.info["training_texts"])
+    flags: list[tuple[str, ...]] = [("left out",)] * len(encoded)
+    for i, t in zip(kept, acts.texts, strict=True):
+        known = (("short", t.n_tokens <= SHORT), ("training", t.sha256 in training), ("cut", not fits[i]))
+        flags[i] = tuple(name for name, on in known if on)
     return Scores(
         emotions=v.emotions,
         values=values,
@@ -229,10 +284,10 @@ def score(
         per=per,
         layer=v.layer,
         texts=tuple(e.text for e in encoded),
-        text_of=tuple(acts.row_text.tolist()),
+        text_of=text_of,
         spans=spans,
         band=band,
-        flags=flags,
+        flags=tuple(flags),
         info=acts.info | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
     )
 
@@ -307,7 +362,7 @@ def logit_lens(
     directions: EmotionDirections,
     target_words: Mapping[str, Sequence[str]],
     *,
-    layer: int | None = None,
+    layer: SupportsIndex | None = None,
     n_random: int = 200,
     k: int = 8,
     seed: int = 0,

@@ -88,7 +88,7 @@ def render(
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">",
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>",
         f"<p class='k'>emolens {escape(provenance['emolens'])}, set “{escape(emotions.name)}”, {len(emotions.names)} emotions, "
-        f"{len(emotions.texts())} stories on {len(emotions.topics)} topics</p>",
+        f"{len(emotions.texts())} stories on {len(emotions.told)} topics</p>",
         f"<h1>{escape(title)}</h1>",
         "<div class='answer'><ul>" + "".join(_answers(rows, emotions)) + "</ul></div>",
         "<p>" + _limits(model) + "</p>",

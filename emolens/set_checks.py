@@ -371,7 +371,7 @@ def _tfidf(s: EmotionSet, seed: int) -> dict[str, str]:
     topics = [t.topic for _, t in main]
     if len(set(topics)) < 4:
         return {"TF-IDF accuracy": "not computed (fewer than four topics)"}
-    folds = stats.topic_folds({t.name: t.person for t in s.topics}, n_folds=4)
+    folds = stats.topic_folds(s.told, n_folds=4)
     out = {}
     for what, labels in (("emotions", [e for e, _ in main]), ("families", [s.families[e] for e, _ in main])):
         if len(set(labels)) < 2 or (what == "families" and set(s.families.values()) == set(s.names)):

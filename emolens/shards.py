@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     part = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
@@ -60,6 +60,27 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: bool = False) -> Path:
+    """The path of a file that is to be written, if that costs nobody anything: the one guard of all that is written.
+
+    Args:
+        other: Called with a file that is there already: in words what it holds, or None if it is only an earlier copy of what is to be written.
+        overwrite: Replace it whatever it holds.
+
+    Raises:
+        FileNotFoundError: its folder is not there.
+        FileExistsError: it is a folder, or a file that holds something else.
+    """
+    path = Path(path).expanduser()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite and (held := other(path)) is not None:
+        raise FileExistsError(f"{path} already holds {held}; choose another file, or overwrite=True (--overwrite)")
+    return path
 
 
 def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,7 +31,9 @@ class Estimate:
 
 
 def topic_folds(person_of_topic: Mapping[str, str | None], *, n_folds: int = 4, seed: int = 0) -> list[tuple[str, ...]]:
-    """Held-out topics of each fold, stratified by grammatical person.
+    """Held-out topics of each fold, stratified by grammatical person; of sizes that differ by one at most.
+
+    Give the topics that have stories (`EmotionSet.told`): one that only neutral texts have would take a story topic's place.
 
     >>> [len(f) for f in topic_folds({f"t{i}": "first" if i % 2 else "third" for i in range(16)})]
     [4, 4, 4, 4]
@@ -229,7 +231,13 @@ def heldout_scores(
 
 
 def centroid_scores(train: Array, labels: NDArray[np.integer], test: Array, n_classes: int) -> Array:
-    """Mean difference as a classifier: (x - mu) . v_e / |v_e| with v_e = mean of class e - mu, mu = mean of the class means."""
+    """Mean difference as a classifier: (x - mu) . v_e / |v_e| with v_e = mean of class e - mu, mu = mean of the class means.
+
+    Raises:
+        ValueError: a class without a training text.
+    """
+    if missing := sorted(set(range(n_classes)) - set(labels.tolist())):
+        raise ValueError(f"class {missing[0]} has no training text: there is no mean of nothing")
     means = np.stack([train[labels == c].mean(0) for c in range(n_classes)])
     mu = means.mean(0)
     vectors = means - mu

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ def generate(
     seed: int = 0,
     items: Sequence[int] | None = None,
     read: EmotionDirections | None = None,
-    layer: int | None = None,
+    layer: SupportsIndex | None = None,
     watch: bool | Callable[[str, dict[str, float]], None] = False,
     cache: bool = True,
     prepend_bos: bool | None = None,
@@ -194,7 +194,12 @@ class _Reader:
     """Scores each token when the model has read it: the hook of one layer, after every other hook there."""
 
     def __init__(
-        self, model: HookedModel, v: EmotionDirections, layer: int | None, encoded: list[EncodedText], allow: bool
+        self,
+        model: HookedModel,
+        v: EmotionDirections,
+        layer: SupportsIndex | None,
+        encoded: list[EncodedText],
+        allow: bool,
     ) -> None:
         check_model(model, v.info["model"], allow_other_model=allow)
         self.v = v.at(v.layer if layer is None else layer)

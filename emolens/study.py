@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emolens import __version__
+from emolens import __version__, stats
 from emolens._typing import HookedModel
 from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
@@ -31,7 +31,7 @@ from emolens.experiments.base import Inputs, Row
 from emolens.models import load_model, present_info
 from emolens.readout import score
 from emolens.report import write_report
-from emolens.shards import digest_of, written_whole
+from emolens.shards import LOCK, MANIFEST, digest_of, vacant, written_whole
 from emolens.tokens import tokenization
 
 # texts that are in no set, for the coloured view of the report
@@ -99,9 +99,7 @@ def run_study(
     started = time.time()
     emotions = load_emotion_set(emotions) if isinstance(emotions, str) else emotions
     others = transfer.load_external(external) if external is not None else {}
-    if not emotions.neutral:
-        raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
-    folder = _prepare(out)
+    folder = check_request(emotions, out, seed)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
     info = present_info(loaded)
     key = _key(
@@ -173,7 +171,7 @@ def run_study(
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 / (1000 if platform.system() == "Darwin" else 1), 2
         ),
     }
-    directions.save(folder / "vectors.safetensors")
+    directions.save(folder / "vectors.safetensors", overwrite=True)  # the folder is this study's
     with written_whole(folder / "results.json") as part:
         data = {"provenance": provenance, "rows": [r.to_dict() for r in rows]}
         part.write_text(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
@@ -191,6 +189,56 @@ def run_study(
     shutil.rmtree(kept.folder)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder)
+
+
+def check_request(emotions: EmotionSet, out: str | Path, seed: int = 0) -> Path:
+    """The folder of a study, made if need be; whatever of `run_study`'s errors needs no model is raised here.
+
+    Raises:
+        ValueError: a set without neutral texts, or with all of them where they are held out together.
+        FileExistsError: `out` holds files of something else under the names that a study writes, or clears away.
+        OSError: it cannot be written.
+    """
+    if not emotions.neutral:
+        raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
+    _check_folds(emotions, seed)
+    folder = Path(out).expanduser()
+    begun = [folder / "activations" / MANIFEST, *(folder / "experiments").glob("*.json")]
+    strays = [p for p in (folder / "activations", folder / "experiments") if p.exists() and not _ours(p)]
+    if not (folder / "results.json").exists() and not any(p.is_file() for p in begun):
+        strays += [p for p in (folder / "vectors.safetensors", folder / "index.html") if p.exists()]
+    if strays:
+        raise FileExistsError(
+            f"{folder} holds something else ({strays[0].name}) that a study would replace; choose an empty or a new folder"
+        )
+    return _prepare(folder)
+
+
+def _ours(part: Path) -> bool:
+    """Whether a folder holds nothing but what an interrupted study keeps there."""
+    if not part.is_dir():
+        return False
+    if part.name == "activations":
+        return (part / MANIFEST).is_file() or not any(p.name != LOCK for p in part.iterdir())
+    try:
+        return all(
+            "made_by" in json.loads(p.read_text(encoding="utf-8"))
+            for p in part.iterdir()
+            if not p.name.endswith(".part")
+        )
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _check_folds(emotions: EmotionSet, seed: int) -> None:
+    """Refuse a set that leaves nothing to fit on where some topics are held out: a fold, or one grammatical person."""
+    persons = [tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")]
+    for held in (*stats.topic_folds(emotions.told, seed=seed), *persons):
+        if all(n.topic in held for n in emotions.neutral):
+            raise ValueError(
+                f"set {emotions.name!r}: all neutral texts are of topics that are held out together ({', '.join(held)}), so nothing is left "
+                "to find neutral components in; write neutral texts on more topics, or under topics that have no stories"
+            )
 
 
 def _prepare(out: str | Path) -> Path:
@@ -255,18 +303,15 @@ def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -
 
 
 def _refuse_other(folder: Path, key: str, overwrite: bool) -> None:
-    file = folder / "results.json"
-    if overwrite or not file.is_file():
-        return
-    try:
-        found = json.loads(file.read_text())["provenance"]
-        options = (
-            f"seed {found['seed']}{', full' * found['full']}, external text: {', '.join(found['external']) or 'none'}"
-        )
-        other, what = found["key"] != key, f"{found['model']['name']} on {found['set']['name']}, {options}"
-    except (ValueError, KeyError, TypeError):  # no JSON, no UTF-8, or other JSON
-        other, what = True, "a results.json that is not a study's"
-    if other:
-        raise FileExistsError(
-            f"{folder} already holds another study ({what}); choose another folder, or overwrite=True (--overwrite)"
-        )
+    """Refuse a folder with the results of something else."""
+
+    def other(file: Path) -> str | None:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["provenance"]
+            options = f"seed {found['seed']}{', full' * found['full']}, external text: {', '.join(found['external']) or 'none'}"
+            what = f"{found['model']['name']} on {found['set']['name']}, {options}"
+            return None if found["key"] == key else f"another study ({what})"
+        except (ValueError, KeyError, TypeError):  # no JSON, no UTF-8, or other JSON
+            return "another study (a results.json that is not a study's)"
+
+    vacant(folder / "results.json", other, overwrite=overwrite)

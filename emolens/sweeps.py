@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import stats
-from emolens._typing import HookedModel, hook_name
+from emolens._typing import Blocks, HookedModel, block_number, block_numbers, hook_name
+from emolens.corpus import several
 from emolens.directions import EmotionDirections, random_directions
 from emolens.emotion_sets import EmotionSet
 from emolens.interventions import Hook, Hooks, Window, prompts_of, steer_at, validate
@@ -45,7 +46,7 @@ from emolens.models import (
 )
 from emolens.readout import check_model
 from emolens.steering import Stop, decode, ends
-from emolens.tokens import several, word_tokens
+from emolens.tokens import word_tokens
 
 TargetWords = Mapping[str, Sequence[str]]
 
@@ -201,7 +202,7 @@ def sweep(
     prompts: Text | Sequence[Text],
     directions: EmotionDirections,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     doses: Sequence[float] = (0.05, 0.1, 0.2),
     target_words: TargetWords,
     controls: Mapping[str, EmotionDirections] | None = None,
@@ -262,7 +263,7 @@ def sweep(
         )
     if neutral_tokens < 2:
         raise ValueError(f"neutral_tokens={neutral_tokens}; at least 2: the first token is left out")
-    layers = [directions.layer] if layers is None else list(layers)
+    layers = [directions.layer] if layers is None else list(block_numbers(layers))
     for layer in layers:
         directions.slot(layer)
     if controls is None:
@@ -360,9 +361,11 @@ class _Done:
                 try:
                     entry = json.loads(line)
                 except ValueError:
-                    continue  # the line that an interruption cut short
-                if i == 0 and entry.get("sweep") != key:
-                    raise ValueError(f"{self.file} is of another sweep; choose another file, or remove it")
+                    entry = {}  # the line that an interruption cut short
+                if i == 0 and (not isinstance(entry, dict) or entry.get("sweep") != key):
+                    raise ValueError(
+                        f"{self.file} is of another sweep, or of something else; choose another file, or remove it"
+                    )
                 if "cell" in entry:
                     cell = Cell(**entry.pop("cell"))
                     self.found[cell] = {readout: torch.tensor(values) for readout, values in entry.items()}
@@ -617,7 +620,7 @@ def calibrate_dose(
     direction: EmotionDirections,
     neutral: Sequence[Text],
     *,
-    layer: int | None = None,
+    layer: SupportsIndex | None = None,
     budget: float = 0.1,
     prompts: Sequence[Text] = (),
     perplexity_budget: float = 1.5,
@@ -654,7 +657,7 @@ def calibrate_dose(
         raise ValueError(
             f"{len(prompts)} prompts, perplexity_budget={perplexity_budget}, write={write}: at least four prompts, above one, at least one token"
         )
-    layer = direction.layer if layer is None else layer
+    layer = direction.layer if layer is None else block_number(layer)
     validate(model, steer_at(direction.hook_point, direction, dose=0.0, layer=layer))
     rng = np.random.default_rng(seed)
     runs = [

@@ -38,29 +38,6 @@ class EncodedText:
     offsets: list[tuple[int, int]]
 
 
-def several(texts: Text | Sequence[Text]) -> list[Text]:
-    """A list of texts from one or several: a string is one text, and a list of messages is one chat.
-
-    >>> several("He felt"), several([{"role": "user", "content": "Hi"}])
-    (['He felt'], [[{'role': 'user', 'content': 'Hi'}]])
-
-    Raises:
-        ValueError: a message by itself, or beside texts.
-    """
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, Mapping):
-        raise ValueError(f"{_short(texts)} is one message; a chat is a list of them: put it in [ ]")
-    out: list[Any] = list(texts)
-    messages = [isinstance(x, Mapping) for x in out]
-    if out and all(messages):
-        return [out]
-    if any(messages):
-        i = messages.index(True)
-        raise ValueError(f"entry {i} is a message beside texts or chats; each chat is a list of its own: put it in [ ]")
-    return out
-
-
 def _short(x: Any) -> str:
     text = repr(x)
     return text if len(text) <= 60 else text[:57] + "..."

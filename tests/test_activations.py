@@ -736,6 +736,41 @@ def test_select_keeps_rows_and_texts_together(toy_acts):
     assert len(toy_acts.select(lambda t: False).texts) == 0
 
 
+def test_select_takes_the_neutral_tokens_of_its_texts_and_of_no_others(toy_acts):
+    some = toy_acts.select(lambda t: t.topic != "kitchen")
+    assert some.neutral_tokens is not None
+    assert {t.topic for t in some.neutral_tokens.texts} == {t.topic for t in toy_acts.texts} - {"kitchen"}
+    whole = toy_acts.neutral_tokens
+    there = torch.tensor([whole.texts[i].topic != "kitchen" for i in whole.row_text.tolist()])
+    assert (~there).sum() > 0
+    assert torch.equal(some.neutral_tokens.rows, whole.rows[there])
+    with pytest.raises(ValueError, match="neutral components need tokens of neutral texts, there are 0"):
+        em.mean_difference(toy_acts.select(lambda t: t.split == "main"))
+
+
+def test_a_hold_out_fits_nothing_on_the_topics_left_out(toy_acts):
+    """Whatever is changed in the held-out topics, the directions stay the same to the bit."""
+    train = toy_acts.without(["kitchen", "garden"])
+    assert {t.topic for t in train.texts} == {t.topic for t in toy_acts.texts} - {"kitchen", "garden"}
+    held = lambda acts: torch.tensor([acts.texts[i].topic in ("kitchen", "garden") for i in acts.row_text.tolist()])  # noqa: E731
+    tokens = toy_acts.neutral_tokens
+    other = replace(
+        toy_acts,
+        rows=torch.where(held(toy_acts)[:, None, None], torch.randn_like(toy_acts.rows), toy_acts.rows),
+        neutral_tokens=replace(tokens, rows=torch.where(held(tokens)[:, None, None], torch.randn_like(tokens.rows), tokens.rows)),
+    )  # fmt: skip
+    a, b = em.mean_difference(train), em.mean_difference(other.without(["kitchen", "garden"]))
+    assert torch.equal(a.vectors, b.vectors)
+    assert torch.equal(a.calibration.token_mean, b.calibration.token_mean)
+    assert not torch.equal(em.mean_difference(toy_acts).vectors, a.vectors)
+
+
+def test_without_takes_one_name_and_refuses_one_that_is_not_there(toy_acts):
+    assert toy_acts.without("kitchen").texts == toy_acts.without(["kitchen"]).texts
+    with pytest.raises(KeyError, match="unknown topic 'kitchn'; did you mean 'kitchen'"):
+        toy_acts.without(["kitchn"])
+
+
 def test_select_renumbers_the_texts_of_tokens(toy_acts):
     tokens = toy_acts.neutral_tokens
     assert tokens is not None

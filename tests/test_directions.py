@@ -332,6 +332,18 @@ def test_the_order_of_the_texts_does_not_matter(seed: int) -> None:
         assert torch.allclose(a.calibration.std[i], b.calibration.std[j], atol=1e-3)
 
 
+@pytest.mark.parametrize("labels", [[], [0, 2, 2], [1, 1, 1]])
+def test_there_is_no_mean_of_nothing(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"emotion number [01] has no text among the \d given"):
+        dirs.class_means(torch.zeros(len(labels), 1, 2), torch.tensor(labels, dtype=torch.long))
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(0, 2, 8), torch.randn(1, 2, 8), torch.ones(5, 2, 8)])
+def test_neutral_components_of_nothing_are_an_error_not_an_arbitrary_direction(rows: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"there are [01]: give neutral texts|all the same"):
+        dirs.neutral_components(rows, 0.5)
+
+
 def test_class_means_is_typed() -> None:
     rows = torch.zeros(4, 2, 3)
     with pytest.raises(jaxtyping.TypeCheckError):
@@ -562,7 +574,7 @@ def test_the_default_layer_is_used_where_none_is_named(v: EmotionDirections) -> 
 def test_an_unknown_emotion_names_the_nearest_one(v: EmotionDirections) -> None:
     with pytest.raises(KeyError, match=r"no emotion 'sadnes' here; did you mean 'sadness'\? There are: joy, sadness"):
         v["sadnes"]
-    with pytest.raises(KeyError, match=r"no emotion 'xyz' here There are"):
+    with pytest.raises(KeyError, match=r"no emotion 'xyz' here\. There are: joy"):
         v.index("xyz")
 
 

@@ -324,3 +324,8 @@ def test_form_means_the_same_in_every_language() -> None:
         assert other[0] > 0.1  # quoted speech is seen
         assert other[1] == pytest.approx(english[1])  # three sentences
         assert (other[5:7] > 0).all()  # a comma and a question mark
+
+
+def test_centroids_of_a_class_without_texts_are_an_error():
+    with pytest.raises(ValueError, match="class 1 has no training text"):
+        stats.centroid_scores(np.eye(3), np.array([0, 0, 2]), np.eye(3), 3)

@@ -781,3 +781,49 @@ def test_whole_topics_are_held_out(stories):
             assert not set(inner) & set(fold)
         kept = inputs.without(fold)
         assert not {t.topic for t in kept.texts} & set(fold)
+
+
+def _neutral_apart(stories: EmotionSet, of: tuple[str, ...]) -> EmotionSet:
+    """The set with its neutral texts moved to these topics, which are added where the set lacks them."""
+    moved = tuple(n.model_copy(update={"topic": of[i % len(of)]}) for i, n in enumerate(stories.neutral))
+    more = tuple(Topic(name=t, person="third") for t in of if t not in {u.name for u in stories.topics})
+    return replace(stories, topics=(*more, *stories.topics), neutral=moved)
+
+
+def test_folds_are_of_the_topics_that_have_stories(stories):
+    """Topics of neutral texts alone sort among the others and would take their places."""
+    moved = _neutral_apart(stories, ("apart", "even", "notes"))
+    inputs = replace(planted(stories, signal=1.0), emotions=moved)
+    assert [len(f) for f in inputs.folds] == [2, 2, 2, 2]
+    assert sorted(t for f in inputs.folds for t in f) == sorted(TOPICS)
+    assert inputs.folds == planted(stories, signal=1.0).folds
+    assert not {"apart", "even", "notes"} & {t for f in inputs.inner_folds(inputs.folds[0]) for t in f}
+
+
+def test_neutral_texts_of_topics_of_their_own_are_used_in_every_fold(stories):
+    inputs = planted(stories, signal=1.0)
+    tokens = inputs.acts.neutral_tokens
+    assert tokens is not None
+    apart = replace(tokens, texts=tuple(replace(t, topic="apart") for t in tokens.texts))
+    inputs = replace(inputs, acts=replace(inputs.acts, neutral_tokens=apart))
+    every = inputs.neutral_components(())
+    for fold in inputs.folds:
+        assert all(torch.equal(a, b) for a, b in zip(inputs.neutral_components(fold), every, strict=True))
+
+
+def test_a_set_whose_neutral_texts_are_held_out_together_is_refused_before_the_model(stories, tmp_path, monkeypatch):
+    monkeypatch.setattr("emolens.study.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    for of in (("kitchen",), tuple(t for t, p in TOPICS.items() if p == "first")):
+        with pytest.raises(ValueError, match="all neutral texts are of topics that are held out together"):
+            run_study("smollm2-135m-instruct-q4", _neutral_apart(stories, of), out=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_readout_that_a_fold_cannot_have_is_an_error_not_a_missing_row(stories):
+    inputs = planted(stories, signal=1.0)
+    fold = inputs.folds[0]
+    lone = TextInfo("n", None, fold[0], None, "neutral", "n", 100)
+    acts = inputs.acts
+    acts = replace(acts, texts=(*acts.texts, lone), rows=torch.cat([acts.rows, acts.rows[:1]]), embed=torch.cat([acts.embed, acts.embed[:1]]), row_text=torch.arange(len(acts.texts) + 1), row_position=torch.full((len(acts.texts) + 1,), -1), sinks=torch.cat([acts.sinks, acts.sinks[:1]]))  # fmt: skip
+    with pytest.raises(ValueError, match="all neutral texts are of the held-out topics"):
+        separability.run(replace(inputs, acts=acts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -118,25 +118,25 @@ class Inputs:
 
     @cached_property
     def folds(self) -> list[tuple[str, ...]]:
-        """The outer folds: whole topics, stratified by person."""
-        return stats.topic_folds({t.name: t.person for t in self.emotions.topics}, seed=self.seed)
+        """The outer folds: whole topics that have stories, stratified by person."""
+        return stats.topic_folds(self.emotions.told, seed=self.seed)
 
     def neutral_components(self, held_out: tuple[str, ...], share: float = 0.5) -> list[torch.Tensor] | None:
-        """Neutral components from the neutral texts of the training topics only."""
+        """Neutral components from the neutral texts of every topic but these; one of a topic without stories is in no fold, so always used.
+
+        Raises:
+            ValueError: there are neutral texts, and all of them are of these topics.
+        """
         tokens = self.acts.neutral_tokens
-        if tokens is None:
-            return None
-        kept = tokens.select(lambda t: t.topic not in held_out)
-        return neutral_components(kept.rows, share)
+        return (
+            None if tokens is None else neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)
+        )
 
     def without(self, topics: Sequence[str]) -> Activations:
-        """The collection without some topics: no story, neutral text or neutral token of theirs."""
-        kept = self.acts.select(lambda t: t.topic not in topics)
-        if kept.neutral_tokens is None:
-            return kept
-        return replace(kept, neutral_tokens=kept.neutral_tokens.select(lambda t: t.topic not in topics))
+        """The collection without some topics, as `Activations.without`."""
+        return self.acts.without(topics)
 
     def inner_folds(self, held_out: tuple[str, ...], n_folds: int = 3) -> list[tuple[str, ...]]:
         """Folds of the training topics, for choices that must not see the held-out ones."""
-        kept = {t.name: t.person for t in self.emotions.topics if t.name not in held_out}
+        kept = {t: person for t, person in self.emotions.told.items() if t not in held_out}
         return stats.topic_folds(kept, n_folds=n_folds, seed=self.seed)

@@ -22,9 +22,8 @@ NAME = "person"
 
 def run(inputs: Inputs) -> list[Row]:
     """All rows; none if every topic has the same person."""
-    persons = {t.name: t.person for t in inputs.emotions.topics}
-    first = sorted(t for t, p in persons.items() if p == "first")
-    third = sorted(t for t, p in persons.items() if p == "third")
+    every = inputs.emotions.told.items()
+    first, third = (sorted(t for t, p in every if p == person) for person in ("first", "third"))
     if min(len(first), len(third)) < 2:
         return []
     say = {

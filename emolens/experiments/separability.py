@@ -109,7 +109,11 @@ class _Fold:
         self.topics = [t for t, out in zip(inputs.topics, self.inside.tolist(), strict=True) if not out]
         self.train, self.test = inputs.main.rows[~self.inside], inputs.main.rows[self.inside]
         neutral = inputs.acts.select(lambda t: t.split == "neutral" and t.topic not in held)
-        self.neutral_mean = neutral.rows.mean(0) if len(neutral.texts) else None
+        if not neutral.texts and any(t.split == "neutral" for t in inputs.acts.texts):
+            raise ValueError(
+                f"all neutral texts are of the held-out topics {', '.join(held)}: give neutral texts on more topics"
+            )
+        self.neutral_mean = neutral.rows.mean(0) if neutral.texts else None
         self.choice = -1
 
     def choose(self, labels: Tensor) -> int:
