@@ -843,7 +843,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(toy_acts, tmp_path,
 
     monkeypatch.setattr(emolens.shards, "save_file", half)
     with pytest.raises(OSError, match="No space left"):
-        toy_acts.save(file)
+        toy_acts.save(file, overwrite=True)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("acts.safetensors", b"old")]
 
 

@@ -108,7 +108,7 @@ def test_content_may_be_in_parts(tiny_model, content):
         ([[]], r"chat 0 has no messages"),
         ([[{"role": "assistant", "content": ""}]], r"chat 0 has no words"),
         ([PROMPT, USER], r"entry 1 is a message beside texts or chats"),
-        (USER, r"is one message; a chat is a list of them"),
+        (USER, r"a single message; a chat is a list of them"),
     ],
 )  # fmt: skip
 def test_a_chat_that_is_none_is_refused_with_the_fix(tiny_model, texts, message):
@@ -117,7 +117,7 @@ def test_a_chat_that_is_none_is_refused_with_the_fix(tiny_model, texts, message)
 
 
 def test_what_is_no_text_is_refused(tiny_model):
-    with pytest.raises(TypeError, match="text 1 is 3: give a string, or a list of chat messages"):
+    with pytest.raises(ValueError, match="text 1 is a int: a text is a string, or a list of chat messages"):
         em.generate(tiny_model, [PROMPT, 3], max_new_tokens=1)
 
 
