@@ -12,9 +12,11 @@ from _planted import EMOTIONS, planted_inputs, planted_model, planted_pairs, pla
 
 import emolens as em
 from emolens.experiments import causal, validation
-from emolens.experiments.base import Inputs, Row
+from emolens.experiments.base import Inputs, Row, row
 from emolens.interventions import orthonormal
 from emolens.materials import load_stems
+from emolens.report import _causes
+from emolens.sweeps import Cell, Sweep
 
 LAYER, DOSE = 1, 0.5
 
@@ -220,3 +222,51 @@ def test_what_chooses_a_dose_does_not_report_it(used, monkeypatch):
         assert not set(pilot["prompts"]) & set(other["prompts"])
         assert not set(pilot["neutral"]) & set(other.get("neutral") or ())
     assert any(other.get("neutral") for other in reported)
+
+
+@pytest.mark.parametrize(
+    ("kl", "chosen"),
+    [
+        ([0.05, 0.09, 0.2, 0.05], (8, 0.1)),  # (block, dose) of the second: the largest effect within the budget
+        ([0.05, 0.05, 0.05, 0.05], (9, 0.05)),  # of the third, the largest of all
+        ([0.3, 0.4, 0.2, 0.5], (9, 0.05)),  # none is: the gentlest
+    ],
+)
+def test_the_best_block_and_dose_within_the_budget_are_chosen(kl, chosen):
+    at = [(8, 0.05), (8, 0.1), (9, 0.05), (9, 0.1)]
+    effect = [0.1, 0.3, 0.9, 0.2]
+    change = torch.tensor([[[x, 0.0], [x, 0.0]] for x in effect])  # of joy's words, in two openings
+    cells = tuple(Cell("joy", None, layer, dose) for layer, dose in at)
+    pilot = Sweep(cells, ("a", "b"), ("joy", "fear"), change, torch.zeros(2, 2), torch.tensor(kl)[:, None])
+    assert validation._choose(pilot) == chosen
+
+
+# --- what the report says of it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shuffled", "random", "shown"),
+    [((-0.3, -0.1), (-0.3, -0.1), True), ((-0.3, 0.01), (-0.3, -0.1), False), ((-0.3, -0.1), (-0.3, 0.01), False), ((0.1, 0.3), (0.1, 0.3), False)],
+)  # fmt: skip
+def test_less_emotion_is_left_only_where_both_nulls_say_so(shuffled, random, shown):
+    rows = [
+        row("causal", f"top1 refitted minus {name}", np.mean(at), low=at[0], high=at[1])
+        for name, at in (("shuffled", shuffled), ("random", random))
+    ]
+    [line] = _causes(rows)
+    assert line.startswith("<li class='yes'>" if shown else "<li class='no'>")
+    assert f"{100 * np.mean(shuffled):+.1f} points" in line
+
+
+@pytest.mark.parametrize(("low", "shown"), [(0.05, True), (-0.05, False)])
+def test_the_claim_of_ablation_is_that_of_the_whole_stream(low, shown):
+    def of(metric, low):
+        own = row("causal", metric, 0.2)
+        return [own, row("causal", f"{metric} minus random", 0.1, low=low, high=0.3, control="random, same variance")]
+
+    stream, after = _causes([*of("ablate loss, whole stream", low), *of("ablate loss", 0.05)])
+    assert "out of the whole stream" in stream
+    assert stream.startswith("<li class='yes'>" if shown else "<li class='no'>")
+    assert after.startswith("<li class='yes'>")
+    assert "after every block" in after
+    assert stream.count("20.0 %") == 1
