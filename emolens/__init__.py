@@ -24,6 +24,7 @@ _HOME = {
     "score": "readout", "logit_lens": "readout", "Scores": "readout",
     "steer_resid_pre": "interventions", "steer_resid_mid": "interventions", "steer_resid_post": "interventions", "steer_attn_out": "interventions", "steer_mlp_out": "interventions",
     "ablate_resid_pre": "interventions", "ablate_resid_mid": "interventions", "ablate_resid_post": "interventions", "ablate_attn_out": "interventions", "ablate_mlp_out": "interventions",
+    "ablate_stream": "interventions", "collect_stream": "interventions", "Stream": "interventions",
     "clamp_resid_pre": "interventions", "clamp_resid_mid": "interventions", "clamp_resid_post": "interventions", "clamp_attn_out": "interventions", "clamp_mlp_out": "interventions",
     "rotate_resid_pre": "interventions", "rotate_resid_mid": "interventions", "rotate_resid_post": "interventions", "rotate_attn_out": "interventions", "rotate_mlp_out": "interventions",
     "positions": "interventions", "check": "interventions",
@@ -87,17 +88,20 @@ if TYPE_CHECKING:
     from emolens.experiments.languages import compare_languages
     from emolens.generation import export_prompts, import_texts, story_prompts, write_stories
     from emolens.interventions import (
+        Stream,
         ablate_attn_out,
         ablate_mlp_out,
         ablate_resid_mid,
         ablate_resid_post,
         ablate_resid_pre,
+        ablate_stream,
         check,
         clamp_attn_out,
         clamp_mlp_out,
         clamp_resid_mid,
         clamp_resid_post,
         clamp_resid_pre,
+        collect_stream,
         positions,
         rotate_attn_out,
         rotate_mlp_out,

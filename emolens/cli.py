@@ -429,8 +429,8 @@ def steer(
             table.add_row(*cells)
             console.print(table)
     note = f"layer {at}" + ("" if method == "ablate" else f", dose {dose:g}")
-    if read is not None:  # the readout sees what was added: only against the random column does it say anything
-        note += "; emotions: mean z of the new tokens, read behind the change at the same layer"
+    if read is not None:
+        note += "; emotions: mean z of the new tokens, as the unsteered model reads the text at the same layer"
     console.print(Text(note, style="dim"))
 
 

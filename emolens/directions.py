@@ -377,9 +377,17 @@ def random_directions(
 
     Returns:
         `n` directions named "random 0", "random 1", ... without calibration. A dose looks only at where they point.
+
+    Raises:
+        ValueError: fewer than one; rows that span no more than the directions do, so that a draw would lie among them.
     """
     if n < 1:
         raise ValueError(f"n={n}; at least one")
+    if like is not None and len(like.rows) <= len(v.vectors) + 1:
+        raise ValueError(
+            f"like= has {len(like.rows)} rows, which span no more than {len(v.vectors)} directions do: the draws would not differ "
+            "from what they control; give more rows, or like=None"
+        )
     generator = torch.Generator().manual_seed(seed)
     if like is None:
         draws = torch.randn((n, *v.vectors.shape[1:]), generator=generator)
@@ -404,12 +412,19 @@ def random_directions(
 def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 0) -> EmotionDirections:
     """Mean differences of the same texts with the emotion labels shuffled within each topic: what the texts give whatever they mean.
 
-    Neutral components are removed as for `v`. Named after the emotions whose label they got, without calibration.
+    Texts without a topic are shuffled among themselves. Neutral components are removed as for `v`. Named after the emotions whose label
+    they got, without calibration.
+
+    Raises:
+        ValueError: every topic has one emotion only, so that shuffling would give the directions themselves.
     """
     main = acts.select(is_main)
     names = acts.moments().emotions
     labels = np.array([names.index(t.emotion or "") for t in main.texts])
-    shuffled = stats.shuffle_within(labels, [t.topic or t.id for t in main.texts], np.random.default_rng(seed))
+    topics, rng = [t.topic or "" for t in main.texts], np.random.default_rng(seed)
+    shuffled = stats.shuffle_within(labels, topics, rng)
+    while np.array_equal(shuffled, labels):  # of few texts a draw can be the truth itself
+        shuffled = stats.shuffle_within(labels, topics, rng)
     means = class_means(main.rows, torch.from_numpy(shuffled))
     vectors = means - means.mean(0)
     share = v.info["remove_neutral"]

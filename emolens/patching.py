@@ -1,10 +1,11 @@
 """Where is an emotion computed, and who writes it: activation patching, its gradient approximation, and direct attribution.
 
 Patching runs one prompt (the base) with one activation of another (the source) put in its place and reads a metric:
-``recovery = mean(patched - base) / mean(target - base)`` over pairs, 0 where nothing changes and 1 where the cell carries all of it.
+``recovery = mean(patched - base) / mean(target - base)``, 0 where nothing changes and 1 where the cell carries all of it: the mean is over
+pairs with clean - corrupted above `min_gap` (`passing`), since pairs that differ the other way round would cancel.
 Denoising puts clean into corrupted (target: clean, what suffices); noising puts corrupted into clean (what is necessary).
 Attribution splits the residual stream into what each embedding, head and MLP added: a sum, hence exact, but blind to indirect
-effects. Not done here: path patching, and patching of MLP neurons.
+effects. Not done here: path patching, MLP neurons.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Literal, SupportsIndex, cast, get_args
 import numpy as np
 import torch
 from einops import einsum, rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from scipy import stats as sp
 from torch import Tensor
 from tqdm import tqdm
@@ -118,6 +120,20 @@ def _one(v: EmotionDirections) -> None:
         raise ValueError(f"one emotion is needed, these are {len(v.emotions)}: take one, as v[{v.emotions[0]!r}]")
 
 
+def passing(
+    clean: Float[np.ndarray, " pair"], corrupted: Float[np.ndarray, " pair"], min_gap: float = 0.0
+) -> NDArray[np.bool_]:
+    """Which pairs a recovery is averaged over: those with clean - corrupted above `min_gap` (and above 0).
+
+    A pair alone has nothing to cancel with: there the size of its difference decides, whatever its sign.
+
+    >>> passing(np.array([2.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])).tolist()
+    [True, False, False]
+    """
+    gap = np.asarray(clean) - np.asarray(corrupted)
+    return np.abs(gap) >= min_gap if len(gap) == 1 else (gap > 0) & (gap >= min_gap)
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +147,7 @@ class Patching:
         corrupted: `[pair]`, of the corrupted runs.
         labels: Names of the columns: tokens, spans of several pairs, or heads.
         dropped: Pairs left out because their token counts differ.
-        excluded: Pairs left out because |clean - corrupted| is below `min_gap`.
+        excluded: Pairs left out because clean - corrupted is not above `min_gap` (`passing`).
         trivial: Layers where the patched activation is the one that the metric reads: NaN, and shown as "=".
             Those behind it cannot matter: NaN, and shown as ".".
         approximate: Made by gradients.
@@ -162,6 +178,11 @@ class Patching:
         """Ratio of means over pairs: 0 is the base run, 1 the target run; NaN where the two do not differ."""
         return self._ratio(np.arange(len(self.clean)))
 
+    @property
+    def pairs(self) -> Int[np.ndarray, "layer column"]:
+        """How many pairs each cell is the mean of: a pair without a span does not count there."""
+        return (~np.isnan(self.values)).sum(0)
+
     @cached_property
     def interval(self) -> Float[np.ndarray, "bound layer column"] | None:
         """Lower and upper 95 % bound of the recovery, resampling pairs; None for a single pair."""
@@ -183,19 +204,23 @@ class Patching:
         """The pairs of several sweeps together, say of contrasts that are read by other words.
 
         Raises:
-            ValueError: sweeps of other layers, columns, hook points or directions.
+            ValueError: sweeps of other layers, columns, hook points or directions; no pair that passes.
         """
         same = lambda p: (p.hook_point, p.direction, p.layers, p.labels, p.trivial, p.approximate)  # noqa: E731  (used twice)
         if any(same(p) != same(self) for p in others):
             raise ValueError("only sweeps of the same hook point, direction, layers and columns can be joined")
         every = [self, *others]
+        clean, corrupted = (np.concatenate([getattr(p, side) for p in every]) for side in ("clean", "corrupted"))
+        kept = passing(clean, corrupted)  # a pair that was alone before may have either sign
+        if not kept.any():
+            raise ValueError(_NONE_PASSES.format(len(kept), 0.0))
         return replace(
             self,
-            values=np.concatenate([p.values for p in every]),
-            clean=np.concatenate([p.clean for p in every]),
-            corrupted=np.concatenate([p.corrupted for p in every]),
+            values=np.concatenate([p.values for p in every])[kept],
+            clean=clean[kept],
+            corrupted=corrupted[kept],
             dropped=sum(p.dropped for p in every),
-            excluded=sum(p.excluded for p in every),
+            excluded=sum(p.excluded for p in every) + int((~kept).sum()),
         )
 
     def top(self, k: int = 5) -> list[tuple[int, str, float]]:
@@ -256,6 +281,10 @@ def agreement(exact: Patching, approximate: Patching) -> Agreement:
     )
 
 
+_NONE_PASSES = (
+    "of {} pairs none has clean - corrupted above {:g}: the metric is not higher on clean. Swap its sides, or the prompts; "
+    "or lower min_gap"
+)
 _EMPTY = '<td style="background:#ddd" title="cannot matter, or not there"></td>'
 _TRIVIAL = '<td style="background:repeating-linear-gradient(45deg,#fff,#fff 3px,#ddd 3px,#ddd 6px)" title="what the metric itself reads">=</td>'
 
@@ -495,13 +524,10 @@ def _sweep(
     skip = skip and can_start_at_layer(model)
     names = [hook_name(hook_point, layer) for layer in wanted]
     starts = [hook_name("resid_pre", layer) for layer in wanted] if skip else []
-    values, ends, labels, excluded = [], [], (), 0
+    values, labels = [], ()
     with torch.inference_mode():
+        pairs, ends, excluded = _passing(pairs, read, min_gap)
         for pair in tqdm(pairs, disable=not progress):
-            c, k = float(read(pair.clean)), float(read(pair.corrupted))
-            if abs(c - k) < min_gap:
-                excluded += 1
-                continue
             base, source = (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
             sources, before = _cache(model, source, names), _cache(model, base, starts) if skip else {}
             everywhere = list(range(base.shape[1]))
@@ -525,8 +551,18 @@ def _sweep(
                     x = repeat(x, "1 ... -> batch ...", batch=len(some))
                     table[row, some] = read(x, layer if skip else None, [hook]).float().cpu().numpy()
             values.append(table)
-            ends.append((c, k))
-    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, min_gap, read)
+    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, read)
+
+
+def _passing(
+    pairs: list[_Pair], read: _Reader, min_gap: float
+) -> tuple[list[_Pair], Float[np.ndarray, "pair end"], int]:
+    """The pairs that pass, their metric on clean and corrupted, and how many were left out."""
+    ends = np.array([(float(read(pair.clean)), float(read(pair.corrupted))) for pair in pairs])
+    kept = passing(*ends.T, min_gap)
+    if not kept.any():
+        raise ValueError(_NONE_PASSES.format(len(pairs), min_gap))
+    return [pair for pair, k in zip(pairs, kept, strict=True) if k], ends[kept], int((~kept).sum())
 
 
 def _prepare(
@@ -548,11 +584,9 @@ def _prepare(
 
 def _result(
     hook_point: str, direction: Direction, layers: list[int], labels: tuple[str, ...], values: list[np.ndarray],
-    ends: list[tuple[float, float]], dropped: int, excluded: int, approximate: bool, min_gap: float, read: _Reader,
+    ends: Float[np.ndarray, "pair end"], dropped: int, excluded: int, approximate: bool, read: _Reader,
 ) -> Patching:  # fmt: skip
-    if not values:
-        raise ValueError(f"all {excluded} pairs have |clean - corrupted| below min_gap={min_gap}; lower it")
-    c, k = np.array(ends).T
+    c, k = ends.T
     trivial = tuple(layer for layer in layers if read.ahead(hook_point, layer) == 0)
     return Patching(
         hook_point, direction, tuple(layers), labels, np.stack(values), c, k, dropped, excluded, trivial, approximate
@@ -591,10 +625,11 @@ def _stream(hook_point: HookPoint, what: str) -> Callable[..., Patching]:
         positions: Token indices of a single pair, or names of spans (before, changed, after, last) of one or several.
         direction: "denoise" puts clean into corrupted; "noise" the other way round.
         batch_tokens: Most tokens in one forward pass.
-        min_gap: Pairs with a smaller |clean - corrupted| are excluded and counted.
+        min_gap: Of several pairs those with clean - corrupted not above this (or not above 0) are excluded and counted; a pair alone
+            may have either sign.
 
     Raises:
-        KeyError, ValueError: the model lacks the hook point; no such layer or position, or unequal token counts.
+        KeyError, ValueError: the model lacks the hook point; no such layer or position, unequal token counts, or no pair that passes.
     """
     return patch
 
@@ -651,13 +686,11 @@ def attribution_patching(
     """
     pairs, dropped, wanted, read = _prepare(model, hook_point, clean, corrupted, metric, layers, None, direction, False)
     names = [hook_name(hook_point, layer) for layer in wanted]
-    values, ends, excluded = [], [], 0
-    for pair in pairs:
+    values = []
+    with torch.no_grad():
+        pairs, ends, excluded = _passing(pairs, read, min_gap)
+    for pair, (c, k) in zip(pairs, ends, strict=True):
         with torch.no_grad():
-            c, k = float(read(pair.clean)), float(read(pair.corrupted))
-            if abs(c - k) < min_gap:
-                excluded += 1
-                continue
             base, source = (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
             sources = _cache(model, source, names)
         kept: dict[str, Tensor] = {}
@@ -682,9 +715,8 @@ def attribution_patching(
                     if where:
                         table[row, column] = (k if direction == "denoise" else c) + effect[where].sum()
         values.append(table)
-        ends.append((c, k))
     labels = tuple(pairs[0].columns)
-    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, min_gap, read)
+    return _result(hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, read)
 
 
 # --- attribution ------------------------------------------------------------------------------------------------------

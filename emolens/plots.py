@@ -185,10 +185,10 @@ def triad(rows: Sequence[Row]) -> Figure:
     """Patch, ablate and add for each contrast of emotions, filled beside its random control (hollow); the line is over all pairs."""
     tests = (
         ("patch recovery", "patch: gap recovered"),
-        ("ablate loss", "ablate: gap lost"),
+        ("ablate loss, whole stream", "ablate: gap lost"),
         ("add gain", "add: gain in gaps"),
     )
-    groups = list(dict.fromkeys(r.emotion for r in find(rows, "causal", "ablate loss by contrast")))
+    groups = list(dict.fromkeys(r.emotion for r in find(rows, "causal", "ablate loss, whole stream by contrast")))
     figure = Figure(figsize=(7.2, 1.3 + 0.27 * max(len(groups), 1)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (metric, title) in zip(panels, tests, strict=True):

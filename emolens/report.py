@@ -333,7 +333,8 @@ def _causes(rows: Sequence[Row]) -> list[str]:
         text = f"z {r.value:+.2f} {_ci(r)} against text written with random directions; an unsteered model reads it."
         out.append(_li((r.low or 0) > 0, "What is written with a direction reads more like its emotion", text))
     claims = (
-        ("ablate loss", "Taking a direction out costs the model part of the contrast", "of the clean-corrupted gap is lost"),
+        ("ablate loss, whole stream", "Taking a direction out of the whole stream costs the model part of the contrast", "of the clean-corrupted gap is lost"),
+        ("ablate loss", "Taking it out after every block does too", "of the gap is lost; attention still hands it to the MLP of its own block"),
         ("patch recovery", "The part of the stream along a direction carries some of the contrast", "of the gap is recovered by it alone"),
         ("add gain", "Adding the direction moves a prompt towards the other emotion", "of the gap is gained"),
     )  # fmt: skip
@@ -342,9 +343,15 @@ def _causes(rows: Sequence[Row]) -> list[str]:
         for r in find(rows, "causal", f"{metric} minus random"):
             text = f"{100 * own[0].value:.1f} % {what}; minus {escape(r.control or '')} {100 * r.value:+.1f} points [{100 * (r.low or 0):.1f}, {100 * (r.high or 0):.1f}]."
             out.append(_li((r.low or 0) > 0, claim, text))
-    for r in find(rows, "causal", "top1 refitted minus random"):
-        text = f"a classifier fitted afresh on what is left changes by {100 * r.value:+.1f} points {_ci(r, True)} against random subspaces of the same rank and variance."
-        out.append(_li((r.high or 0) < 0, "Ablation leaves less emotion to be read", text))
+    for r in find(rows, "causal", "top1 refitted minus shuffled"):
+        (random,) = find(rows, "causal", "top1 refitted minus random")
+        text = (
+            f"taken out by directions of the other topics only, what is left gives a classifier that is fitted afresh {100 * r.value:+.1f} points "
+            f"{_ci(r, True)} against directions from shuffled labels, and {100 * random.value:+.1f} {_ci(random, True)} against random subspaces "
+            "of the same rank and variance; shown if both intervals lie below 0."
+        )
+        shown = all((x.high or 0) < 0 for x in (r, random))
+        out.append(_li(shown, "Ablation leaves less emotion to be read", text))
     return out
 
 
@@ -392,11 +399,11 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
             "<div class='wide'><table><tr><th>added</th><th>text</th><th>score (z) of the new tokens, read by the unsteered model</th></tr>"
             f"{lines}</table></div></details>"
         )
-    if find(rows, "causal", "ablate loss"):
+    if find(rows, "causal", "ablate loss, whole stream"):
         parts.append(
             _figure(plots.triad(rows), "Patch, ablate, add",
                 "Prompts that differ in one fact and so in what someone feels. The gap is the difference in the logits of the two emotions' words. "
-                "Line and band: all pairs with their 95 % interval.")
+                "Line and band: all pairs with their 95 % interval. Ablated is the whole stream: wherever a block reads it.")
         )  # fmt: skip
     if mapped := find(rows, "causal", "patch recovery by layer and span"):
         parts.append(

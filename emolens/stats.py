@@ -124,6 +124,38 @@ def bootstrap_two_way(values: Array, *, n: int = 2000, seed: int = 0) -> Estimat
     return Estimate(float(np.nanmean(values)), float(low), float(high))
 
 
+def bootstrap_draws(
+    values: Array, groups: Sequence[object], *, of: Array | None = None, n: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean over draws and rows of a table `[draw row]`, with an interval that resamples the draws and whole groups of rows at once.
+
+    For a null that was drawn a few times: its mean over the draws is itself uncertain, and so is a difference from it.
+
+    Args:
+        values: `[draw row]`; a single draw is `bootstrap_mean`.
+        groups: The group of each row.
+        of: `[row]`; the statistic is then the ratio sum(values) / sum(of), such as a share of a gap.
+        n: Resamples.
+
+    >>> e = bootstrap_draws(np.array([[1.0, 1.0], [0.0, 0.0]]), ["a", "b"])
+    >>> (e.value, e.low, e.high)
+    (0.5, 0.0, 1.0)
+
+    Reference:
+        Owen 2007, *The pigeonhole bootstrap*, arXiv 0712.1111.
+    """
+    values = np.asarray(values, dtype=float)
+    weights = np.ones(values.shape[1]) if of is None else np.asarray(of, dtype=float)
+    _, inverse = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sums = np.stack([np.bincount(inverse, draw) for draw in values])
+    counts = np.bincount(inverse, weights)
+    rng = np.random.default_rng(seed)
+    draws, members = (rng.multinomial(size, np.full(size, 1 / size), size=n) for size in sums.shape)
+    means = ((draws @ sums) * members).sum(1) / (len(values) * (members @ counts))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(values.sum() / (len(values) * weights.sum())), float(low), float(high))
+
+
 def permutation_p(observed: float, null: Sequence[float] | Array) -> float:
     """One-sided p of `observed` against draws of the null: (number at least as large + 1) / (draws + 1).
 
@@ -139,8 +171,16 @@ def shuffle_within(labels: NDArray[np.integer], groups: Sequence[str], rng: np.r
 
     >>> shuffle_within(np.array([0, 1, 7]), ["a", "a", "b"], np.random.default_rng(0))[2]
     np.int64(7)
+
+    Raises:
+        ValueError: every group has one label only, so that nothing can move and the null would be the truth itself.
     """
     out, names = labels.copy(), np.asarray(groups)
+    if all(len(np.unique(labels[names == name])) < 2 for name in np.unique(names)):
+        raise ValueError(
+            f"labels cannot be shuffled within {len(np.unique(names))} groups that have one label each: nothing moves. "
+            "Every topic needs texts of several emotions (or give no topics, to shuffle over all texts)"
+        )
     for name in np.unique(names):
         out[names == name] = rng.permutation(out[names == name])
     return out

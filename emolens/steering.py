@@ -1,26 +1,27 @@
 """Continue prompts with any hooks in place: cached, padded on the left with its mask, the same on either backend.
 
 A row does not depend on the others in its batch, nor on the cache, nor (sampling) on anything but the seed, its number and the step.
-Hooks see the prompt and then one token at a time. With directions to read, every new token is scored as it is written, after the other
-hooks of that layer. What steering does to the text is measured in `sweeps`, one floor up.
+Hooks see the prompt and then one token at a time. With directions to read, the text is read again without any hook (`read_written`): a
+readout of the steered stream would find the vector that was added. What steering does to the text is measured in `sweeps`, one floor up.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emolens._typing import HookedModel, hook_name
 from emolens.directions import EmotionDirections
 from emolens.interventions import Hook, Hooks, Window, prompts_of, validate
-from emolens.models import Decoder, EncodedText, Text, encode, model_info, pad
+from emolens.models import Decoder, EncodedText, Text, encode, model_info, pad, run_to
 from emolens.readout import check_model
 from emolens.tokens import text_after
 
@@ -78,6 +79,8 @@ def ends(model: HookedModel, stop: Stop = ()) -> Ends:
     return Ends(frozenset(tokens), tuple(strings), tokenizer)
 
 
+ReadWith = Literal["unsteered", "as generated"]
+
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +94,7 @@ class Generations:
         tokens: The new tokens of each prompt, up to its end.
         emotions: Of the readout, if one was asked for.
         scores: For each prompt `[token emotion]`: z of every new token against neutral text at its position.
+        read_with: Who read it: the unsteered model, or the model with its hooks ("as generated").
     """
 
     prompts: tuple[str, ...]
@@ -98,6 +102,7 @@ class Generations:
     tokens: tuple[tuple[int, ...], ...]
     emotions: tuple[str, ...] = ()
     scores: tuple[Float[Tensor, "token emotion"], ...] = ()
+    read_with: ReadWith = "unsteered"
 
     def __repr__(self) -> str:
         lines = []
@@ -126,6 +131,7 @@ def generate(
     seed: int = 0,
     items: Sequence[int] | None = None,
     read: EmotionDirections | None = None,
+    read_with: ReadWith = "unsteered",
     layer: SupportsIndex | None = None,
     watch: bool | Callable[[str, dict[str, float]], None] = False,
     cache: bool = True,
@@ -144,9 +150,12 @@ def generate(
         temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, item, step).
         top_p: Sample from the smallest set of tokens with this probability.
         items: Number of each prompt in the key of the noise, where the prompts are a part of more; None counts from 0.
-        read: Directions to score every new token with, as it is written.
+        read: Directions to score every new token with.
+        read_with: "unsteered" reads the finished text with no hook, so that what is scored is the text; "as generated" reads the stream that
+            wrote it, after the other hooks of that layer: after steering it finds the very vector that was added.
         layer: Of the readout; None is the directions' default.
-        watch: Show the text of the first prompt and its score as it is written, or call a function with both.
+        watch: Show the text of the first prompt and its score as it is written, or call a function with both (slower: hooks are taken off
+            at each step, and the unsteered model reads the text so far).
         cache: Keep keys and values; without, every step reads the whole text again (same result, slow).
 
     Returns:
@@ -173,39 +182,95 @@ def generate(
             f"{longest} tokens of prompt and {max_new_tokens} new ones; this model reads {model.cfg.n_ctx}"
         )
     validate(model, hooks, encoded=encoded, allow_other_model=allow_other_model)
-    reader = None if read is None else _Reader(model, read, layer, encoded, allow_other_model)
+    if read_with not in get_args(ReadWith):
+        raise ValueError(f"read_with={read_with!r}; allowed: 'unsteered', 'as generated'")
+    v = None
+    if read is not None:
+        check_model(model, read.info["model"], allow_other_model=allow_other_model)
+        v = read.at(read.layer if layer is None else layer)
+    reader = _Reader(v, encoded) if v is not None and read_with == "as generated" else None
     numbers = list(range(len(texts))) if items is None else list(items)
     if len(numbers) != len(texts) or any(n < 0 for n in numbers):
         raise ValueError(f"items={numbers}: one number, 0 or more, for each of the {len(texts)} prompts")
+
+    def score(rows: Sequence[EncodedText], written: list[list[int]]) -> list[Tensor]:
+        assert v is not None
+        if not any(written):
+            return [torch.zeros((0, len(v.emotions)))] * len(written)
+        new = torch.tensor([row + [-1] * (max(map(len, written)) - len(row)) for row in written])
+        return [z[: len(row)] for z, row in zip(read_written(model, rows, new, v)[1], written, strict=True)]
+
+    def now(row: list[int]) -> dict[str, float]:
+        """The score of the last token that the first prompt has."""
+        if v is None or not row:
+            return {}
+        z = reader.seen[-1][0] if reader is not None else score(encoded[:1], [row])[0][-1]
+        return dict(zip(v.emotions, z.tolist(), strict=True))
+
+    show = _line(watch, encoded[0].ids, end)
     ids = decode(
         model, encoded, hooks, max_new_tokens, end=end, temperature=temperature, top_p=top_p, seed=seed, items=numbers, reader=reader,
-        cache=cache, tell=_line(watch, encoded[0].ids, end),
+        cache=cache, tell=show and (lambda row: show(row, now(row))),
     )  # fmt: skip
+    scores: list[Tensor] = []
+    if v is not None:
+        scores = score(encoded, ids) if reader is None else [reader.rows(i, len(row)) for i, row in enumerate(ids)]
     return Generations(
         prompts=tuple(e.text for e in encoded),
         texts=tuple(end.text(e.ids, row) for e, row in zip(encoded, ids, strict=True)),
         tokens=tuple(tuple(row) for row in ids),
         emotions=read.emotions if read is not None else (),
-        scores=tuple(reader.rows(i, len(row)) for i, row in enumerate(ids)) if reader is not None else (),
+        scores=tuple(scores),
+        read_with=read_with,
     )
 
 
-class _Reader:
-    """Scores each token when the model has read it: the hook of one layer, after every other hook there."""
+@torch.no_grad()
+def read_written(
+    model: Any,
+    encoded: Sequence[EncodedText],
+    new: Int[Tensor, "row token"],
+    v: EmotionDirections | None = None,
+    *,
+    to: int | None = None,
+) -> tuple[Float[Tensor, "row token d_model"], Float[Tensor, "row token emotion"]]:
+    """Read what was written once more, without any hook: what the unsteered model makes of the text.
 
-    def __init__(
-        self,
-        model: HookedModel,
-        v: EmotionDirections,
-        layer: SupportsIndex | None,
-        encoded: list[EncodedText],
-        allow: bool,
-    ) -> None:
-        check_model(model, v.info["model"], allow_other_model=allow)
-        self.v = v.at(v.layer if layer is None else layer)
+    Args:
+        encoded: The prompts.
+        new: What was written after each, -1 behind its end (where the result means nothing).
+        v: Directions of one layer; without, the scores have no emotion.
+        to: The block before which the pass ends; None is the first that `v` needs no more.
+
+    Returns:
+        The stream there at the token before each new one, for its probability; and z of each new token at its position.
+    """
+    tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
+    new, width = new.to(tokens.device), new.shape[1]
+    whole, seen = torch.cat([tokens, new.clamp_min(0)], 1), torch.cat([mask, (new >= 0).long()], 1)
+    kept: list[Tensor] = []
+    listen = []
+    if v is not None:
+        name = hook_name(v.hook_point, v.layer)
+        listen = [(name, lambda act, hook: kept.append(act[:, -width:].float().cpu()))]
+        to = v.layer + 1 if to is None else to
+    with model.hooks(fwd_hooks=listen):
+        resid = run_to(model, whole, seen, model.cfg.n_layers if to is None else to)[:, -width - 1 : -1]
+    if v is None:
+        return resid, torch.zeros((*new.shape, 0))
+    at = mask.sum(-1).cpu()[:, None] + torch.arange(width)
+    z = v.token_z(kept[0].flatten(0, 1)[:, None], at.flatten())[..., 0]
+    return resid, z.unflatten(0, at.shape)
+
+
+class _Reader:
+    """Scores each token when the model has read it, as it is generated: the hook of one layer, after every other hook there."""
+
+    def __init__(self, v: EmotionDirections, encoded: list[EncodedText]) -> None:
+        self.v = v
         self.lengths = torch.tensor([len(e.ids) for e in encoded])
         self.seen: list[Tensor] = []
-        self.hook = (hook_name(self.v.hook_point, self.v.layer), self)
+        self.hook = (hook_name(v.hook_point, v.layer), self)
 
     def __call__(self, act: Tensor, hook: Any) -> None:
         last = act[:, -1:].detach().float().cpu()
@@ -214,9 +279,6 @@ class _Reader:
         ]  # the first call reads the prompt's last token
         self.seen.append(z)
 
-    def now(self, row: int) -> dict[str, float]:
-        return dict(zip(self.v.emotions, self.seen[-1][row].tolist(), strict=True)) if len(self.seen) > 1 else {}
-
     def rows(self, row: int, n: int) -> Tensor:
         return torch.stack([z[row] for z in self.seen[1 : n + 1]]) if n else torch.zeros((0, len(self.v.emotions)))
 
@@ -224,7 +286,7 @@ class _Reader:
 @torch.no_grad()
 def decode(
     model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, end: Ends, temperature: float = 0.0, top_p: float = 1.0,
-    seed: int = 0, items: Sequence[int] | None = None, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int], dict[str, float]], None] | None = None,
+    seed: int = 0, items: Sequence[int] | None = None, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """The new tokens of each row up to its end, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
     tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
@@ -234,17 +296,20 @@ def decode(
     done = [False] * len(encoded)
     out: list[list[int]] = [[] for _ in encoded]
     whole, decoder = tokens, Decoder(model, mask)
-    with model.hooks(fwd_hooks=bound):
+    # whoever is told reads with the model, and without these hooks: then they are put on anew, slowly, for each step
+    alone = tell is not None and reader is None and bool(hooks)
+    with nullcontext() if alone else model.hooks(fwd_hooks=bound):
         x = tokens
         for step in range(max_new_tokens + (reader is not None)):  # a reader sees a token one step after it was written
-            if cache:
-                logits = decoder(x)
-                window.start += x.shape[1]
-            else:
-                grown = torch.cat([mask, mask.new_ones((len(mask), whole.shape[1] - mask.shape[1]))], 1)
-                logits = Decoder(model, grown)(whole, keep=False)
-            if tell is not None and step:
-                tell(out[0], reader.now(0) if reader is not None else {})
+            with model.hooks(fwd_hooks=bound) if alone else nullcontext():
+                if cache:
+                    logits = decoder(x)
+                    window.start += x.shape[1]
+                else:
+                    grown = torch.cat([mask, mask.new_ones((len(mask), whole.shape[1] - mask.shape[1]))], 1)
+                    logits = Decoder(model, grown)(whole, keep=False)
+            if tell is not None and reader is not None and step:
+                tell(out[0])
             if step == max_new_tokens or all(done):
                 break
             chosen = _choose(logits.float(), temperature, top_p, seed, items or range(len(encoded)), step)
@@ -255,6 +320,8 @@ def decode(
                     done[row] = end.reached(encoded[row].ids, out[row])
             x = torch.tensor(chosen, device=tokens.device)[:, None]
             whole = torch.cat([whole, x], 1)
+            if tell is not None and reader is None and not done[0]:
+                tell(out[0])
             if all(done) and reader is None:
                 break
     return [end.kept(e.ids, row) if end.strings else row for e, row in zip(encoded, out, strict=True)]

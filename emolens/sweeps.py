@@ -45,7 +45,7 @@ from emolens.models import (
     unembed,
 )
 from emolens.readout import check_model
-from emolens.steering import Stop, decode, ends
+from emolens.steering import Stop, decode, ends, read_written
 from emolens.tokens import word_tokens
 
 TargetWords = Mapping[str, Sequence[str]]
@@ -543,15 +543,7 @@ class _Run:
         ids = decode(model, encoded, hooks, self.write, end=self.end)
         new = torch.tensor([row + [-1] * (self.write - len(row)) for row in ids], device=self.device)
         there = (new >= 0).float()
-        tokens, mask = pad(encoded, "left", self.device)
-        whole, seen = torch.cat([tokens, new.clamp_min(0)], 1), torch.cat([mask, (new >= 0).long()], 1)
-        kept: list[Tensor] = []
-        listen = []
-        if self.reader is not None:
-            name = hook_name(self.reader.hook_point, self.reader.layer)
-            listen = [(name, lambda act, hook: kept.append(act[:, -self.write :].float().cpu()))]
-        with model.hooks(fwd_hooks=listen):
-            resid = run_to(model, whole, seen, model.cfg.n_layers)[:, -self.write - 1 : -1]
+        resid, z = read_written(model, encoded, new, self.reader, to=model.cfg.n_layers)
         nll = []
         for part, ids_of in zip(resid.split(n), new.split(n), strict=True):  # the logits of one cell at a time
             log = unembed(model, part).float().log_softmax(-1)
@@ -559,10 +551,8 @@ class _Run:
         mean = lambda x: (x * there).sum(-1) / there.sum(-1)  # noqa: E731  (0 / 0 of an empty text is NaN)
         out = {"tokens": new, "log_perplexity": mean(torch.cat(nll))}
         if self.reader is not None:
-            at = mask.sum(-1).cpu()[:, None] + torch.arange(self.write)
-            z = self.reader.token_z(kept[0].flatten(0, 1)[:, None], at.flatten())[..., 0]
             there = there.cpu()[..., None]
-            out["score"] = (z.unflatten(0, at.shape) * there).sum(1) / there.sum(1)
+            out["score"] = (z * there).sum(1) / there.sum(1)
         return {readout: values.cpu().unflatten(0, (cells, n)) for readout, values in out.items()}
 
     def written(self, of: Mapping[str, Tensor]) -> Written:

@@ -1096,6 +1096,90 @@ def test_validate_refuses_rows_and_positions_of_other_prompts(tiny_model, v):
         run(tiny_model, em.positions(tiny_model, PROMPTS[0]), fine)
 
 
+# --- the whole stream -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stream(model, toy_set) -> Any:
+    return em.collect_stream(model, em.load_emotion_set(toy_set), progress=False)
+
+
+@pytest.fixture(scope="module")
+def own(model, toy_set) -> EmotionDirections:
+    return em.mean_difference(em.collect_resid_post(model, em.load_emotion_set(toy_set), progress=False))
+
+
+def places(model: Any) -> list[str]:
+    return [iv.hook_name(point, k) for point, layers in iv.stream_points(model).items() for k in layers]
+
+
+@pytest.mark.parametrize("method", ["affine", "mean", "zero"])
+def test_after_ablating_the_stream_every_place_has_the_projection_of_its_own_mean(model, own, stream, method):
+    """The theorem, with its negative control: before, and with resid_post alone, other places hold the directions."""
+    p, v = em.positions(model, PROMPTS), own[["glimmer", "brindle"]]
+    basis, real = iv.orthonormal(v.unit(1)), p.attention_mask.bool()
+    split = {"affine": "main", "mean": "neutral", "zero": ""}[method]
+    means: dict[str, Tensor] = {}
+    for a in stream.sites:
+        of = torch.tensor([t.split == split for t in a.texts])
+        for k, layer in enumerate(a.layers):
+            mean = a.rows[of, k].mean(0) if split else torch.zeros(a.rows.shape[-1])
+            means[iv.hook_name(a.hook_point, layer)] = mean
+    hooks = em.ablate_stream(v, stream, direction_from=1, method=method)
+    assert sorted(name for name, _ in hooks) == sorted(places(model)) == sorted(means)
+    validate(model, hooks)
+    seen: dict[str, dict[str, Tensor]] = {"nothing": {}, "resid_post": {}, "stream": {}}
+    for what, edits in (
+        ("nothing", []),
+        ("resid_post", em.ablate_resid_post(v, layer="all", direction_from=1)),
+        ("stream", hooks),
+    ):
+        run(model, p, edits + recorder(seen[what], *places(model)))
+    for name in places(model):
+        target = basis @ means[name]
+        off = {what: (at[name][real] @ basis.T - target).abs().max() for what, at in seen.items()}
+        assert off["stream"] < 2e-5, name  # float32 at the size of the stream, about 10
+        assert off["nothing"] > 0.1, name
+        if "resid_post" not in name:
+            assert off["resid_post"] > 0.1, name
+
+
+def test_both_backends_ablate_the_stream_alike(family, tiny, toy_set):
+    """On a bridge resid_mid reaches the MLP alone, and resid_post takes the rest: the logits are those of a HookedTransformer."""
+    if not HAS_HOOKED:
+        pytest.skip("transformer-lens 4 has no HookedTransformer")
+    logits = []
+    for backend in ("hooked", "bridge"):
+        model = em.load_model(tiny(family), backend=backend)
+        emotions, p = em.load_emotion_set(toy_set), em.positions(model, PROMPTS[0])
+        v = em.mean_difference(em.collect_resid_post(model, emotions, progress=False))
+        stream = em.collect_stream(model, emotions, progress=False)
+        logits += [run(model, p, em.ablate_stream(v[["glimmer"]], stream)), run(model, p)]
+    assert_close(logits[2], logits[0], LOGITS)
+    assert (logits[1] - logits[0]).abs().max() > 0.1
+
+
+def test_a_part_of_the_stream_is_refused(own, stream, model, family):
+    pre, *rest = stream.sites
+    with pytest.raises(ValueError, match=r"resid_pre of block 0 is missing"):
+        iv.Stream(tuple(rest))
+    with pytest.raises(ValueError, match=r"resid_post of block 2 is missing"):
+        iv.Stream((pre, *(a.at([0, 1]) if a.hook_point == "resid_post" else a for a in rest)))
+    with pytest.raises(ValueError, match=r"attn_out of block 0 is none of its places"):
+        iv.Stream((*stream.sites, replace(pre, hook_point="attn_out")))
+    with pytest.raises(ValueError, match=r"ablate_stream left out blocks\.0\.hook_resid_pre"):
+        validate(model, em.ablate_stream(own["glimmer"], stream)[1:])
+    if family != "neox":
+        without = iv.Stream(tuple(a for a in stream.sites if a.hook_point != "resid_mid"))
+        with pytest.raises(ValueError, match=r"ablate_stream left out blocks\.0\.hook_resid_mid"):
+            validate(model, em.ablate_stream(own["glimmer"], without))
+    with pytest.raises(ValueError, match=r"no neutral texts to take the mean of"):
+        em.ablate_stream(own["glimmer"], stream.select(lambda t: t.split == "main"), method="mean")
+    other = replace(own["glimmer"], info=own.info | {"model": own.info["model"] | {"fingerprint": "other"}})
+    with pytest.raises(ValueError, match=r"collect both from one model"):
+        em.ablate_stream(other, stream)
+
+
 # --- mutations: the checks above see what is wrong ------------------------------------------------------------------------
 
 

@@ -78,6 +78,12 @@ def relative(a, b):
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
+def ordered(model):
+    """The two prompts, the one with the higher metric first."""
+    r = P.patch_resid_post(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, layers=[0], positions=[0])
+    return (CLEAN, CORRUPTED) if r.clean[0] > r.corrupted[0] else (CORRUPTED, CLEAN)
+
+
 def sweep(model, point, **options):
     return getattr(P, f"patch_{point}")(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, **options)
 
@@ -98,8 +104,8 @@ def test_a_wrong_site_is_seen(model):
 def test_patching_everything_gives_the_clean_run(model):
     last = model.cfg.n_layers - 1
     assert sweep(model, "resid_post", layers=[last]).recovery[0, -1] == pytest.approx(1, abs=1e-3)
-    two = [CLEAN, CLEAN], [CORRUPTED, CORRUPTED]
-    r = P.patch_resid_pre(model, clean=two[0], corrupted=two[1], metric=metric, layers=[0])
+    high, low = ordered(model)
+    r = P.patch_resid_pre(model, clean=[high, high], corrupted=[low, low], metric=metric, layers=[0])
     assert r.recovery[0, 1] == pytest.approx(1, abs=1e-3), "the changed tokens are everything at layer 0"
 
 
@@ -208,11 +214,13 @@ def test_gradients_equal_exact_patching_for_tiny_differences(model, point):
 
 
 def test_counts_and_spans_of_several_pairs(tiny_model):
-    clean, corrupted = [CLEAN, CLEAN, "one", CLEAN], [CORRUPTED, "He lost 5 cats today.", "one two three four", CLEAN]
-    r = P.patch_resid_pre(tiny_model, clean=clean, corrupted=corrupted, metric=metric, min_gap=1e-9)
+    high, low = ordered(tiny_model)
+    clean, corrupted = [high, high, "one", high], [low, low, "one two three four", high]
+    r = P.patch_resid_pre(tiny_model, clean=clean, corrupted=corrupted, metric=metric)
     assert r.labels == P.SPANS
-    assert r.dropped >= 1
+    assert r.dropped == 1
     assert r.excluded == 1
+    assert r.pairs.tolist() == [[2 if span else 0 for span in (r.recovery[0] == r.recovery[0])]] * 3
     assert "dropped" in repr(r)
     assert (r.interval is None) == (len(r.clean) == 1)
 
@@ -238,13 +246,18 @@ def test_labels_are_escaped(tiny_model):
 
 
 def test_pairs_of_several_contrasts_are_joined_and_a_single_pair_has_spans_too(model):
-    two = {"clean": [CLEAN, CORRUPTED], "corrupted": [CORRUPTED, CLEAN], "metric": metric, "layers": [0, 2]}
+    high, low = ordered(model)
+    longer = f"{high} So it was.", f"{low} So it was."
+    gap = P.patch_resid_pre(model, clean=longer[0], corrupted=longer[1], metric=metric, layers=[0])
+    other = longer if gap.clean[0] > gap.corrupted[0] else longer[::-1]
+    pairs = ((high, low), other)
     one = [
         P.patch_resid_pre(model, clean=a, corrupted=b, metric=metric, layers=[0, 2], positions=P.SPANS)
-        for a, b in ((CLEAN, CORRUPTED), (CORRUPTED, CLEAN))
+        for a, b in pairs
     ]
     joined = one[0].joined(one[1:])
-    whole = P.patch_resid_pre(model, **two)
+    clean, corrupted = ([p[k] for p in pairs] for k in (0, 1))
+    whole = P.patch_resid_pre(model, clean=clean, corrupted=corrupted, metric=metric, layers=[0, 2])
     assert joined.labels == whole.labels == P.SPANS
     np.testing.assert_array_equal(joined.values, whole.values)
     np.testing.assert_array_equal(joined.recovery, whole.recovery)
@@ -252,3 +265,36 @@ def test_pairs_of_several_contrasts_are_joined_and_a_single_pair_has_spans_too(m
         one[0].joined([P.patch_resid_post(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=P.SPANS)])
     with pytest.raises(ValueError, match="not 'middle'"):
         P.patch_resid_pre(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=["middle"])
+
+
+@pytest.mark.parametrize("patch", [P.patch_resid_pre, P.patch_z, P.attribution_patching], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_pair_that_differs_the_other_way_round_is_left_out_and_counted(model, patch, direction):
+    """Two mirrored pairs cancelled to NaN, which was printed as a cell that cannot matter."""
+    high, low = ordered(model)
+    both = patch(model, clean=[high, low], corrupted=[low, high], metric=metric, direction=direction)
+    right = patch(model, clean=[high], corrupted=[low], metric=metric, direction=direction)
+    assert (both.excluded, len(both.clean)) == (1, 1)
+    assert "1 pair(s), 0 dropped, 1 excluded" in repr(both)
+    if patch is P.patch_z:  # a single pair has its tokens for columns, not spans
+        np.testing.assert_array_equal(both.recovery, right.recovery)
+    assert np.isfinite(both.recovery[:, -1]).all()
+    assert (both.pairs[:, -1] == 1).all()
+
+
+def test_joining_mirrored_pairs_leaves_one_out_as_sweeping_them_does(model):
+    high, low = ordered(model)
+    run = partial(P.patch_resid_pre, model, metric=metric, positions=P.SPANS)
+    joined = run(clean=high, corrupted=low).joined([run(clean=low, corrupted=high)])
+    together = run(clean=[high, low], corrupted=[low, high])
+    assert joined.excluded == together.excluded == 1
+    np.testing.assert_array_equal(joined.recovery, together.recovery)
+
+
+def test_pairs_of_which_none_passes_are_refused_with_the_fix(model):
+    high, low = ordered(model)
+    for patch in (P.patch_resid_pre, P.attribution_patching):
+        with pytest.raises(ValueError, match=r"of 2 pairs none has clean - corrupted above 0: .*Swap its sides"):
+            patch(model, clean=[low, low], corrupted=[high, high], metric=metric)
+        with pytest.raises(ValueError, match=r"none has clean - corrupted above 1000: .*lower min_gap"):
+            patch(model, clean=high, corrupted=low, metric=metric, min_gap=1000)

@@ -329,3 +329,32 @@ def test_form_means_the_same_in_every_language() -> None:
 def test_centroids_of_a_class_without_texts_are_an_error():
     with pytest.raises(ValueError, match="class 1 has no training text"):
         stats.centroid_scores(np.eye(3), np.array([0, 0, 2]), np.eye(3), 3)
+
+
+def test_a_shuffle_that_can_move_nothing_is_refused():
+    rng = np.random.default_rng(0)
+    for groups in (["a", "b", "c", "d"], ["a", "b", "a", "b"]):
+        with pytest.raises(ValueError, match=rf"within {len(set(groups))} groups that have one label each"):
+            stats.shuffle_within(np.array([0, 1, 0, 1]), groups, rng)
+    moved = [stats.shuffle_within(np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], rng).tolist() for _ in range(20)]
+    assert [0, 1, 0, 1] in moved  # a permutation test counts the truth as one of its draws
+    assert len({tuple(m) for m in moved}) == 4
+
+
+def test_an_interval_over_draws_is_wider_than_one_over_their_mean():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1, 40)) * 0.1 + rng.normal(size=(5, 1))
+    both, mean = stats.bootstrap_draws(values, range(40)), stats.bootstrap_mean(values.mean(0), range(40))
+    assert both.value == pytest.approx(mean.value)
+    assert both.high - both.low > 5 * (mean.high - mean.low)
+    one = stats.bootstrap_draws(values[:1], range(40))
+    same = stats.bootstrap_mean(values[0], range(40))
+    assert (one.low, one.high) == pytest.approx((same.low, same.high), abs=0.01)  # other resamples of the same rows
+
+
+def test_a_share_over_draws_is_the_ratio_of_means():
+    values, gap = np.array([[1.0, 4.0], [3.0, 0.0]]), np.array([2.0, 8.0])
+    e = stats.bootstrap_draws(values, ["a", "b"], of=gap)
+    assert e.value == pytest.approx(4.0 / 10.0)
+    assert e.low == pytest.approx(0.0)  # only the second pair of the second draw
+    assert e.high == pytest.approx(1.5)  # only the first pair of it

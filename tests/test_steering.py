@@ -111,29 +111,72 @@ def test_a_small_top_p_takes_the_likeliest_token(model):
     assert generate(model, PROMPTS, max_new_tokens=N, temperature=1.0, top_p=1e-9).tokens == greedy.tokens
 
 
-def test_scores_of_new_tokens_are_those_of_reading_the_whole_text(model, v):
-    g = generate(model, PROMPTS, max_new_tokens=N, read=v, layer=1)
+def reread(model, v, prompt, new, hooks=()):
+    """z at layer 1 of new tokens in one pass over the text, with hooks or none."""
+    e = encode(model, [prompt])[0]
+    ids = torch.tensor([e.ids + list(new)])
+    kept: list[torch.Tensor] = []
+    listen = ("blocks.1.hook_resid_post", lambda act, hook: kept.append(act.detach()))
+    with torch.no_grad():
+        model.run_with_hooks(ids, fwd_hooks=[*hooks, listen])
+    at = torch.arange(len(e.ids), ids.shape[1])
+    return v.at([1]).token_z(kept[0][0, len(e.ids) :, None].float(), at)[:, :, 0]
+
+
+@pytest.mark.parametrize("read_with", ["unsteered", "as generated"])
+def test_scores_are_those_of_the_text_read_without_hooks_or_as_generated_by_name(model, v, read_with):
+    """Read as it was generated, every text has what was added to it."""
+    hooks = em.steer_resid_post(v["glimmer"], layer=1, dose=1.0)
+    g = generate(model, PROMPTS, hooks, max_new_tokens=N, read=v, layer=1, read_with=read_with)
+    assert g.read_with == read_with
     for i, prompt in enumerate(PROMPTS):
-        e = encode(model, [prompt])[0]
-        ids = torch.tensor([e.ids + list(g.tokens[i])])
-        kept: list[torch.Tensor] = []
-        model.run_with_hooks(
-            ids, fwd_hooks=[("blocks.1.hook_resid_post", lambda act, hook, kept=kept: kept.append(act.detach()))]
-        )
-        rows = kept[0][0, len(e.ids) :, None].float()
-        at = torch.arange(len(e.ids), ids.shape[1])
-        torch.testing.assert_close(
-            g.scores[i], v.at([1]).token_z(rows, at)[:, :, 0], atol=2e-3, rtol=1e-3
-        )  # z of float noise
+        z = {
+            what: reread(model, v, prompt, g.tokens[i], on) for what, on in (("unsteered", []), ("as generated", hooks))
+        }
+        torch.testing.assert_close(g.scores[i], z[read_with], atol=2e-3, rtol=1e-3)  # z of float noise
+        assert (z["as generated"] - z["unsteered"])[:, v.index("glimmer")].min() > 1
     assert g.top(0).count(",") == 2
 
 
-def test_watching_shows_the_text_as_it_grows(model, v):
+def test_the_default_reads_the_text_and_a_sweep_reads_it_alike(model, v):
+    hooks = em.steer_resid_post(v["glimmer"], layer=1, dose=1.0)
+    g = generate(model, PROMPTS, hooks, max_new_tokens=N, read=v, layer=1)
+    assert g.read_with == "unsteered"
+    words = {e: ["door"] if e == "glimmer" else ["dog"] for e in v.emotions}
+    s = em.sweep(
+        model, PROMPTS, v["glimmer"], layers=[1], doses=[1.0], target_words=words, controls={}, write=N, read=v.at(1), progress=False
+    )  # fmt: skip
+    assert s.written.texts[0] == g.texts
+    mean = torch.stack([z.mean(0) for z in g.scores])
+    torch.testing.assert_close(s.written.score[0], mean, atol=2e-3, rtol=1e-3)  # z of float noise
+
+
+def test_a_text_that_ends_at_once_has_no_scores(model, v):
+    tokenizer = model.tokenizer
+    before, first = tokenizer.eos_token, generate(model, PROMPTS[:1], max_new_tokens=1).tokens[0][0]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    try:
+        for read_with in ("unsteered", "as generated"):
+            g = generate(model, PROMPTS[:1], max_new_tokens=N, read=v, read_with=read_with)
+            assert g.tokens == ((),)
+            assert g.scores[0].shape == (0, len(v.emotions))
+    finally:
+        tokenizer.eos_token = before
+
+
+@pytest.mark.parametrize("read_with", ["unsteered", "as generated"])
+def test_watching_shows_the_text_as_it_grows(model, v, read_with):
     seen = []
-    g = generate(model, PROMPTS[0], max_new_tokens=5, read=v, watch=lambda text, z: seen.append((text, z)))
+    hooks = em.steer_resid_post(v["glimmer"], layer=1, dose=1.0)
+    g = generate(
+        model, PROMPTS[:2], hooks, max_new_tokens=5, read=v, layer=1, read_with=read_with, watch=lambda text, z: seen.append((text, z))
+    )  # fmt: skip
     assert len(seen) == 5
     assert seen[-1][0] == model.tokenizer.decode(list(g.tokens[0]))
-    assert set(seen[-1][1]) == set(v.emotions)
+    shown = torch.tensor([[z[e] for e in v.emotions] for _, z in seen])
+    torch.testing.assert_close(shown, g.scores[0], atol=2e-3, rtol=1e-3)  # z of float noise
+    assert g.tokens == generate(model, PROMPTS[:2], hooks, max_new_tokens=5).tokens
+    assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
 
 
 def test_a_row_ends_at_eos_and_the_others_go_on(model):
@@ -167,7 +210,8 @@ def test_no_hook_is_left_after_an_error_or_an_interrupt(model, v):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "at least 0"), ({"top_p": 0.0}, "in \\(0, 1"), ({"max_new_tokens": 5000}, "this model reads 256")],
+    [({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "at least 0"), ({"top_p": 0.0}, "in \\(0, 1"), ({"max_new_tokens": 5000}, "this model reads 256"),
+     ({"read_with": "steered"}, "allowed: 'unsteered', 'as generated'")],
 )  # fmt: skip
 def test_bad_options_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):

@@ -436,3 +436,62 @@ def test_shuffled_directions_lose_the_emotion_and_keep_the_texts(model, v, toy_s
     assert own.mean() < 0.7  # the right labels would give 1
     again = shuffled_directions(acts, v["glimmer"].at([1]), seed=1)
     torch.testing.assert_close(again.vectors[0, 0], shuffled.at([1])["glimmer"].vectors[0, 0])
+
+
+def labelled(model, emotions, topics=None):
+    """Plain texts with labels, one after the other."""
+    texts = [
+        f"Number {i} came to the {['kitchen', 'train', 'office'][i % 3]}. Then it was {e}."
+        for i, e in enumerate(emotions)
+    ]
+    return em.collect_resid_post(model, texts, emotions=emotions, topics=topics, progress=False)
+
+
+def test_texts_without_topics_are_shuffled_over_all_of_them(model):
+    """Each text is no group of its own: that gave the real directions back."""
+    acts = labelled(model, ["joy", "fear", "calm"] * 4)
+    v = em.mean_difference(acts, remove_neutral=None)
+    for seed in range(5):
+        own = torch.nn.functional.cosine_similarity(v.vectors, shuffled_directions(acts, v, seed=seed).vectors, dim=-1)
+        assert own.min() < 0.95
+
+
+@pytest.mark.parametrize(
+    "topics", [[f"t{i}" for i in range(6)], ["a", "b", "c"] * 2], ids=["one text each", "one emotion each"]
+)
+def test_labels_that_cannot_move_are_no_control(model, topics):
+    acts = labelled(model, ["joy", "fear", "calm"] * 2, topics)
+    v = em.mean_difference(acts, remove_neutral=None)
+    with pytest.raises(
+        ValueError, match=r"labels cannot be shuffled within \d groups that have one label each: nothing moves"
+    ):
+        shuffled_directions(acts, v)
+
+
+def test_a_shuffle_is_never_the_truth_itself(model):
+    """Two texts of one topic: every second permutation is the identity."""
+    acts = labelled(model, ["joy", "fear"], ["a", "a"])
+    v = em.mean_difference(acts, remove_neutral=None)
+    for seed in range(8):
+        torch.testing.assert_close(shuffled_directions(acts, v, seed=seed).vectors, -v.vectors)
+
+
+def test_directions_drawn_from_rows_that_span_no_more_are_no_control(model):
+    acts = labelled(model, ["joy", "fear"])
+    v = em.mean_difference(acts, remove_neutral=None)
+    with pytest.raises(ValueError, match="like= has 2 rows, which span no more than 2 directions do"):
+        random_directions(v, 3, like=acts)
+
+
+@pytest.mark.parametrize("control", ["anywhere", "of the rows", "shuffled"])
+def test_every_control_differs_from_what_it_controls(model, v, toy_set, control):
+    acts = em.collect_resid_post(model, em.load_emotion_set(toy_set), progress=False)
+    make = {
+        "anywhere": lambda seed: random_directions(v, len(v.emotions), seed=seed),
+        "of the rows": lambda seed: random_directions(v, len(v.emotions), seed=seed, like=acts),
+        "shuffled": lambda seed: shuffled_directions(acts, v, seed=seed),
+    }[control]
+    unit = torch.nn.functional.normalize(v.vectors, dim=-1)
+    for seed in range(5):
+        other = torch.nn.functional.normalize(make(seed).vectors, dim=-1)
+        assert torch.einsum("eld,eld->el", unit, other).mean() < 0.7  # the directions themselves would give 1

@@ -4,21 +4,27 @@ Each pair has a clean prompt, a corrupted one whose changed fact changes the fee
 d(x) the logit difference of the two emotions' words at the last token, v the difference of their directions, gap = d(clean) - d(corrupted):
 *patch* - the clean stream at the layer put into the corrupted run, at the last token whole, at every token only its part along v: share
 of the gap recovered;
-*ablate* - v taken out of both runs at every block (affinely, sinks left alone): share of the gap lost;
+*ablate* - v taken out of both runs (affinely, sinks left alone), after every block only, and from the whole stream: share of the gap lost;
 *add* - v added to the corrupted run: change of d in gaps. Beside each, random directions that remove as much variance of ordinary tokens
-(ablate), or point anywhere (patch, add). Shares are ratios of means over pairs whose gap is positive; intervals resample pairs.
-A map by layer and span of the prompt shows where the whole stream carries the gap.
+(ablate), or point anywhere (patch, add), through the same calls. Shares are ratios of means over pairs that pass `MIN_GAP`
+(`patching.passing`); intervals resample pairs and draws. A map by layer and span of the prompt shows where the whole stream carries the gap.
 
-Then the emotions' whole subspace is taken out while the stories are read again, and a classifier is fitted *afresh* on what is left (an
-old one fails by construction), beside random subspaces of the same rank and removed variance, with the damage to neutral text.
-Primary row: share of the gap lost by ablation minus that of the matched random directions (for a set that the pairs do not fit: what
-the refitted classifier loses, minus the same). "Contributes, given these controls", not
-"is necessary".
+Then the emotions' whole subspace is taken out of the stream while the stories are read again, and a classifier is fitted *afresh* on what is
+left (an old one fails by construction), beside shuffled labels and random subspaces of the same rank and removed variance, with the
+damage to neutral text. What is removed is fitted inside each fold: removing what was fitted on all stories leaves held-out ones that lie
+on the wrong side of every boundary, and that looks like an effect.
+
+Fitted on | judged on: v, and the means that ablation keeps, on the stories; layer and dose on openings (validation) | pairs: texts that are
+in neither. In the refit directions, neutral components, means, both nulls and the classifier on the training topics of a fold | stories and
+neutral texts of its held-out topics (the set of emotions, layer and inner regularisation are fixed before).
+Primary row: share of the gap lost by ablation of the whole stream minus that of the matched random directions: "does the model use it" asks
+for every place where a block could read it, and after-block ablation leaves one in each block (for a set that the pairs do not fit: what the
+refitted classifier loses, minus shuffled labels). "Contributes, given these controls", not "is necessary".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,32 +35,61 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens import stats
-from emolens.activations import collect_resid_post
-from emolens.directions import EmotionDirections, random_directions
+from emolens.activations import collect, collect_resid_post
+from emolens.directions import EmotionDirections, mean_difference, random_directions, shuffled_directions
 from emolens.experiments.base import Inputs, Row, row
 from emolens.interventions import (
     Hook,
     Hooks,
     Positions,
+    Stream,
     Window,
     ablate_resid_post,
+    ablate_stream,
     orthonormal,
     patch_resid_post,
     steer_resid_post,
+    stream_points,
+    validate,
 )
 from emolens.materials import Pair, load_pairs
 from emolens.models import EncodedText, can_start_at_layer, encode, pad, run_from, run_to, unembed
-from emolens.patching import SPANS, patch_resid_pre
+from emolens.patching import SPANS, passing, patch_resid_pre
 from emolens.readout import first_tokens
 
 NAME = "causal"
 MIN_PAIRS = 8
+MIN_GAP = 1e-3  # logits; a smaller one is rounding, a negative one says that the model does not feel the fact as the pair means it
+N_PATCHED, N_ABLATED = (
+    20,
+    8,
+)  # random draws beside patching and adding, which begin at the layer, and beside ablation, which does not
+N_SHUFFLED, N_SUBSPACES = 4, 2  # draws a fold of the refit, each of which reads the stories again
+PRIMARY = "ablate loss, whole stream"
+NOTHING, SHUFFLED, SUBSPACE = "nothing ablated", "shuffled labels", "random subspaces, same variance"
 
 
 def run(inputs: Inputs, *, layer: int, dose: float, names: Sequence[str]) -> list[Row]:
     """All rows. `layer`, `dose` and the emotions of the subspace are those that validation steering chose."""
-    triad = _triad(inputs, layer, dose)
-    return [*triad, *_where(inputs), *_refit(inputs, layer, list(names), primary=not any(r.primary for r in triad))]
+    stream = read_stream(inputs, names)
+    triad, pairs = _triad(inputs, stream, layer, dose)
+    primary = not any(r.primary for r in triad)
+    return [*triad, *_where(inputs, pairs), *_refit(inputs, stream, layer, list(names), primary=primary)]
+
+
+def read_stream(inputs: Inputs, names: Sequence[str]) -> Stream:
+    """The stories of these emotions at every place of the stream, for the references of ablation; resid_post has been read already."""
+    kept = [i for i, k in enumerate(inputs.labels) if inputs.emotions.names[k] in names]
+    labels = {
+        "emotions": [inputs.emotions.names[inputs.labels[i]] for i in kept],
+        "topics": [inputs.topics[i] for i in kept],
+    }
+    sites = {
+        point: collect(inputs.model, [inputs.texts[i] for i in kept], point, layers=layers, progress=False, **labels)
+        for point, layers in stream_points(inputs.model).items()
+        if point != "resid_post"
+    }
+    return Stream((*sites.values(), inputs.main.select(lambda t: t.emotion in names)))
 
 
 # --- the triad --------------------------------------------------------------------------------------------------------
@@ -75,100 +110,92 @@ def usable_pairs(inputs: Inputs) -> tuple[list[Pair], int]:
     return kept, len(known) - len(kept)
 
 
-def _triad(inputs: Inputs, layer: int, dose: float) -> list[Row]:
+def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[list[Row], list[Pair]]:
+    """Patch, ablate and add; and the pairs that have a gap (none where they are too few)."""
     pairs, dropped = usable_pairs(inputs)
     if len(pairs) < MIN_PAIRS:
-        return []
+        return [], []
     model, seed = inputs.model, inputs.seed
     prompts = {kind: encode(model, [getattr(p, kind) for p in pairs]) for kind in ("clean", "corrupted", "control")}
     read = _reader(inputs, pairs)
-    stream: dict[str, Tensor] = {}
-    d = {kind: read(prompts[kind], keep=(layer, kind, stream)) for kind in prompts}
+    kept: dict[str, Tensor] = {}
+    d = {kind: read(prompts[kind], keep=(layer, kind, kept)) for kind in prompts}
     gap = d["clean"] - d["corrupted"]
-    used = gap > 0
-    if used.sum() < MIN_PAIRS:
-        return [
-            row(NAME, "pairs with a gap", float(used.sum()), n=len(pairs), unit_of_n="pairs", layer=layer, seed=seed)
-        ]
+    used = torch.from_numpy(passing(d["clean"].numpy(), d["corrupted"].numpy(), MIN_GAP))
+    n_used = int(used.sum())
+    if n_used < MIN_PAIRS:
+        few = row(NAME, "pairs with a gap", n_used, n=len(pairs), unit_of_n="pairs", layer=layer, seed=seed)
+        return [few], []
 
     base = inputs.directions
     v = base[[p.emotion_clean for p in pairs]] - base[[p.emotion_corrupted for p in pairs]]
     v = replace(v, emotions=tuple(p.id for p in pairs))
-    n_random = 20 if inputs.full else 2
-    anywhere = [_like(v, random_directions(v, len(pairs), seed=seed + 1 + k)) for k in range(n_random)]
-    matched = [_matched(inputs, v, layer, seed + 1 + k, together=False) for k in range(n_random)]
+    n_patched, n_ablated = (100, 40) if inputs.full else (N_PATCHED, N_ABLATED)
+    anywhere = [_like(v, random_directions(v, len(pairs), seed=seed + 1 + k)) for k in range(n_patched)]
+    matched = [_matched(inputs.acts, v, layer, seed + 1 + k, together=False) for k in range(n_ablated)]
 
     last = Positions(tuple(prompts["corrupted"]), tuple((len(e.ids) - 1,) for e in prompts["corrupted"]))
 
-    def patched(along: EmotionDirections | None, where: Positions | Literal["all"]) -> Tensor:
-        hooks = patch_resid_post(stream["clean"], layer=layer, along=along, positions=where)
-        return read(prompts["corrupted"], hooks, after=stream["corrupted"]) - d["corrupted"]
+    def patched(along: EmotionDirections | None, where: Positions | Literal["all"] = "all") -> Tensor:
+        hooks = patch_resid_post(kept["clean"], layer=layer, along=along, positions=where)
+        return read(prompts["corrupted"], hooks, after=kept["corrupted"]) - d["corrupted"]
 
-    def lost(u: EmotionDirections) -> Tensor:
-        hooks = ablate_resid_post(u, layer="all", direction_from=layer, per_row=True)
+    def lost(hooks: Hooks) -> Tensor:
+        validate(model, hooks)
         return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))
 
+    def lost_after_blocks(u: EmotionDirections) -> Tensor:
+        return lost(ablate_resid_post(u, layer="all", direction_from=layer, per_row=True))
+
+    def lost_everywhere(u: EmotionDirections) -> Tensor:
+        return lost(ablate_stream(u, stream, direction_from=layer, per_row=True))
+
     def added(u: EmotionDirections) -> Tensor:
-        return (
-            read(prompts["corrupted"], steer_resid_post(u, layer=layer, dose=dose), after=stream["corrupted"])
-            - d["corrupted"]
-        )
+        hooks = steer_resid_post(u, layer=layer, dose=dose)
+        return read(prompts["corrupted"], hooks, after=kept["corrupted"]) - d["corrupted"]
 
-    mean = lambda f, us: torch.stack([f(u) for u in us]).mean(0)  # noqa: E731  (a name for four lines)
-    whole = patched(None, last)  # at all positions it would be the clean run itself
-    along, along_null = patched(v, "all"), mean(lambda u: patched(u, "all"), anywhere)
-    loss, loss_null = lost(v), mean(lost, matched)
-    gain, gain_null = added(v), mean(added, anywhere)
     control = d["clean"] - d["control"]  # what a swap of another fact does to the same readout
-
     groups = [f"{p.emotion_clean}/{p.emotion_corrupted}" for p in pairs]
     say = {"hook": "resid_post", "layer": layer, "seed": seed, "estimator": "mean_difference", "unit_of_n": "pairs"}
     out = [
-        row(NAME, "pairs with a gap", float(used.sum()), n=len(pairs), split=f"{dropped} dropped for their length", **say),
+        row(NAME, "pairs with a gap", n_used, n=len(pairs), split=f"{dropped} dropped for their length", **say),
         row(NAME, "gap in logits", stats.bootstrap_mean(gap.numpy(), range(len(gap))), n=len(pairs), **say),
         row(NAME, "gap in logits", stats.bootstrap_mean(control.numpy(), range(len(gap))), control="another fact swapped", n=len(pairs), **say),
     ]  # fmt: skip
-    tests = (
-        ("patch recovery, whole stream of the last token", whole, None, None, None),
-        ("patch recovery", along, along_null, "random directions", None),
-        ("ablate loss", loss, loss_null, "random, same variance", None),
-        ("add gain", gain, gain_null, "random directions", dose),
+    # at all positions the whole stream would be the clean run itself
+    whole = _share(patched(None, last)[None], gap, used)
+    out.append(row(NAME, "patch recovery, whole stream of the last token", whole, n=n_used, **say))
+    tests: tuple[
+        tuple[str, Callable[[EmotionDirections], Tensor], list[EmotionDirections], str, dict[str, Any]], ...
+    ] = (
+        ("patch recovery", patched, anywhere, "random directions", {}),
+        ("ablate loss", lost_after_blocks, matched, "random, same variance", {}),
+        (PRIMARY, lost_everywhere, matched, "random, same variance", {"hook": "stream"}),
+        ("add gain", added, anywhere, "random directions", {"dose": dose}),
     )
-    for metric, effect, null, against, amount in tests:
-        out.append(row(NAME, metric, _share(effect, gap, used), dose=amount, n=int(used.sum()), **say))
-        if null is not None:
-            out.append(
-                row(NAME, metric, _share(null, gap, used), control=against, dose=amount, n=int(used.sum()), **say)
-            )
-            primary = metric == "ablate loss"
-            paired = _share(effect - null, gap, used)
-            out.append(
-                row(
-                    NAME,
-                    f"{metric} minus random",
-                    paired,
-                    primary=primary,
-                    control=against,
-                    dose=amount,
-                    n=int(used.sum()),
-                    **say,
-                )
-            )
+    for metric, test, others, against, more in tests:
+        own, null = test(v)[None], torch.stack([test(u) for u in others])
+        fields = say | {"n": n_used, "split": None} | more
+        drawn = fields | {"control": against, "split": f"{len(others)} draws"}
+        out.append(row(NAME, metric, _share(own, gap, used), **fields))
+        out.append(row(NAME, metric, _share(null, gap, used), **drawn))
+        out.append(
+            row(NAME, f"{metric} minus random", _share(own - null, gap, used), primary=metric == PRIMARY, **drawn)
+        )
         for group in dict.fromkeys(groups):
             here = used & torch.tensor([g == group for g in groups])
-            for values, of in ((effect, None), (null, against)):
-                if here.sum() >= 2 and values is not None:
-                    share = float(values[here].sum() / gap[here].sum())
-                    out.append(
-                        row(NAME, f"{metric} by contrast", share, emotion=group, control=of, n=int(here.sum()), **say)
-                    )
-    return out
+            for values, of in ((own, None), (null, against)):
+                if here.sum() >= 2:
+                    share = float(values.mean(0)[here].sum() / gap[here].sum())
+                    by = fields | {"n": int(here.sum()), "control": of}
+                    out.append(row(NAME, f"{metric} by contrast", share, emotion=group, **by))
+    return out, [p for p, u in zip(pairs, used.tolist(), strict=True) if u]
 
 
 def _share(effect: Tensor, gap: Tensor, used: Tensor) -> stats.Estimate:
-    """Ratio of means over the used pairs, pairs resampled."""
-    e, g = effect[used].double().numpy(), gap[used].double().numpy()
-    return stats.bootstrap(lambda i: float(e[i].sum() / g[i].sum()), range(len(g)))
+    """Ratio of means over the used pairs of a table `[draw pair]`, pairs and draws resampled."""
+    e, g = effect[:, used].double().numpy(), gap[used].double().numpy()
+    return stats.bootstrap_draws(e, range(len(g)), of=g)
 
 
 def _like(v: EmotionDirections, random: EmotionDirections) -> EmotionDirections:
@@ -213,9 +240,8 @@ def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
     return read
 
 
-def _where(inputs: Inputs) -> list[Row]:
+def _where(inputs: Inputs, pairs: list[Pair]) -> list[Row]:
     """Share of the gap that each layer's stream carries at each span of the prompt (`em.patch_resid_pre`), pairs of all contrasts together."""
-    pairs, _ = usable_pairs(inputs)
     if len(pairs) < MIN_PAIRS:
         return []
     some = pairs if inputs.full else pairs[:: max(1, len(pairs) // 20)]
@@ -244,7 +270,7 @@ def _where(inputs: Inputs) -> list[Row]:
             low, high = (float(b[i, j]) for b in bounds) if bounds is not None else (None, None)
             out.append(
                 row(NAME, "patch recovery by layer and span", float(whole.recovery[i, j]), low=low, high=high, layer=layer, split=span,
-                    hook="resid_pre", n=len(whole.clean), unit_of_n="pairs", seed=inputs.seed)
+                    hook="resid_pre", n=int(whole.pairs[i, j]), unit_of_n="pairs", seed=inputs.seed)
             )  # fmt: skip
     return out
 
@@ -252,80 +278,115 @@ def _where(inputs: Inputs) -> list[Row]:
 # --- what is left after ablation --------------------------------------------------------------------------------------
 
 
-def _refit(inputs: Inputs, layer: int, names: list[str], *, primary: bool) -> list[Row]:
-    """A fresh classifier on stories that were read without the subspace."""
+def _refit(inputs: Inputs, stream: Stream, layer: int, names: list[str], *, primary: bool) -> list[Row]:
+    """A fresh classifier on stories that were read without the subspace: inside each fold, from its training topics, everything is made again.
+
+    Directions, neutral components and references of the training topics; shuffled labels and random subspaces likewise. With each
+    ablation in force all stories are read; the classifier is fitted on the ablated training rows and judged on the ablated held-out ones.
+    """
     kept = [i for i, k in enumerate(inputs.labels) if inputs.emotions.names[k] in names]
     texts, topics = [inputs.texts[i] for i in kept], [inputs.topics[i] for i in kept]
     labels = np.array([names.index(inputs.emotions.names[inputs.labels[i]]) for i in kept])
-    neutral = [n.text for n in inputs.emotions.neutral][:: max(1, len(inputs.emotions.neutral) // 8)][:8]
-    v = inputs.directions[names]
-    hooks: dict[str | None, Hooks] = {"nothing": [], None: ablate_resid_post(v, layer="all", direction_from=layer)}
-    for k in range(8 if inputs.full else 2):
-        random = _matched(inputs, v, layer, inputs.seed + 1 + k, together=True)
-        hooks[f"random subspace {k}"] = ablate_resid_post(random, layer="all", direction_from=layer)
+    draws = {
+        NOTHING: 1,
+        None: 1,
+        SHUFFLED: 16 if inputs.full else N_SHUFFLED,
+        SUBSPACE: 8 if inputs.full else N_SUBSPACES,
+    }
+    right = {what: np.full((n, len(texts)), np.nan) for what, n in draws.items()}
+    neutral = _dealt(inputs)
+    loss = {what: np.full((n, len(neutral)), np.nan) for what, n in draws.items()}
     model: Any = inputs.model
-    right: dict[str | None, np.ndarray] = {}
-    loss: dict[str | None, np.ndarray] = {}
-    for what, list_of in hooks.items():
-        with model.hooks(fwd_hooks=list_of):
-            loss[what] = _loss(model, neutral)
-            if list_of:
-                rows = collect_resid_post(model, texts, layers=[layer], progress=False).rows[:, 0]
-            else:  # they have been read already
-                rows = inputs.main.rows[kept, inputs.acts.layers.index(layer)]
-        x = rows.double().numpy()
-        fit = lambda train, test: stats.logistic_scores(x[train], labels[train], x[test])  # noqa: E731, B023  (called before x changes)
-        scores = stats.heldout_scores(fit, topics, inputs.folds, len(names))
-        right[what] = stats.top_k(scores, labels).astype(float)
-    random = [k for k in hooks if k not in (None, "nothing")]
-    rank = len(orthonormal(v.unit(layer)))
+    whole = inputs.main.rows[kept, inputs.acts.layers.index(layer)]  # read already, with nothing ablated
+    ranks = set()
+    for k, fold in enumerate(inputs.folds):
+        held = np.isin(topics, fold)
+        train = inputs.without(fold).at([layer])
+        v = mean_difference(train)[names]
+        means = stream.select(lambda t, fold=fold: t.topic not in fold)
+        ranks.add(len(orthonormal(v.unit(layer))))
+        made: dict[str | None, Callable[[int], EmotionDirections]] = {
+            None: lambda seed, v=v: v,
+            SHUFFLED: lambda seed, v=v, train=train: shuffled_directions(train, v, seed=seed),
+            SUBSPACE: lambda seed, v=v, train=train: _matched(train, v, layer, seed, together=True),
+        }
+        for what, n in draws.items():
+            for j in range(n):
+                hooks = [] if what == NOTHING else ablate_stream(made[what](inputs.seed + 1 + 1000 * k + j), means)
+                with model.hooks(fwd_hooks=hooks):
+                    rows = (
+                        collect_resid_post(model, texts, layers=[layer], progress=False).rows[:, 0] if hooks else whole
+                    )
+                    for i, (of, text) in enumerate(neutral):
+                        if of == k:
+                            loss[what][j, i] = _loss(model, text)
+                x = rows.double().numpy()
+                scores = stats.logistic_scores(x[~held], labels[~held], x[held])
+                right[what][j, held] = stats.top_k(scores, labels[held])
     say = {
-        "hook": "resid_post",
+        "hook": "stream",
         "layer": layer,
         "seed": inputs.seed,
         "estimator": "logistic",
         "n": len(texts),
         "unit_of_n": "stories",
     }
-    matched = np.mean([right[k] for k in random], 0)
-    damage = np.mean([loss[k] for k in random], 0)
+    rank = "-".join(map(str, sorted({min(ranks), max(ranks)})))
+    split = {NOTHING: f"{len(names)} emotions", None: f"rank {rank}"} | {
+        c: f"{draws[c]} draws a fold" for c in (SHUFFLED, SUBSPACE)
+    }
     out = [
-        row(NAME, "top1 refitted", stats.bootstrap_mean(right["nothing"], topics), control="nothing ablated", split=f"{len(names)} emotions", **say),
-        row(NAME, "top1 refitted", stats.bootstrap_mean(right[None], topics), split=f"rank {rank}", **say),
-        row(NAME, "top1 refitted", stats.bootstrap_mean(matched, topics), control="random subspaces, same variance", **say),
-        row(NAME, "top1 refitted minus random", stats.bootstrap_mean(right[None] - matched, topics), primary=primary, control="random subspaces, same variance", **say),
-    ]  # fmt: skip
+        row(NAME, "top1 refitted", stats.bootstrap_draws(values, topics), control=what, split=split[what], **say)
+        for what, values in right.items()
+    ]
+    for what, name in ((SHUFFLED, "shuffled"), (SUBSPACE, "random")):
+        paired = stats.bootstrap_draws(right[None] - right[what], topics)
+        mine = primary and what == SHUFFLED
+        out.append(
+            row(NAME, f"top1 refitted minus {name}", paired, primary=mine, control=what, split=split[what], **say)
+        )
     say |= {"n": len(neutral), "unit_of_n": "neutral texts", "estimator": None}
-    for what, values in ((None, loss[None]), ("random subspaces, same variance", damage)):
-        estimate = stats.bootstrap_mean(values - loss["nothing"], range(len(neutral)))
-        out.append(row(NAME, "change of loss on neutral text", estimate, control=what, **say))
+    for what in (None, SHUFFLED, SUBSPACE):
+        change = stats.bootstrap_draws(loss[what] - loss[NOTHING], range(len(neutral)))
+        out.append(
+            row(
+                NAME, "change of loss on neutral text", change, control=what, split=split[what] if what else None, **say
+            )
+        )
     return out
 
 
+def _dealt(inputs: Inputs) -> list[tuple[int, str]]:
+    """At most two neutral texts of the held-out topics of each fold (those without a topic are dealt in turn), with the fold's number."""
+    fold_of = {topic: k for k, fold in enumerate(inputs.folds) for topic in fold}
+    n = len(inputs.folds)
+    found = [(fold_of.get(t.topic or "", i % n), t.text) for i, t in enumerate(inputs.emotions.neutral)]
+    return [pair for k in range(n) for pair in [f for f in found if f[0] == k][:2]]
+
+
 @torch.no_grad()
-def _loss(model: Any, texts: list[str]) -> np.ndarray:
-    """Mean loss in nats of each text; hooks that are on the model are in force."""
-    out = []
-    for e in encode(model, texts):
-        tokens, mask = pad([e], "right", getattr(model.cfg, "device", "cpu"))
-        log = model(tokens, attention_mask=mask, return_type="logits")[0, :-1].float().log_softmax(-1)
-        out.append(-float(log.gather(1, tokens[0, 1:, None]).mean()))
-    return np.array(out)
+def _loss(model: Any, text: str) -> float:
+    """Mean loss of a text in nats a token; hooks that are on the model are in force."""
+    [e] = encode(model, [text])
+    tokens, mask = pad([e], "right", getattr(model.cfg, "device", "cpu"))
+    log = model(tokens, attention_mask=mask, return_type="logits")[0, :-1].float().log_softmax(-1)
+    return -float(log.gather(1, tokens[0, 1:, None]).mean())
 
 
-def _matched(inputs: Inputs, v: EmotionDirections, layer: int, seed: int, *, together: bool) -> EmotionDirections:
+def _matched(acts: Activations, v: EmotionDirections, layer: int, seed: int, *, together: bool) -> EmotionDirections:
     """Random directions that hold as much of the variance of ordinary neutral tokens at a layer as those of `v` do there.
 
     Noise g is bent towards the leading components of the covariance C, C^a g, and a found by bisection: one for each direction, or one
-    for the subspace that they span together. The same directions stand at every layer.
+    for the subspace of the same rank that they span together. The same directions stand at every layer.
     """
-    tokens = inputs.acts.neutral_tokens
+    tokens = acts.neutral_tokens
     assert tokens is not None  # a study refuses a set without neutral texts
     x = tokens.rows[:, tokens.layers.index(layer)].double()
     values, axes = torch.linalg.eigh(torch.cov(x.T))  # ascending
     values = values.clamp_min(float(values[-1]) * 1e-9)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((len(v.vectors), len(values)), generator=generator, dtype=torch.float64)
+    n = len(orthonormal(v.unit(layer))) if together else len(v.vectors)
+    noise = torch.randn((n, len(values)), generator=generator, dtype=torch.float64)
 
     def held(u: Tensor) -> Tensor:
         if together:
@@ -342,4 +403,5 @@ def _matched(inputs: Inputs, v: EmotionDirections, layer: int, seed: int, *, tog
         less = held(bent) < target  # C^a g leans on the large components more as a grows
         low, high = torch.where(less, a, low), torch.where(less, high, a)
     vectors = repeat(bent.float(), "direction d_model -> direction layer d_model", layer=len(v.layers))
-    return replace(v, vectors=vectors, calibration=None)
+    names = v.emotions if n == len(v.emotions) else tuple(f"random {k}" for k in range(n))
+    return replace(v, emotions=names, vectors=vectors, calibration=None)

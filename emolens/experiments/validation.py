@@ -7,8 +7,12 @@ speed by six emotions and each emotion's shortest words), everything else is rep
 words, beside random directions, directions from shuffled labels, and the other emotions' directions (argmax).
 Beside it, for six emotions and (short form) every second opening: the dose curve into collapse; an instruction in words at the same KL,
 for which the curve is interpolated; what is written, as the unsteered model reads it; and the direct path alone, the same vector added
-after the last block. Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that
-the direction moves this readout, not that the model feels or acts by it.
+after the last block.
+
+Fitted on | judged on: directions on the stories (shuffled ones on the same, with shuffled labels); block and dose on one half of the openings
+and two neutral texts | the other half and four others. Neutral components come from all neutral texts, which the KL is measured on.
+Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that the direction moves this
+readout, not that the model feels or acts by it.
 """
 
 from __future__ import annotations
@@ -71,12 +75,13 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
     quick = shortest_words(tokenizer, words)
     stems, n_layers, v = load_stems(), inputs.model.cfg.n_layers, inputs.directions[names]
     some = stems.report if inputs.full else stems.report[::2]
-    neutral = [n.text for n in inputs.emotions.neutral][:: max(1, len(inputs.emotions.neutral) // 4)][:4]
+    plain = [n.text for n in inputs.emotions.neutral][:: max(1, len(inputs.emotions.neutral) // 6)][:6]
+    neutral = [t for i, t in enumerate(plain) if i % 3] or plain  # the others choose the dose
     common: dict[str, Any] = {"seed": inputs.seed, "progress": False, "neutral_tokens": 32}
 
     layers = sorted({k for k in (n_layers // 2, inputs.layer, 3 * n_layers // 4) if k in v.layers})
     pilot = sweep(
-        inputs.model, stems.choose, v[few], layers=layers, doses=DOSES, target_words=quick, controls={}, neutral=neutral[::2], **common
+        inputs.model, stems.choose, v[few], layers=layers, doses=DOSES, target_words=quick, controls={}, neutral=plain[::3], **common
     )  # fmt: skip
     layer, dose = _choose(pilot)
     at: dict[str, Any] = {**common, "layers": [layer], "doses": [dose]}
@@ -160,7 +165,7 @@ def _main_rows(main: Sweep, names: list[str], few: list[str], draws: list[str], 
         estimate = stats.bootstrap_mean(own[:, k], list(range(len(own))))
         out.append(
             row(NAME, "diag minus off by emotion", estimate, emotion=name, null_mean=low, null_high=high, p=p[k], q=float(q[k]),
-                control=RANDOM, n=len(own), unit_of_n="openings", **say)
+                control=RANDOM, split=f"{len(of_emotion)} draws, p at least {1 / (len(of_emotion) + 1):.3f}", n=len(own), unit_of_n="openings", **say)
         )  # fmt: skip
     change = main.select(control=None).change.mean(1)
     for i, name in enumerate(names):
