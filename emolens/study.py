@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -20,6 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from emolens import __version__
 from emolens._typing import HookedModel
@@ -168,9 +169,7 @@ def run_study(
         },
         "python": platform.python_version(),
         "wall_seconds": round(time.time() - started, 1),
-        "peak_memory_gb": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 / (1000 if platform.system() == "Darwin" else 1), 2
-        ),
+        "peak_memory_gb": round(_peak_memory() / 1e9, 2),
     }
     directions.save(folder / "vectors.safetensors")
     with written_whole(folder / "results.json") as part:
@@ -190,6 +189,16 @@ def run_study(
     shutil.rmtree(kept.folder)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder)
+
+
+def _peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1000 * peak
 
 
 def _prepare(out: str | Path) -> Path:
@@ -256,7 +265,7 @@ def _refuse_other(folder: Path, key: str, overwrite: bool) -> None:
     if overwrite or not file.is_file():
         return
     try:
-        found = json.loads(file.read_text())["provenance"]
+        found = json.loads(file.read_text(encoding="utf-8"))["provenance"]
         options = (
             f"seed {found['seed']}{', full' * found['full']}, external text: {', '.join(found['external']) or 'none'}"
         )

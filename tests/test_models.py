@@ -174,9 +174,12 @@ def test_the_parity_check_sees_a_small_mistake(
 
     right = tiny("llama", attention_bias=True)
     wrong = shutil.copytree(right, tmp_path / "wrong")
-    config, weights = json.loads((wrong / "config.json").read_text()), load_file(wrong / "model.safetensors")
+    config, weights = (
+        json.loads((wrong / "config.json").read_text(encoding="utf-8")),
+        load_file(wrong / "model.safetensors"),
+    )
     mistake(config, weights)
-    (wrong / "config.json").write_text(json.dumps(config))
+    (wrong / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(weights, wrong / "model.safetensors", metadata={"format": "pt"})
     model = em.load_model(wrong)
     difference = compare(model, expected_rows(hf_from(right), model.tokenizer), "left")
@@ -686,10 +689,10 @@ def test_pickled_weights_are_never_read(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_code_of_a_repository_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
     path = shutil.copytree(tiny("llama"), tmp_path / "custom")
-    config = json.loads((path / "config.json").read_text())
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config |= {"model_type": "custom", "auto_map": {"AutoConfig": "configuration.Custom"}}
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "configuration.py").write_text("raise SystemExit('this ran')\n")
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "configuration.py").write_text("raise SystemExit('this ran')\n", encoding="utf-8")
     with pytest.raises(ValueError, match="trust_remote_code"):
         em.load_model(path)
 
