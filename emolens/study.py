@@ -196,7 +196,7 @@ def _peak_memory() -> int:
     try:
         import resource
     except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset
+        return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined]  # there on Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else 1000 * peak
 
