@@ -452,6 +452,7 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor_are_refused(
         ("llama", {"hidden_act": "quick_gelu"}, "activation 'quick_gelu' is not converted"),
         ("llama", {"architectures": ["GPT2LMHeadModel"]}, "architecture 'GPT2LMHeadModel' is not converted"),
         ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantised with 'bitsandbytes'"),
+        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised with 'gptq' .*\(tried with bitsandbytes"),
     ],
 )  # fmt: skip
 def test_what_a_conversion_does_not_carry_is_refused_by_name_before_any_weight_is_read(
