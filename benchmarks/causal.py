@@ -120,8 +120,8 @@ class Work:
 
 def resident_mib() -> tuple[float, float]:
     """Resident memory now, and its peak since the last call (Linux); loading a GGUF file has a higher peak than any case here."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     now, peak = (float(fields[k].split()[0]) / 2**10 for k in ("VmRSS", "VmHWM"))
     return now, peak
 
@@ -175,7 +175,9 @@ def main() -> None:
                 "--threads",
                 str(options.threads),
             ]
-            before, after = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-2:]
+            before, after = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            ).stdout.split()[-2:]
             return float(before), float(after)
 
         child("nothing")  # makes the directions
@@ -199,7 +201,9 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        options.json.write_text(json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2))
+        options.json.write_text(
+            json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def main() -> None:
         with torch.no_grad():
             throughput(model, core, options, results)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ def main() -> None:
 
         def child(case: str) -> list[float]:
             command = [sys.executable, __file__, "--case", case, "--directory", directory]
-            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout
             return [float(number) for number in out.splitlines()[-1].split()]
 
         weights = child("save")[0] / 2**20
@@ -151,7 +151,7 @@ def main() -> None:
         results[f"import {name}"] = spread(slower) | {"fastest_s": min(r[name] for r in started)}
         print(f"import {name}: time {in_words(slower)} of import transformer_lens")
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        options.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ def memory(place: Path, sizes: list[int]) -> dict[str, Any]:
     out = {}
     for n in sizes:
         command = [sys.executable, "-W", "ignore", __file__, "child", "--place", str(place), "--n", str(n)]
-        out[n] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+        out[n] = float(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout.split()[-1]
+        )
         print(f"{n} texts: peak {out[n]:.0f} MiB", flush=True)
     spread = max(out.values()) / min(out.values()) - 1
     print(f"largest over smallest: {spread:+.1%}")
@@ -141,7 +143,10 @@ def ranks(place: Path) -> dict[str, Any]:
 
     texts = place / "stories.jsonl"
     stories = em.load_emotion_set("core").texts()[::4]  # 96, of every emotion
-    texts.write_text("".join(json.dumps({"text": t.text, "emotion": e, "topic": t.topic}) + "\n" for e, t in stories))
+    texts.write_text(
+        "".join(json.dumps({"text": t.text, "emotion": e, "topic": t.topic}) + "\n" for e, t in stories),
+        encoding="utf-8",
+    )
     took: dict[int, float] = {}
     last: dict[int, Path] = {}
     for turn, n in enumerate((1, 2, 1, 2)):
@@ -179,7 +184,7 @@ def main() -> None:
         }
         result = run[options.what]()
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

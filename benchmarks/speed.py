@@ -147,7 +147,9 @@ def main() -> None:
                     f"  ({r['ours_s']:.2f} s against {r['theirs_s']:.2f} s at best)"
                 )
     if options.json:
-        options.json.write_text(json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2))
+        options.json.write_text(
+            json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def fingerprints(model: Any, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
     them, which any one changed element changes. A tensor of zeros is left out: it is a bias that one backend has and the other has not.
 
     Args:
-        model: On either backend.
+        model: On either backend; or Hugging Face's own where it is quantised.
         dtype: Of the load: what it is rounded to follows from it.
     """
     coarser = ROUNDED.get(dtype, ())
@@ -91,13 +91,37 @@ def _state(model: Any) -> Iterator[tuple[str, Tensor]]:
     if is_hooked(model):
         yield from _hooked(model)
         return
+    if is_quantised(model):
+        yield from _packed(model)
+        return
     state = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     yield from state.items()
-    covered = {t.data_ptr() for t in state.values()}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    seen = {t.data_ptr() for t in state.values()}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):  # what TransformerLens has no name for
         # GPT-NeoX's fused weight is not read any more: a bridge works on the q, k and v that it took from it
-        if tensor.data_ptr() not in covered and ".qkv." not in name and not _as_configured(model, name, tensor):
-            yield name.replace("._original_component", ""), tensor
+        if tensor.data_ptr() not in seen and ".qkv." not in name:
+            seen.add(tensor.data_ptr())
+            if not _as_configured(model, name, tensor):
+                yield name.replace("._original_component", ""), tensor
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether there are weights that are stored as integers."""
+    return any(not p.is_floating_point() for p in model.parameters())
+
+
+def _packed(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Stored bits and their scales. Not by way of `state_dict`: bitsandbytes' repacks the weights of a model that has run, wrongly."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not _as_configured(model, name, tensor):
+            yield name, tensor
+        scales = getattr(tensor, "quant_state", None)
+        for key in ("absmax", "code", "offset"):
+            if isinstance(scale := getattr(scales, key, None), Tensor):
+                yield f"{name}.{key}", scale
+        for key in ("SCB", "CB"):
+            if isinstance(scale := getattr(tensor, key, None), Tensor):
+                yield f"{name}.{key}", scale
 
 
 # TransformerLens's tensors as Hugging Face stores them: the name, and the permutation of the axes before heads are put side by side
@@ -161,8 +185,7 @@ def _hooked(model: Any) -> Iterator[tuple[str, Tensor]]:
 def _as_configured(model: Any, name: str, tensor: Tensor) -> bool:
     """Whether a buffer of a rotary embedding of Hugging Face's is what its class makes of its config."""
     path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if "inv_freq" not in leaf or not hasattr(module, "config"):
+    if "inv_freq" not in leaf or not hasattr(module := model.get_submodule(path), "config"):
         return False
     expected = getattr(type(module)(module.config), leaf, None)
     return isinstance(expected, Tensor) and _close(tensor, expected)
@@ -183,9 +206,10 @@ def _facts(model: Any) -> dict[str, Any]:
         if model.cfg.positional_embedding_type != "rotary":
             found = {"act_fn": found["act_fn"], "eps": found["eps"]}
     else:
-        config = model.original_model.config
+        hf_model = getattr(model, "original_model", model)
+        config = hf_model.config
         try:
-            found = FAMILIES[type(model.original_model).__name__].config(config)
+            found = FAMILIES[type(hf_model).__name__].config(config)
         except (KeyError, ConversionError):
             names = ("hidden_act", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_parameters")
             return {name: getattr(config, name, None) for name in names}

@@ -894,13 +894,15 @@ def _recipe(
 
 def _check_one_piece(model: Any) -> None:
     """Refuse a model that was moved or cast in part: torch would say so deep inside a block, or compute in the wrong precision."""
-    first, last = model.W_E, model.blocks[-1].mlp.W_out
+    first = model.W_E
+    # not a matrix: quantised ones are integers
+    last = next((p for p in reversed([*model.blocks[-1].parameters()]) if p.is_floating_point()), first)
     says = torch.device(getattr(model.cfg, "device", None) or "cpu").type
     if first.device.type != says and first.device.type != "meta":  # meta: offloaded by accelerate
         raise ValueError(
             f"this model's cfg says {says}, its weights are on {first.device.type}: move it with model.to()"
         )
-    if first.is_floating_point() and last.is_floating_point() and first.dtype != last.dtype:
+    if first.dtype != last.dtype:
         a, b = (str(t.dtype).removeprefix("torch.") for t in (first, last))
         raise ValueError(f"this model is {a} in its embedding and {b} in its last block: load it in one, with dtype=")
 

@@ -115,7 +115,7 @@ def bake(
     original = load_model(name_or_path, revision=revision)
     info = model_info(original)
     _fits(info.architecture, ours)
-    validate(original, hooks)
+    validate(original, hooks, allow_other_model=None)
     ids, plain = _log_probs(original, prompts, [])
     _, hooked = _log_probs(original, prompts, hooks)
     del original  # before the same weights are opened again

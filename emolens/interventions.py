@@ -933,7 +933,11 @@ def steer_at(
 
 
 def validate(
-    model: HookedModel, hooks: Hooks, *, encoded: Sequence[EncodedText] | None = None, allow_other_model: bool = False
+    model: HookedModel,
+    hooks: Hooks,
+    *,
+    encoded: Sequence[EncodedText] | None = None,
+    allow_other_model: bool | None = False,
 ) -> None:
     """Refuse hooks that cannot do what they say on this model and batch, before any forward pass.
 

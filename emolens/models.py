@@ -31,7 +31,7 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
-from emolens._identity import fingerprints, sampled_fingerprint
+from emolens._identity import fingerprints, is_quantised, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
 from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
@@ -151,6 +151,8 @@ def load_model(
     device = _device(device)
     prepend = tokenizer is not None and _adds_bos(tokenizer)
     stop_tokens = _stop_tokens(hf_model, tokenizer)
+    # before it runs: bitsandbytes packs its weights anew at the first pass
+    stored = fingerprints(hf_model, hf_model.dtype) if is_quantised(hf_model) else None
     reference = _reference(hf_model, tokenizer) if verify else None
     if backend == "hooked":
         model = adapters.to_hooked(
@@ -170,7 +172,16 @@ def load_model(
     name = source.label if source.local and source.entry is None and source.adapter is None else source.name
     architecture = type(hf_model).__name__
     _set_info(
-        model, name, source.label, source.revision, backend, dict(processing), architecture, stop_tokens, source.adapter
+        model,
+        name,
+        source.label,
+        source.revision,
+        backend,
+        dict(processing),
+        architecture,
+        stop_tokens,
+        source.adapter,
+        stored,
     )
     if reference is not None:
         _compare(model, reference)
@@ -217,7 +228,8 @@ def open_hf(
 
     if source.entry is not None:  # known sizes: refuse before the first request
         guess = dtype or ("float32" if device.type == "cpu" else source.entry.checkpoint_dtype)
-        _check_memory(source, source.entry.n_parameters, _dtype(guess, device, None), device, n_devices, device_map)
+        known = _dtype(guess, device, None)
+        _check_memory(source, source.entry.n_parameters * known.itemsize, known, device, n_devices, device_map)
     with _explained(source):
         hf_config = _hf_config(source, trust_remote_code)
     architecture = (getattr(hf_config, "architectures", None) or ["unknown"])[0]
@@ -227,7 +239,12 @@ def open_hf(
         family.config(hf_config)  # refuses what is not converted before any weight is read
     torch_dtype = _dtype(dtype, device, hf_config)
     if source.entry is None:
-        _check_memory(source, _count_parameters(hf_config), torch_dtype, device, n_devices, device_map)
+        n_parameters, n_packed = _weights(hf_config)
+        bits = _stored_bits(hf_config)
+        n_packed = 0 if bits is None else n_packed
+        n_bytes = int((n_parameters - n_packed) * torch_dtype.itemsize + n_packed * (bits or 0) / 8)
+        stored = "" if bits is None else f"{bits:.3g} bits a packed weight and {_name(torch_dtype)}"
+        _check_memory(source, n_bytes, torch_dtype, device, n_devices, device_map, stored)
     with _explained(source):
         own, rows = tokenizer is None, hf_config.get_text_config().vocab_size
         tokenizer = _tokenizer(source if asked is None else asked, tokenizer, trust_remote_code)
@@ -253,7 +270,10 @@ def open_hf(
     _complete(source, hf_model, report)
     if adapter is not None:
         hf_model = lora.merge(hf_model, adapter)
-    if placement["device_map"] is None and n_devices == 1:  # of several, `to_hooked` places each block
+    quantised = _stored_bits(hf_config) is not None  # transformers has put it where it works
+    if (
+        placement["device_map"] is None and n_devices == 1 and not quantised
+    ):  # of several, `to_hooked` places each block
         # before viewing: a later .to() would copy views one by one and untie them
         hf_model = hf_model.to(device=device)
     return hf_model.eval(), tokenizer, source, family
@@ -329,7 +349,12 @@ def model_info(model: HookedModel) -> ModelInfo:
 
 
 def present_info(model: HookedModel) -> ModelInfo:
-    """`model_info` with the weights and their precision as they are now: they may have been trained, edited or cast since it was loaded."""
+    """`model_info` with the weights and their precision as they are now: they may have been trained, edited or cast since it was loaded.
+
+    Of a quantised model it is as it was when loaded: its stored bits change their order when it runs.
+    """
+    if is_quantised(model):
+        return model_info(model)
     fingerprint, rounded = fingerprints(model, _dtype_of(model))
     now = replace(model_info(model), fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
     object.__setattr__(model, "_emolens_info", now)  # past nn.Module's bookkeeping
@@ -639,9 +664,15 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device, hf_config: Any
 
 
 def _check_memory(
-    source: _Source, n_parameters: int, dtype: torch.dtype, device: torch.device, n_devices: int, device_map: Any
+    source: _Source,
+    n_bytes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    n_devices: int,
+    device_map: Any,
+    stored: str = "",
 ) -> None:
-    """Refuse a model whose weights cannot fit, before they are downloaded."""
+    """Refuse a model whose weights cannot fit, before they are downloaded; `stored` says in what they are, if not in `dtype`."""
     if device_map is not None:
         return  # accelerate may spread it over devices, memory and disk
     if device.type == "cuda":
@@ -652,34 +683,55 @@ def _check_memory(
         )
     else:
         free = psutil.virtual_memory().available
-    need = n_parameters * dtype.itemsize * HEADROOM
+    need = n_bytes * HEADROOM
     if need > free:
         family = source.entry.family if source.entry else None
         fits = [
             e
             for e in CATALOGUE.values()
-            if e.n_parameters * dtype.itemsize * HEADROOM <= free and e.n_parameters < n_parameters
+            if e.n_parameters * dtype.itemsize <= min(free / HEADROOM, n_bytes - dtype.itemsize)
         ]
         fits = [e for e in fits if e.family == family] or fits
         smaller = max(fits, key=lambda e: e.n_parameters, default=None)
-        half = " (or dtype='bfloat16')" if dtype.itemsize == 4 and need / 2 <= free else ""
+        half = " (or dtype='bfloat16')" if not stored and dtype.itemsize == 4 and need / 2 <= free else ""
         hint = (
             f"the nearest smaller one that fits is {smaller.alias!r}{half}"
             if smaller
             else "no model of the catalogue fits"
         )
         raise MemoryError(
-            f"{source.name} needs about {need / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, "
+            f"{source.label} needs about {need / 1e9:.1f} GB in {stored or _name(dtype)}, "
             f"{free / 1e9:.1f} GB are free on {device.type}; {hint}"
         )
 
 
-def _count_parameters(hf_config: Any) -> int:
+def _weights(hf_config: Any) -> tuple[int, int]:
+    """Number of parameters of a config, and how many of them are the matrices of blocks, which quantisation packs."""
     from transformers import AutoModelForCausalLM
 
+    plain = copy.copy(hf_config)
+    vars(plain).pop("quantization_config", None)
     # not accelerate's init_empty_weights, under which tied embeddings are counted twice
     with torch.device("meta"), _quiet():
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(hf_config).parameters())
+        model = AutoModelForCausalLM.from_config(plain)
+    head = model.get_output_embeddings()
+    packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sum(p.numel() for p in model.parameters()), packed
+
+
+def _stored_bits(hf_config: Any) -> float | None:
+    """Bits of one packed weight with its share of the scales; None where they are not quantised."""
+    quantization = getattr(hf_config, "quantization_config", None)
+    if quantization is None:
+        return None
+    says = quantization if isinstance(quantization, Mapping) else quantization.to_dict()
+    method = str(getattr(says.get("quant_method"), "value", says.get("quant_method")))
+    if method == "gguf":  # transformers unpacks it
+        return None
+    if says.get("load_in_4bit"):
+        return 4.127 if says.get("bnb_4bit_use_double_quant") else 4.5  # a float32 for each 64, or a byte
+    bits = 8 if says.get("load_in_8bit") or "fp8" in method else says.get("bits") or says.get("w_bit")
+    return (4.25 if "mxfp4" in method else 16) if bits is None else float(bits) + (0.25 if bits < 8 else 0)
 
 
 # --- making the model -------------------------------------------------------------------------------------------------
@@ -771,8 +823,9 @@ def _set_info(
     architecture: str,
     stop_tokens: dict[str, int],
     adapter: str | None = None,
+    stored: tuple[str, dict[str, str]] | None = None,
 ) -> None:
-    fingerprint, rounded = fingerprints(model, _dtype_of(model))
+    fingerprint, rounded = stored or fingerprints(model, _dtype_of(model))
     info = ModelInfo(
         name=name,
         source=source,
@@ -836,8 +889,8 @@ def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
     if not torch.isfinite(expected[mask.bool()]).all():
         raise not_finite("verify: the Hugging Face model's own log-probability", _dtype_of(model))
     difference = (logits.float().log_softmax(-1) - expected.to(logits.device)).abs()[mask.bool()].max().item()
-    # float32 noise of 30 blocks is 5e-5 in log-probability; half precision keeps about three digits
-    allowed = 1e-4 if logits.dtype == torch.float32 else 0.5
+    # float32 noise of 30 blocks is 5e-5 in log-probability; half precision and activations rounded to 8 bits keep two or three digits
+    allowed = 1e-4 if logits.dtype == torch.float32 and not is_quantised(model) else 0.5
     if not difference < allowed:
         raise RuntimeError(
             f"verify: log-probabilities differ from the Hugging Face model by {difference:.2e} (allowed {allowed:.0e}); "

@@ -332,7 +332,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         if isinstance(self.metric, Projection):
-            check_model(self.model, self.metric.model)
+            check_model(self.model, self.metric.model, allow_other_model=None)
             _check_point(self.model, self.metric.hook_point, [self.metric.layer])
         elif isinstance(self.metric, LogitDifference):
             object.__setattr__(self, "sides", self.metric.ids(self.model.tokenizer, self.prompts))
@@ -789,6 +789,7 @@ def attribute(
     *,
     layer: SupportsIndex | None = None,
     per: Literal["component", "token"] = "component",
+    allow_other_model: bool = False,
 ) -> Attribution:
     """Split the projection on one emotion into what the embedding, each head and each MLP wrote.
 
@@ -799,7 +800,7 @@ def attribute(
             normalises outputs after W_O, where the heads' sum is not what is written.
     """
     _one(v)
-    check_model(model, v.info["model"])
+    check_model(model, v.info["model"], allow_other_model=allow_other_model)
     if v.hook_point != "resid_post":
         raise ValueError(f"attribute needs directions at resid_post, these are at {v.hook_point}")
     any_model: Any = model

@@ -292,8 +292,11 @@ def score(
     )
 
 
-def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool = False) -> None:
+def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool | None = False) -> None:
     """Refuse directions that belong to another model; `made_with` is their ``info["model"]``.
+
+    Args:
+        allow_other_model: As in `score`; None where the caller has no such option, so that none is recommended.
 
     Raises:
         ValueError: other weights or other processing; with `allow_other_model`, another width or tokenizer.
@@ -308,8 +311,12 @@ def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other
     if not allow_other_model:
         what = "weights" if here["process_weights"] == there["process_weights"] else "processing of the weights"
         raise ValueError(
-            f"these directions were made with {there['name']} and this is {here['name']} (other {what}); collect again, "
-            "or pass allow_other_model=True for a twin such as base and instruct"
+            f"these directions were made with {there['name']} and this is {here['name']} (other {what}); collect again"
+            + (
+                ""
+                if allow_other_model is None
+                else ", or pass allow_other_model=True for a twin such as base and instruct"
+            )
         )
     if here["tokenizer"] != there["tokenizer"]:
         raise ValueError(
@@ -366,6 +373,7 @@ def logit_lens(
     n_random: int = 200,
     k: int = 8,
     seed: int = 0,
+    allow_other_model: bool = False,
 ) -> LogitLens:
     """Directions through the final norm (with its gain) and the unembedding, tested before any word is shown.
 
@@ -376,11 +384,12 @@ def logit_lens(
         target_words: For each emotion the words that name it; the first token of each, as it follows a text, is looked up.
         n_random: Random directions of the same norm for the null.
         k: Words shown for each emotion, if the test passes.
+        allow_other_model: As in `score`.
 
     Raises:
         ValueError: directions of another model; no target words that tell at least two emotions apart.
     """
-    check_model(model, directions.info["model"])
+    check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # HookedModel with a tokenizer, checked by encode
     v = directions.at(directions.layer if layer is None else layer)
     first = first_tokens(tokenizer, {e: target_words.get(e, ()) for e in v.emotions})

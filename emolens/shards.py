@@ -8,14 +8,13 @@ file systems it is one for each node. What a shard holds is not known here.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = "emolens.shards.1"
-MANIFEST, LOCK = "manifest.json", "lock"
+MANIFEST, LOCK, HELD = "manifest.json", "lock", "lock.held"
 ABANDONED = 3600.0  # seconds after which a half-written file of another machine is nobody's
 
 
@@ -207,12 +206,11 @@ def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     manifest = {"format": FORMAT, **json.loads(json.dumps(manifest))}  # as it will be read back
     try:
         path.mkdir(parents=True, exist_ok=True)
-        others = [p.name for p in path.iterdir() if p.name != LOCK and not p.name.endswith(".part")]
-        lock = (path / LOCK).open("a+")
+        others = [p.name for p in path.iterdir() if p.name not in (LOCK, HELD) and not p.name.endswith(".part")]
+        lock = (path / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise OSError(f"{path}: cannot write there ({error.strerror or error}); choose another folder") from error
-    with lock:
-        _hold(lock, path)
+    with lock, _hold(lock, path):
         if (path / MANIFEST).is_file():
             found = read_folder(path).manifest
             if reason := _difference(found, manifest):
@@ -241,21 +239,33 @@ def _abandoned(part: Path) -> bool:
     return time.time() - part.stat().st_mtime > ABANDONED
 
 
-def _hold(lock: Any, path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        raise FileExistsError(
-            f"{path} is being written by another process ({lock.read(200).strip() or 'unknown'}); wait for it, or choose another folder"
-        ) from None
-    except OSError as error:  # Lustre without -o flock, NFS without its lock daemon
-        raise OSError(
-            f"{path}: this file system cannot lock a file ({error.strerror}); choose a folder on another one"
-        ) from error
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-    lock.flush()
+@contextmanager
+def _hold(lock: Any, path: Path) -> Iterator[None]:
+    """Hold the folder, and say in its lock file by whom; where there is no fcntl (Windows), by what filelock finds there."""
+    with ExitStack() as held:
+        try:
+            import fcntl
+        except ImportError:
+            from filelock import FileLock, Timeout
+
+            busy, take = Timeout, lambda: held.enter_context(FileLock(path / HELD, timeout=0))
+        else:
+            busy, take = BlockingIOError, lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            take()
+        except busy:
+            lock.seek(0)
+            raise FileExistsError(
+                f"{path} is being written by another process ({lock.read(200).strip() or 'unknown'}); wait for it, or choose another folder"
+            ) from None
+        except OSError as error:  # Lustre without -o flock, NFS without its lock daemon
+            raise OSError(
+                f"{path}: this file system cannot lock a file ({error.strerror}); choose a folder on another one"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 def _difference(old: Any, new: Any, at: str = "") -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -20,6 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from emolens import __version__, stats
 from emolens._typing import HookedModel
@@ -167,9 +168,7 @@ def run_study(
         },
         "python": platform.python_version(),
         "wall_seconds": round(time.time() - started, 1),
-        "peak_memory_gb": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 / (1000 if platform.system() == "Darwin" else 1), 2
-        ),
+        "peak_memory_gb": round(_peak_memory() / 1e9, 2),
     }
     directions.save(folder / "vectors.safetensors", overwrite=True)  # the folder is this study's
     with written_whole(folder / "results.json") as part:
@@ -239,6 +238,16 @@ def _check_folds(emotions: EmotionSet, seed: int) -> None:
                 f"set {emotions.name!r}: all neutral texts are of topics that are held out together ({', '.join(held)}), so nothing is left "
                 "to find neutral components in; write neutral texts on more topics, or under topics that have no stories"
             )
+
+
+def _peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined]  # there on Windows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else 1000 * peak
 
 
 def _prepare(out: str | Path) -> Path:

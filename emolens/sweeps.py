@@ -648,7 +648,7 @@ def calibrate_dose(
             f"{len(prompts)} prompts, perplexity_budget={perplexity_budget}, write={write}: at least four prompts, above one, at least one token"
         )
     layer = direction.layer if layer is None else block_number(layer)
-    validate(model, steer_at(direction.hook_point, direction, dose=0.0, layer=layer))
+    validate(model, steer_at(direction.hook_point, direction, dose=0.0, layer=layer), allow_other_model=None)
     rng = np.random.default_rng(seed)
     runs = [
         _Run(model, [], [_cut(e, neutral_tokens) for e in encode(model, part)], {}) for part in _halves(neutral, rng)

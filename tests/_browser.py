@@ -31,7 +31,7 @@ def document(page: str, folder: Path) -> str:
     done = subprocess.run(
         [program, *options, f"--user-data-dir={folder / 'profile'}", "--dump-dom", file.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+     encoding="utf-8")  # fmt: skip
     return done.stdout
 
 

@@ -80,16 +80,16 @@ def write_files(folder: Path) -> Path:
     (folder / "neutral").mkdir()
     for emotion in spec["emotions"]:
         file = f"stories/{emotion['name']}.jsonl"
-        (folder / file).write_text("".join(json.dumps(s) + "\n" for s in emotion["stories"]))
+        (folder / file).write_text("".join(json.dumps(s) + "\n" for s in emotion["stories"]), encoding="utf-8")
         emotion["stories"] = file
-    (folder / "topics.yaml").write_text(yaml.safe_dump({"topics": spec["topics"]}))
+    (folder / "topics.yaml").write_text(yaml.safe_dump({"topics": spec["topics"]}), encoding="utf-8")
     spec["topics"] = "topics.yaml"
     spec["neutral"] = "neutral"
     neutral = {"id": "neutral-1", "topic": "train", "person": "third", "text": prose(77)}
     turns = [{"speaker": "A", "text": prose(78, 12)}, {"speaker": "B", "text": prose(79, 12)}]
-    (folder / "neutral" / "stories.jsonl").write_text(json.dumps(neutral) + "\n")
+    (folder / "neutral" / "stories.jsonl").write_text(json.dumps(neutral) + "\n", encoding="utf-8")
     (folder / "neutral" / "dialogues.jsonl").write_text(
-        json.dumps({"id": "talk-1", "topic": "office", "turns": turns}) + "\n"
+        json.dumps({"id": "talk-1", "topic": "office", "turns": turns}) + "\n", encoding="utf-8"
     )
     return write(folder, spec)
 

@@ -309,7 +309,8 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "topics.yaml").write_text(
         yaml.safe_dump(
             {"topics": [{"name": t, "person": person[t], "description": f"at the {t}"} for t in _TOY_TOPICS]}
-        )
+        ),
+        encoding="utf-8",
     )
     spec = {
         "name": "toy",
@@ -320,5 +321,5 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "neutral": "neutral",
         "emotions": emotions,
     }
-    (root / "set.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    (root / "set.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
     return root

@@ -182,3 +182,63 @@ def test_every_silenced_checker_says_why(name):
         for marker in ("type: ignore", "noqa", "pyright: ignore"):
             if marker in comment.string:
                 assert f"{marker}[" in comment.string or "noqa: " in comment.string, f"{name}:{comment.start[0]}"
+
+
+def _in_the_platforms_encoding(tree: ast.AST) -> list[int]:
+    """Lines of calls that read or write text in whatever encoding the platform has: cp1252 on Windows."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        function, options = node.func, {k.arg: k.value for k in node.keywords}
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
+        if name == "open" and not owner[:1].isupper():  # not `Collection.open`
+            mode = next(iter(node.args[not owner :]), options.get("mode"))
+            text = "b" not in (mode.value if isinstance(mode, ast.Constant) else "r")
+        elif name in ("read_text", "write_text") and owner:
+            text = len(node.args) == (name == "write_text")
+        else:
+            text = name in ("run", "Popen", "check_output") and "text" in options
+        found += [node.lineno] * bool(text)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["emolens", "benchmarks"])
+def test_text_is_read_and_written_in_an_encoding_that_is_said(folder: str) -> None:
+    wrong = {
+        str(path.relative_to(PACKAGE.parent)): lines
+        for path in sorted((PACKAGE.parent / folder).rglob("*.py"))
+        if (lines := _in_the_platforms_encoding(_tree(path)))
+    }
+    assert not wrong
+
+
+def test_the_reader_of_encodings_sees_each_way_to_forget_one() -> None:
+    forgotten = [
+        "open('a')", "open('a', 'w')", "path.open()", "path.open('a+')", "path.read_text()", "path.write_text('x')",
+        "subprocess.run(c, text=True)",
+    ]  # fmt: skip
+    said = [
+        "open('a', 'rb')",
+        "path.open('rb')",
+        "path.read_text(encoding='utf-8')",
+        "Collection.open(x)",
+        "read_text(path)",
+    ]
+    assert all(_in_the_platforms_encoding(ast.parse(code)) for code in forgotten)
+    assert not any(_in_the_platforms_encoding(ast.parse(code)) for code in said)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nothing_of_one_platform_is_imported_with_the_module(name: str) -> None:
+    top = ast.Module([n for n in _tree(MODULES[name]).body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+    assert not {i.split(".")[0] for i in _imports(top)} & {
+        "fcntl",
+        "resource",
+        "pwd",
+        "grp",
+        "termios",
+        "msvcrt",
+        "winreg",
+    }

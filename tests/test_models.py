@@ -174,9 +174,12 @@ def test_the_parity_check_sees_a_small_mistake(
 
     right = tiny("llama", attention_bias=True)
     wrong = shutil.copytree(right, tmp_path / "wrong")
-    config, weights = json.loads((wrong / "config.json").read_text()), load_file(wrong / "model.safetensors")
+    config, weights = (
+        json.loads((wrong / "config.json").read_text(encoding="utf-8")),
+        load_file(wrong / "model.safetensors"),
+    )
     mistake(config, weights)
-    (wrong / "config.json").write_text(json.dumps(config))
+    (wrong / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(weights, wrong / "model.safetensors", metadata={"format": "pt"})
     model = em.load_model(wrong)
     difference = compare(model, expected_rows(hf_from(right), model.tokenizer), "left")
@@ -449,6 +452,7 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor_are_refused(
         ("llama", {"hidden_act": "quick_gelu"}, "activation 'quick_gelu' is not converted"),
         ("llama", {"architectures": ["GPT2LMHeadModel"]}, "architecture 'GPT2LMHeadModel' is not converted"),
         ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantised with 'bitsandbytes'"),
+        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised with 'gptq' .*\(tried with bitsandbytes"),
     ],
 )  # fmt: skip
 def test_what_a_conversion_does_not_carry_is_refused_by_name_before_any_weight_is_read(
@@ -686,10 +690,10 @@ def test_pickled_weights_are_never_read(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_code_of_a_repository_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
     path = shutil.copytree(tiny("llama"), tmp_path / "custom")
-    config = json.loads((path / "config.json").read_text())
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config |= {"model_type": "custom", "auto_map": {"AutoConfig": "configuration.Custom"}}
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "configuration.py").write_text("raise SystemExit('this ran')\n")
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "configuration.py").write_text("raise SystemExit('this ran')\n", encoding="utf-8")
     with pytest.raises(ValueError, match="trust_remote_code"):
         em.load_model(path)
 
@@ -790,6 +794,123 @@ def test_a_model_outside_the_catalogue_is_counted_from_its_config_before_its_wei
     _free_memory(monkeypatch, 1e-6)
     with pytest.raises(MemoryError, match=f"{tmp_path.name} needs about"):
         em.load_model(tmp_path, device="cpu")
+
+
+# fields of the published config.json of each repository, and the parameter count that its page states
+PUBLISHED = {
+    "pythia-70m": (
+        "neox",
+        {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "vocab_size": 50304},
+        70426624,
+    ),
+    "qwen2.5-0.5b": (
+        "qwen2",
+        {
+            "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "intermediate_size": 4864, "vocab_size": 151936,
+        },
+        494032768,
+    ),
+    "qwen2.5-7b": (
+        "qwen2",
+        {
+            "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+            "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False,
+        },
+        7615616512,
+    ),
+    "llama-3.2-1b": (
+        "llama",
+        {
+            "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+            "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True,
+        },
+        1235814400,
+    ),
+    "llama-3.1-8b": (
+        "llama",
+        {
+            "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "intermediate_size": 14336, "vocab_size": 128256,
+        },
+        8030261248,
+    ),
+}  # fmt: skip
+
+
+# of an 8B Llama: 6.98e9 packed weights, 1.05e9 in the two embeddings and the norms, which stay as they are
+@pytest.mark.parametrize(
+    ("quantization", "gigabytes"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 1.2 * (6.979e9 * 4.5 / 8 + 1.051e9 * 2) / 1e9),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+            1.2 * (6.979e9 * 4.127 / 8 + 1.051e9 * 2) / 1e9,
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 1.2 * (6.979e9 + 1.051e9 * 2) / 1e9),
+        ({"quant_method": "gptq", "bits": 4}, 1.2 * (6.979e9 * 4.25 / 8 + 1.051e9 * 2) / 1e9),
+        ({"quant_method": "fp8"}, 1.2 * (6.979e9 + 1.051e9 * 2) / 1e9),
+    ],
+    ids=["4 bit", "4 bit, double", "8 bit", "gptq", "fp8"],
+)
+def test_memory_of_a_quantised_checkpoint_is_that_of_its_stored_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quantization: dict[str, Any], gigabytes: float
+) -> None:
+    _, config, _ = PUBLISHED["llama-3.1-8b"]
+    tiny_config("llama", **config, quantization_config=quantization).save_pretrained(tmp_path)
+    for free in (gigabytes * 0.99, gigabytes * 1.01):
+        _free_memory(monkeypatch, free)
+        with pytest.raises((MemoryError, OSError)) as caught:
+            em.load_model(tmp_path, backend="bridge", device="cpu", dtype="bfloat16")
+        fits = isinstance(caught.value, OSError)  # and there is no tokenizer to read
+        assert fits == (free > gigabytes), caught.value
+        assert fits or f"needs about {gigabytes:.1f} GB in" in str(caught.value)
+        assert "or dtype=" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
+@pytest.mark.parametrize("options", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=str)
+def test_a_quantised_checkpoint_loads_through_the_bridge_as_the_conversions_error_says(
+    tiny: Tiny, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: it is no dependency of this project")
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    shape = {"hidden_size": 64, "intermediate_size": 128}
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        tiny("llama", **shape), quantization_config=BitsAndBytesConfig(**options), dtype=torch.float32
+    )
+    hf_model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ids = torch.arange(5, 25)[None]
+    noise = 1e-5 if "load_in_4bit" in options else 0.2  # 8 bits round the activations as well
+    if HAS_HOOKED:
+        with pytest.raises(
+            adapters.ConversionError, match=r"quantised with 'bitsandbytes' are not converted; use backend='bridge'"
+        ):
+            em.load_model(tmp_path, backend="hooked")
+    with torch.no_grad():
+        wanted = hf_model(ids).logits
+        model = em.load_model(tmp_path, backend="bridge", verify=True)
+        assert (model(ids) - wanted).abs().max() < noise
+    acts = em.collect_resid_post(model, list(SENTENCES), pooling=em.mean_over_tokens(skip=1), progress=False)
+    assert acts.rows.isfinite().all()
+    with torch.no_grad():
+        assert em.models.present_info(model) == em.model_info(model)
+        assert (model(ids) - wanted).abs().max() < noise
+    before = em.model_info(model).fingerprint
+    assert em.models.present_info(model).fingerprint == before
+    assert em.model_info(em.load_model(tmp_path, backend="bridge")).fingerprint == before
+    full = em.model_info(em.load_model(tiny("llama", **shape), backend="bridge"))
+    assert before != full.fingerprint
+    weights = load_file(tmp_path / "model.safetensors")
+    scales = "weight.absmax" if "load_in_4bit" in options else "SCB"
+    for name in ("weight", scales):
+        other = {key: tensor.clone() for key, tensor in weights.items()}
+        other[f"model.layers.0.self_attn.q_proj.{name}"].view(-1)[-1] += 1
+        save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        assert em.model_info(em.load_model(tmp_path, backend="bridge")).fingerprint != before
 
 
 def _hub_error(kind: str) -> Exception:
@@ -1244,53 +1365,12 @@ def test_out_of_memory_is_recognised_by_the_error_that_this_machine_raises() -> 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
 
-# fields of the published config.json of each repository, and the parameter count that its page states
-PUBLISHED = {
-    "pythia-70m": (
-        "neox",
-        {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048, "vocab_size": 50304},
-        70426624,
-    ),
-    "qwen2.5-0.5b": (
-        "qwen2",
-        {
-            "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-            "intermediate_size": 4864, "vocab_size": 151936,
-        },
-        494032768,
-    ),
-    "qwen2.5-7b": (
-        "qwen2",
-        {
-            "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-            "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False,
-        },
-        7615616512,
-    ),
-    "llama-3.2-1b": (
-        "llama",
-        {
-            "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
-            "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True,
-        },
-        1235814400,
-    ),
-    "llama-3.1-8b": (
-        "llama",
-        {
-            "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "intermediate_size": 14336, "vocab_size": 128256,
-        },
-        8030261248,
-    ),
-}  # fmt: skip
-
 
 @pytest.mark.parametrize("alias", PUBLISHED)
 def test_parameter_counts_of_the_catalogue_are_those_of_the_hf_model(alias: str) -> None:
     family, config, published = PUBLISHED[alias]
     hf_config = tiny_config(family, **config)  # made on the meta device: no memory
-    assert models._count_parameters(hf_config) == published
+    assert models._weights(hf_config)[0] == published
     assert CATALOGUE[alias].n_parameters == published
     assert CATALOGUE[alias].n_layers == hf_config.num_hidden_layers
     assert CATALOGUE[alias].d_model == hf_config.hidden_size

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.wheel
 
 def _run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return subprocess.run([str(c) for c in command], cwd=cwd, env=clean, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=clean, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def python(wheel, tmp_path_factory) -> Path:
     assert installed.returncode == 0, installed.stderr
     (site,) = home.glob("lib/python*/site-packages")
     # a line of a .pth file adds the folder but not its .pth files, so the editable install stays out
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
     return python
 
 

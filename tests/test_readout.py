@@ -477,3 +477,19 @@ def test_real_tokens_of_a_new_text_are_read_and_shown(real_model, toy):
     told = [i for i, (a, _) in enumerate(s.spans) if a >= NEW.index("wept")]
     assert s.values[told].mean(0).argmax() == s.emotions.index("gloamer")
     assert f"gloamer {NEW}" in _text_of(s.to_html(["gloamer"]))
+
+
+def test_every_call_that_recommends_allow_other_model_takes_it(tiny: Any, tiny_model: Any) -> None:
+    import inspect
+
+    from emolens import patching, readout, steering, sweeps
+    from emolens.interventions import check
+
+    for function in (em.score, readout.logit_lens, patching.attribute, steering.generate, sweeps.sweep, check):
+        assert "allow_other_model" in inspect.signature(function).parameters, function
+    info = em.model_info(em.load_model(tiny("llama", tokenizer="chat", seed=1))).to_dict()
+    with pytest.raises(ValueError, match=r"\(other weights\); collect again, or pass allow_other_model=True"):
+        readout.check_model(tiny_model, info)
+    with pytest.raises(ValueError, match=r"\(other weights\); collect again$"):
+        readout.check_model(tiny_model, info, allow_other_model=None)
+    readout.check_model(tiny_model, info, allow_other_model=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -199,7 +200,9 @@ em.collect_to(sys.argv[3], model, em.load_emotion_set(sys.argv[2]), shard_texts=
 def child(tiny: Any, toy_set: Path, folder: Path, limit: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", CHILD, str(tiny("llama", tokenizer="chat")), str(toy_set), str(folder), str(limit)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand(tiny, tiny_model, toy, toy_set, tmp_path):
@@ -294,12 +297,12 @@ def test_options_left_open_are_those_of_the_run_that_began(tiny_model, toy, tmp_
 
 
 def test_folders_of_others_are_left_alone(tiny_model, toy, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"holds other files \(thesis\.tex\); choose an empty or a new folder"):
         to(tmp_path, tiny_model, toy)
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json there"):
         Collection.open(tmp_path)
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match="cannot write there"):
         to(tmp_path / "file" / "c", tiny_model, toy)
 
@@ -314,7 +317,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, content):
 def test_a_newer_version_says_so(tiny_model, toy, tmp_path):
     folder = to(tmp_path / "c", tiny_model, toy).folder
     file = tmp_path / "c" / "manifest.json"
-    file.write_text(json.dumps(folder.manifest | {"format": "emolens.shards.7"}))
+    file.write_text(json.dumps(folder.manifest | {"format": "emolens.shards.7"}), encoding="utf-8")
     with pytest.raises(
         ValueError, match=r"'emolens\.shards\.7', not emolens\.shards\.1; it was written by a newer emolens"
     ):
@@ -399,7 +402,7 @@ def test_sources_that_bring_labels_or_are_not_there_say_so(tiny_model, jsonl, tm
         collect(tiny_model, jsonl, "resid_post", emotions=["a"])
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such file"):
         collect(tiny_model, tmp_path / "none.jsonl", "resid_post")
-    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no texts given"):
         to(tmp_path / "c", tiny_model, tmp_path / "empty.jsonl")
 
@@ -445,11 +448,45 @@ def test_a_file_system_without_locks_is_named_and_a_young_part_is_left_alone(tin
     def cannot(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(shards.fcntl, "flock", cannot)
+    monkeypatch.setattr("fcntl.flock", cannot)
     with pytest.raises(
         OSError, match=r"c: this file system cannot lock a file \(Function not implemented\); choose a folder"
     ):
         to(tmp_path / "c", tiny_model, toy)
+
+
+def test_every_module_is_imported_and_a_folder_held_without_the_modules_of_unix(tiny, tmp_path):
+    """Windows has no fcntl: filelock holds the folder there, for one process at a time."""
+    code = """
+import importlib, pkgutil, sys
+import psutil  # its Linux half needs `resource`, as others' need pwd and termios
+sys.modules["fcntl"] = sys.modules["resource"] = None  # as on Windows
+import emolens as em
+from emolens import shards
+for module in pkgutil.walk_packages(em.__path__, "emolens."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+model, texts = em.load_model(sys.argv[1]), ["One is here.", "Two are there."]
+em.collect_to(sys.argv[2], model, texts, progress=False)
+manifest = shards.read_folder(sys.argv[2]).manifest
+with shards.begin(sys.argv[2], manifest):
+    try:
+        em.collect_to(sys.argv[2], model, texts, progress=False)
+    except FileExistsError as error:
+        print(error)
+em.collect_to(sys.argv[2], model, texts, progress=False)  # let go
+print(len(em.collect_to(sys.argv[2], model, texts, progress=False).load().texts))
+"""
+    command = [sys.executable, "-c", code, str(tiny("llama")), str(tmp_path / "c")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    refused, n_texts = done.stdout.strip().splitlines()
+    assert re.search(r"c is being written by another process \(process \d+ on .*\); wait for it", refused)
+    assert n_texts == "2"
+    (folder,) = tmp_path.iterdir()
+    with shards.begin(folder, shards.read_folder(folder).manifest) as same:  # and the folder is one like any other
+        assert same.missing() == []
 
 
 def test_an_error_numbers_the_text_in_the_corpus_not_in_its_slice(tiny_model):

@@ -28,7 +28,12 @@ def features(hf_config: Any) -> None:
         get = quantization.get if isinstance(quantization, dict) else lambda k: getattr(quantization, k, None)
         method = str(getattr(get("quant_method"), "value", get("quant_method")))
         if method != "gguf":  # a GGUF file is dequantised by transformers at load
-            raise ConversionError(f"weights quantised with {method!r} are not converted; use backend='bridge'")
+            tried = (
+                ""
+                if method == "bitsandbytes"
+                else f" (tried with bitsandbytes; {method} needs what transformers asks for)"
+            )
+            raise ConversionError(f"weights quantised with {method!r} are not converted; use backend='bridge'{tried}")
     if getattr(hf_config, "use_sliding_window", False):
         raise ConversionError(
             "sliding-window attention (use_sliding_window=True) is not converted; use backend='bridge'"

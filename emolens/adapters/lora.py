@@ -76,7 +76,8 @@ def left_out() -> Iterator[None]:
     from transformers.integrations import peft
     from transformers.models.auto import auto_factory
 
-    places = [(place, place.is_peft_available) for place in (peft, auto_factory)]
+    modules: tuple[Any, ...] = (peft, auto_factory)
+    places = [(place, place.is_peft_available) for place in modules]
     for place, _ in places:
         place.is_peft_available = lambda: False
     try:
