@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from emolens.interventions import Hook, Hooks, Spec, validate
 from emolens.models import VERIFY_PROMPTS, Text, checked, encode, load_model, model_info, open_hf, pad
+from emolens.tokens import several
 
 Writer = Literal["attn", "mlp"]
 RECORD = "emolens.json"
@@ -74,7 +75,7 @@ def bake(
     out: str | Path,
     *,
     revision: str | None = None,
-    prompts: Sequence[Text] = VERIFY_PROMPTS,
+    prompts: Text | Sequence[Text] = VERIFY_PROMPTS,
     dtype: str | torch.dtype | None = None,
     overwrite: bool = False,
 ) -> Baked:
@@ -89,7 +90,7 @@ def bake(
         hooks: `steer_*` with one row, `ablate_attn_out` and `ablate_mlp_out`, all with ``positions="all"``.
         out: Directory to make: safetensors, config, tokenizer.
         revision: As in `load_model`.
-        prompts: Texts or chats to compare on.
+        prompts: Texts or chats to compare on; a list of messages is one chat.
         dtype: Of the saved weights; None is that in which `load_model` opens the model.
         overwrite: Replace a checkpoint that is at `out`. The new one is moved into place only when it is complete and measured.
 
@@ -111,6 +112,7 @@ def bake(
         raise ValueError("no hooks given: there is nothing to bake")
     if isinstance(prompts, str) or not prompts:
         raise ValueError("prompts= is a list of texts or chats, at least one")
+    prompts = several(prompts)
 
     original = load_model(name_or_path, revision=revision)
     info = model_info(original)

@@ -678,6 +678,20 @@ def test_steer_shows_baseline_steered_and_random(emolens, vectors, tiny, method)
     assert re.search(r"(glimmer|gloamer|brindle|tarrow) [+-]\d", out)
 
 
+def test_steer_ends_where_it_is_told_to(emolens, vectors, tiny):
+    """At its second token, by a special token's name or by a string."""
+    path = tiny("llama", tokenizer="chat")
+    options = ("-v", vectors, "-m", path, "-e", "glimmer", "--dose", "0", "--max-new-tokens", "6")
+    [text] = em.generate(em.load_model(path), "A dog barked", max_new_tokens=6).texts
+    start = next(i for i in range(2, len(text)) if text[i] not in text[:i] and text[i].isalnum())
+    code, whole, err = emolens("steer", *options, "A dog barked")
+    assert code == 0, err
+    code, cut, err = emolens("steer", *options, "--stop", text[start], "--stop", "never written", "A dog barked")
+    assert code == 0, err
+    assert whole.count(text[: start + 1].strip()) == 3
+    assert text[: start + 1].strip() not in cut
+
+
 def test_steer_stacks_on_a_narrow_terminal_and_shows_the_text_as_it_is_written(emolens, vectors, tiny, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     model = tiny("llama", tokenizer="chat")

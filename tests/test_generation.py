@@ -219,3 +219,13 @@ def test_smollm2_writes_english_to_a_prompt_of_core(real_model: Any, tmp_path: P
     (file,) = (tmp_path / "own" / "texts").iterdir()
     for line in file.read_text().splitlines():
         assert len(json.loads(line)["text"].split()) > 10
+
+
+def test_stories_are_not_gone_on_with_under_another_chat_template(
+    tiny_model: Any, toy: EmotionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tiny_model, toy, tmp_path / "run")
+    template = tiny_model.tokenizer.chat_template
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", template.replace("[{{", "<{{"))
+    with pytest.raises(FileExistsError, match=r"already holds another run \(differs in: tokenization\)"):
+        _write(tiny_model, toy, tmp_path / "run")

@@ -1269,7 +1269,7 @@ def test_asking_for_a_bos_that_does_not_exist_is_refused(tiny: Tiny) -> None:
 def test_chat_messages_never_get_a_second_bos(tiny_model: Any, prepend_bos: bool | None) -> None:
     messages = [{"role": "user", "content": "The door was open."}, {"role": "assistant", "content": "I know."}]
     (encoded,) = models.encode(tiny_model, [messages], prepend_bos=prepend_bos)
-    assert encoded.text == "<s>[user] The door was open.</s>[assistant] I know.</s>"
+    assert encoded.text == "<s>[user] The door was open.</s>[assistant] I know."  # which is continued
     assert encoded.ids.count(tiny_model.tokenizer.bos_token_id) == 1
     assert tiny_model.tokenizer.decode(encoded.ids) == encoded.text
 
@@ -1278,19 +1278,21 @@ def test_chat_messages_never_get_a_second_bos(tiny_model: Any, prepend_bos: bool
 def test_the_chat_template_of_smollm2_opens_every_turn_once(real_model: Any) -> None:
     (encoded,) = models.encode(real_model, [[{"role": "user", "content": "Hello"}]])
     assert encoded.text.startswith("<|im_start|>system")
-    assert encoded.ids.count(real_model.tokenizer.bos_token_id) == encoded.text.count("<|im_start|>") == 2
+    assert (
+        encoded.ids.count(real_model.tokenizer.bos_token_id) == encoded.text.count("<|im_start|>") == 3
+    )  # system, user, and the assistant begins
 
 
 def test_plain_texts_and_chats_may_be_mixed_in_one_call(tiny_model: Any) -> None:
     plain, chat = models.encode(tiny_model, ["Hello", [{"role": "user", "content": "Hello"}]])
     assert plain.text == "Hello"
-    assert chat.text == "<s>[user] Hello</s>"
+    assert chat.text == "<s>[user] Hello</s>[assistant] "
 
 
 def test_a_message_without_role_or_content_and_a_model_without_template_are_refused(
     tiny: Tiny, tiny_model: Any
 ) -> None:
-    with pytest.raises(ValueError, match=r"message 1 needs 'role' and 'content', found \{'role': 'user'\}"):
+    with pytest.raises(ValueError, match=r"message 1 of chat 0 needs 'role' and 'content'; found \{'role': 'user'\}"):
         models.encode(tiny_model, [[{"role": "user", "content": "Hello"}, {"role": "user"}]])
     with pytest.raises(ValueError, match="this model has no chat template; give plain text, or an instruct model"):
         models.encode(em.load_model(tiny("llama")), [[{"role": "user", "content": "Hello"}]])
