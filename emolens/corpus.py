@@ -8,7 +8,6 @@ text. A slice has a name made from what is in it, so that work on it can be reco
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import hashlib
@@ -25,6 +24,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from emolens._files import decoded, table
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
 from emolens.models import Text
 
@@ -404,24 +404,21 @@ def _rows(
             yield line
 
     text = told()
-    first = next((line for line in text if line.strip()), "")
-    parted = [next(csv.reader([first], delimiter=s), []) for s in separators]
-    header = max(parted, key=len)
-    separator = separators[parted.index(header)]
-    names, wanted = [c.strip().lower() for c in header], column.strip().lower()
+    names, separator = table(next((line for line in text if line.strip()), ""), separators)
+    wanted = column.strip().lower()
     if twice := [c for c in (wanted, *LABELS) if names.count(c) > 1]:
         raise ValueError(f"{place}: there is more than one column {twice[0]!r}")
     if wanted not in names:
         raise ValueError(
-            f"{place}: no column {column!r}; there are: {', '.join(header)[:200] or 'none'}; say which one is the text (column=, --column)"
+            f"{place}: no column {column!r}; there are: {', '.join(names)[:200] or 'none'}; say which one is the text (column=, --column)"
         )
     try:
         for cells in csv.reader(text, delimiter=separator, strict=True):
             if not any(c.strip() for c in cells):
                 continue
-            if len(cells) != len(header):
+            if len(cells) != len(names):
                 raise ValueError(
-                    f"{place}: {len(cells)} cells under a header of {len(header)}; a text with a {separator!r} in it stands in quotes"
+                    f"{place}: {len(cells)} cells under a header of {len(names)}; a text with a {separator!r} in it stands in quotes"
                 )
             yield (
                 place,
@@ -445,23 +442,7 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
             return
         if len(line) > MAX_LINE:
             raise ValueError(f"{at}: a line of more than {MAX_LINE:,} bytes")
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # of an editor on Windows
-        yield at, decoded(line, at)
-
-
-def decoded(line: bytes, at: str) -> str:
-    """Bytes as text, which must be UTF-8."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        kind = (
-            "UTF-16"
-            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            else f"another encoding, such as Windows' cp1252 (byte {error.start})"
-        )
-        raise ValueError(
-            f"{at}: invalid json or text, for it is not UTF-8 but {kind}; save it as UTF-8 (in Excel: 'CSV UTF-8')"
-        ) from error
+        yield at, decoded(line, f"{at}: invalid json or text")
 
 
 def _first(error: ValidationError) -> str:
