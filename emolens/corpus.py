@@ -204,7 +204,7 @@ def several(texts: Text | Iterable[Text]) -> list[Text]:
     if isinstance(texts, Path):
         raise ValueError(f"{texts}: texts are wanted here; read the file first, as in pathlib.Path(...).read_text()")
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
-        raise ValueError(f"texts are a string or a list of them, not a {type(texts).__name__}")
+        raise ValueError(f"texts are a string or a list of them, not of type {type(texts).__name__}")
     given: list[Any] = list(texts)
     if given and isinstance(given[0], Mapping):
         given = [given]
@@ -221,7 +221,9 @@ def plain_text(text: Any, number: int) -> Text:
     if text is None or _missing(text):
         raise ValueError(f"text {number} is missing (found {text!r}): leave it out")
     if not isinstance(text, Sequence) or isinstance(text, bytes):
-        raise ValueError(f"text {number} is a {type(text).__name__}: a text is a string, or a list of chat messages")
+        raise ValueError(
+            f"text {number} is of type {type(text).__name__}: a text is a string, or a list of chat messages"
+        )
     return text
 
 
@@ -276,7 +278,7 @@ def _labels(given: Iterable[Any] | None, name: str, n: int) -> list[str | None] 
         or not isinstance(given, Iterable)
         or hasattr(given, "columns")
     ):
-        raise ValueError(f"{name} is a {type(given).__name__}: give a list, one label a text")
+        raise ValueError(f"{name} is of type {type(given).__name__}: give a list, one label a text")
     out, given = [], list(given)
     if len(given) != n:
         raise ValueError(f"{len(given)} {name} for {n} texts")

@@ -226,7 +226,7 @@ def test_none_is_a_text_without_an_emotion(tiny_model):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("joy", "emotions is a str: give a list, one label a text"), ({"joy": 1}, "emotions is a dict"), (EMOTIONS[:3], "3 emotions for 8 texts"), (3, "emotions is a int")],
+    [("joy", "emotions is of type str: give a list, one label a text"), ({"joy": 1}, "emotions is of type dict"), (EMOTIONS[:3], "3 emotions for 8 texts"), (3, "emotions is of type int")],
     ids=str,
 )  # fmt: skip
 def test_labels_that_are_no_list_are_refused(tiny_model, given, message):
@@ -240,10 +240,10 @@ def test_labels_that_are_no_list_are_refused(tiny_model, given, message):
         (["The door.", float("nan")], r"text 1 is missing \(found nan\): leave it out"),
         (["The door.", None], "text 1 is missing"),
         (["The door.", "  "], "text 1 is empty"),
-        (["The door.", 3], "text 1 is a int: a text is a string, or a list of chat messages"),
-        ([b"The door."], "text 0 is a bytes"),
+        (["The door.", 3], "text 1 is of type int: a text is a string, or a list of chat messages"),
+        ([b"The door."], "text 0 is of type bytes"),
         ({"The door.", "The house."}, "a set has no order of texts"),
-        (7, "texts are a string or a list of them, not a int"),
+        (7, "texts are a string or a list of them, not of type int"),
     ],
     ids=str,
 )
