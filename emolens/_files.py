@@ -5,6 +5,8 @@ Safe on a file from a stranger: size, depth and aliases are limited, nothing is 
 
 from __future__ import annotations
 
+import codecs
+import csv
 import difflib
 import json
 from functools import lru_cache
@@ -45,15 +47,36 @@ def inside(here: Path, name: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of at most `MAX_BYTES`, which must be UTF-8."""
+    """The text of a file of at most `MAX_BYTES`, which must be UTF-8; without the mark that editors on Windows put before it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read from one file")
+    return decoded(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded(raw: bytes, at: str) -> str:
+    """Bytes as text, which must be UTF-8; `at` begins the error."""
     try:
-        return path.read_text(encoding="utf-8")
+        return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16" if utf16 else "another encoding, such as Windows' cp1252"
+        raise ValueError(
+            f"{at}: not UTF-8 text (byte {error.start}) but {found}; save it as UTF-8 (in Excel: 'CSV UTF-8')"
+        ) from error
+
+
+def table(text: str, separators: str = ",;\t|") -> tuple[list[str], str]:
+    """The header of a table, in small letters, and the sign that parts its cells: the one that makes most of them.
+
+    >>> table("Word; Valence;AROUSAL")
+    (['word', 'valence', 'arousal'], ';')
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    parted = [next(csv.reader([first], delimiter=s), []) for s in separators]
+    header = max(parted, key=len)
+    return [c.strip().lower() for c in header], separators[parted.index(header)]
 
 
 def read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:

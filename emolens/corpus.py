@@ -8,7 +8,6 @@ text. A slice has a name made from what is in it, so that work on it can be reco
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import hashlib
@@ -25,6 +24,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from emolens._files import decoded, table
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
 from emolens.tokens import Text
 
@@ -204,7 +204,7 @@ def several(texts: Text | Iterable[Text]) -> list[Text]:
     if isinstance(texts, Path):
         raise ValueError(f"{texts}: texts are wanted here; read the file first, as in pathlib.Path(...).read_text()")
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
-        raise ValueError(f"texts are a string or a list of them, not a {type(texts).__name__}")
+        raise ValueError(f"texts are a string or a list of them, not of type {type(texts).__name__}")
     if isinstance(texts, Mapping):
         raise ValueError("a single message; a chat is a list of them: put it in [ ]")
     given: list[Any] = list(texts)
@@ -227,7 +227,9 @@ def plain_text(text: Any, number: int) -> Text:
     if text is None or _missing(text):
         raise ValueError(f"text {number} is missing (found {text!r}): leave it out")
     if not isinstance(text, Sequence) or isinstance(text, bytes):
-        raise ValueError(f"text {number} is a {type(text).__name__}: a text is a string, or a list of chat messages")
+        raise ValueError(
+            f"text {number} is of type {type(text).__name__}: a text is a string, or a list of chat messages"
+        )
     return text
 
 
@@ -282,7 +284,7 @@ def _labels(given: Iterable[Any] | None, name: str, n: int) -> list[str | None] 
         or not isinstance(given, Iterable)
         or hasattr(given, "columns")
     ):
-        raise ValueError(f"{name} is a {type(given).__name__}: give a list, one label a text")
+        raise ValueError(f"{name} is of type {type(given).__name__}: give a list, one label a text")
     out, given = [], list(given)
     if len(given) != n:
         raise ValueError(f"{len(given)} {name} for {n} texts")
@@ -410,24 +412,21 @@ def _rows(
             yield line
 
     text = told()
-    first = next((line for line in text if line.strip()), "")
-    parted = [next(csv.reader([first], delimiter=s), []) for s in separators]
-    header = max(parted, key=len)
-    separator = separators[parted.index(header)]
-    names, wanted = [c.strip().lower() for c in header], column.strip().lower()
+    names, separator = table(next((line for line in text if line.strip()), ""), separators)
+    wanted = column.strip().lower()
     if twice := [c for c in (wanted, *LABELS) if names.count(c) > 1]:
         raise ValueError(f"{place}: there is more than one column {twice[0]!r}")
     if wanted not in names:
         raise ValueError(
-            f"{place}: no column {column!r}; there are: {', '.join(header)[:200] or 'none'}; say which one is the text (column=, --column)"
+            f"{place}: no column {column!r}; there are: {', '.join(names)[:200] or 'none'}; say which one is the text (column=, --column)"
         )
     try:
         for cells in csv.reader(text, delimiter=separator, strict=True):
             if not any(c.strip() for c in cells):
                 continue
-            if len(cells) != len(header):
+            if len(cells) != len(names):
                 raise ValueError(
-                    f"{place}: {len(cells)} cells under a header of {len(header)}; a text with a {separator!r} in it stands in quotes"
+                    f"{place}: {len(cells)} cells under a header of {len(names)}; a text with a {separator!r} in it stands in quotes"
                 )
             yield (
                 place,
@@ -451,23 +450,7 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
             return
         if len(line) > MAX_LINE:
             raise ValueError(f"{at}: a line of more than {MAX_LINE:,} bytes")
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # of an editor on Windows
-        yield at, decoded(line, at)
-
-
-def decoded(line: bytes, at: str) -> str:
-    """Bytes as text, which must be UTF-8."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        kind = (
-            "UTF-16"
-            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            else f"another encoding, such as Windows' cp1252 (byte {error.start})"
-        )
-        raise ValueError(
-            f"{at}: invalid json or text, for it is not UTF-8 but {kind}; save it as UTF-8 (in Excel: 'CSV UTF-8')"
-        ) from error
+        yield at, decoded(line, f"{at}: invalid json or text")
 
 
 def _first(error: ValidationError) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from emolens._files import Strict, Word, inside, read_jsonl, read_text, read_yaml, unknown, validate
+from emolens._files import Strict, Word, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
 
 Person = Literal["first", "third", "mixed"]
 
@@ -446,17 +446,21 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
     norms: dict[str, Norm] = {}
     rows = ["" if row.startswith("#") else row for row in read_text(path).splitlines()]
     comments = next((i for i, row in enumerate(rows) if row), len(rows))
-    reader = csv.DictReader(rows[comments:])
-    missing = {"word", "valence", "arousal", "dominance"} - set(reader.fieldnames or ())
-    if missing:
-        raise ValueError(f"{path}: column {sorted(missing)[0]!r} is missing; needed: word, valence, arousal, dominance")
+    names, separator = table("\n".join(rows[comments:]))
+    needed = ("word", "valence", "arousal", "dominance")
+    if missing := sorted(set(needed) - set(names)):
+        there = ", ".join(names)[:200] or "none"
+        raise ValueError(f"{path}: column {missing[0]!r} is missing; needed: {', '.join(needed)}; there are: {there}")
+    reader = csv.DictReader(rows[comments + 1 :], fieldnames=names, delimiter=separator)
     for row in reader:
         if related or row.get("match", "exact") == "exact":
-            where = f"{path}:{comments + reader.line_num}: {row['word']!r}"
+            where = f"{path}:{comments + 1 + reader.line_num}: {row['word']!r}"
             try:
                 values = [float(row[k]) for k in ("valence", "arousal", "dominance")]
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: not a number") from error
+                found = ", ".join(str(row[k]) for k in ("valence", "arousal", "dominance"))
+                comma = " (a decimal comma? write 7.5)" if separator != "," and "," in found else ""
+                raise ValueError(f"{where}: not a number{comma} (found {found[:60]!r})") from error
             if not np.isfinite(values).all():
                 raise ValueError(f"{where}: not a number")
             norms[row["word"]] = Norm(*values)

@@ -177,7 +177,7 @@ def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[flo
     return f"<bdi>{''.join(out)}</bdi>"
 
 
-PAGE = "<!doctype html><meta charset='utf-8'><title>emolens</title>"
+PAGE = "<!doctype html><html><head><meta charset='utf-8'><title>emolens</title></head><body>"
 
 
 def write_page(path: str | Path, body: str, *, overwrite: bool = False) -> None:
@@ -188,7 +188,7 @@ def write_page(path: str | Path, body: str, *, overwrite: bool = False) -> None:
     """
     vacant_page(path, overwrite=overwrite)
     with written_whole(path) as part:
-        part.write_text(PAGE + body, encoding="utf-8")
+        part.write_text(f"{PAGE}{body}</body></html>", encoding="utf-8")
 
 
 def vacant_page(path: str | Path, *, overwrite: bool = False) -> None:

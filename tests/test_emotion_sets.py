@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -436,6 +437,44 @@ def test_a_cell_that_is_not_a_number_is_named_by_line_and_word(tmp_path: Path, c
     path.write_text(f"# mine\n# too\nword,valence,arousal,dominance\njoy,1,2,3\nfear,1,{cell},3\n")
     with pytest.raises(ValueError, match=r"own\.csv:5: 'fear': not a number"):
         es.load_norms(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfword,valence,arousal,dominance\njoy,8,6,7\n",
+        b"Word;Valence;AROUSAL;Dominance\r\njoy;8;6;7\r\n",
+        b"\xef\xbb\xbf# mine\n WORD \tValence\tArousal\tDominance\njoy\t8\t6\t7\n",
+    ],
+)
+def test_norms_are_read_however_a_spreadsheet_wrote_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "own.csv").write_bytes(content)
+    assert es.load_norms(tmp_path / "own.csv") == {"joy": es.Norm(8.0, 6.0, 7.0)}
+
+
+def test_a_decimal_comma_and_another_encoding_are_named(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_bytes(b"word;valence;arousal;dominance\njoy;8,5;6,1;7,0\n")
+    with pytest.raises(
+        ValueError, match=r"own\.csv:2: 'joy': not a number \(a decimal comma\? write 7\.5\) \(found '8,5, 6,1, 7,0'\)"
+    ):
+        es.load_norms(tmp_path / "own.csv")
+    (tmp_path / "cp.csv").write_bytes("word,valence,arousal,dominance\nfühlen,1,2,3\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"not UTF-8 text .* such as Windows' cp1252; save it as UTF-8"):
+        es.load_norms(tmp_path / "cp.csv")
+
+
+def test_a_set_of_a_windows_editor_is_read(toy_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_set, tmp_path / "set")
+    for file in (p for p in (tmp_path / "set").rglob("*") if p.is_file()):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert es.load_emotion_set(tmp_path / "set").fingerprint == es.load_emotion_set(toy_set).fingerprint
+
+
+def test_told_are_the_topics_that_have_stories(toy_set: Path) -> None:
+    s = es.load_emotion_set(toy_set)
+    more = replace(s, topics=(es.Topic(name="apart", person="third"), *s.topics))
+    assert list(more.told) == [t.name for t in s.topics]
+    assert more.told["kitchen"] == "first"
 
 
 def test_a_table_that_is_not_a_table_is_refused_by_column_name_or_encoding(tmp_path: Path) -> None:

@@ -130,6 +130,24 @@ def test_the_reader_of_texts(place, content, packed, cut, flip):
     survives(lambda: list(open_corpus(file).read()))
 
 
+TABLE = st.lists(st.lists(TEXT | st.sampled_from(["main", "train", "nan", '"a', ""]), max_size=5), max_size=5)
+
+
+@fuzz(300)
+@given(
+    rows=TABLE,
+    separator=st.sampled_from(",;\t"),
+    ending=st.sampled_from([".csv", ".tsv", ".txt"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]),
+)
+def test_the_reader_of_tables_of_texts(place, rows, separator, ending, encoding):
+    """300 inputs."""
+    lines = ["Text,emotion,TOPIC,split".replace(",", separator), *map(separator.join, rows)]
+    file = place / f"texts{ending}"
+    file.write_bytes("\n".join(lines).encode(encoding, errors="ignore"))
+    survives(lambda: list(open_corpus(file).read()))
+
+
 @fuzz(200)
 @given(content=st.lists(st.lists(TEXT, max_size=5).map(",".join), max_size=5).map(lambda rows: "\n".join(["word,valence,arousal,dominance", *rows])) | TEXT)  # fmt: skip
 def test_the_reader_of_norms(place, content):

@@ -189,7 +189,12 @@ def test_attribution_adds_up_to_the_projection(model, layer):
     assert a.error < 1e-5
     assert a.values.sum() == pytest.approx(float(a.total), abs=1e-4)
     assert a.heads.shape == (layer + 1, model.cfg.n_heads)
-    assert "<table" in a._repr_html_()
+    html = a._repr_html_()
+    for label, x in zip(
+        a.labels, a.mean, strict=True
+    ):  # heads, MLPs, biases and the embedding: the largest may be any of them
+        assert f">{x:z.2f}</td>" in html, label
+    assert all(f"<th>{part}</th>" in html for part in ("H0", "mlp", "bias", "embed", "L0"))
     t = P.attribute(model, directions(model), CLEAN, layer=layer, per="token")
     assert t.values.shape == (len(t.tokens), len(t.labels))
     assert len(t.top(3)) == 3

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,26 @@ def test_the_circuits_view_carries_every_token_unchanged():
     props = plots.explore_tokens(s).html.rsplit("CircuitsVis.render(", 1)[1]
     tokens = json.loads(re.search(r'"tokens": (\[.*?"\])', props)[1].replace("<\\/", "</").replace("<\\!--", "<!--"))  # type: ignore[index]
     assert tokens == [HOSTILE[a:b] for a, b in s.spans]
+
+
+def test_the_circuits_view_shows_the_tokens_that_have_no_score():
+    """The first token, an attention sink, is never scored; it belongs to the text all the same."""
+    s = scores()
+    cut = replace(s, values=s.values[1:-1], raw=s.raw[1:-1], text_of=s.text_of[1:-1], spans=s.spans[1:-1])
+    props = plots.explore_tokens(cut).html.rsplit("CircuitsVis.render(", 1)[1]
+    tokens = json.loads(re.search(r'"tokens": (\[.*?"\])', props)[1].replace("<\\/", "</").replace("<\\!--", "<!--"))  # type: ignore[index]
+    assert "".join(tokens) == HOSTILE
+    values = json.loads(re.search(r'"values": (\[\[.*?\]\])', props)[1])  # type: ignore[index]
+    assert len(values) == len(tokens)
+    assert values[0] == values[-1] == [0.0] * len(s.emotions)
+
+
+def test_a_view_does_not_replace_a_file_of_another_kind(tmp_path):
+    (tmp_path / "view.html").write_text("<p>mine</p>")
+    with pytest.raises(FileExistsError, match="holds something that emolens did not write"):
+        plots.explore_tokens(scores()).save(tmp_path / "view.html")
+    plots.explore_tokens(scores()).save(tmp_path / "view.html", overwrite=True)
+    plots.explore_tokens(scores()).save(tmp_path / "view.html")
 
 
 def test_a_saved_view_is_a_whole_page(tmp_path):

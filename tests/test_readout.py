@@ -143,6 +143,24 @@ def test_the_repr_shows_text_label_and_highest_emotions(tiny_model, v):
     assert many._repr_html_() == many.to_html()
 
 
+def test_table_and_view_say_the_same_and_grey_what_is_inside_the_band():
+    values = torch.tensor([[2.0, 0.5, -1.0, 0.1], [0.9, 0.2, 0.1, 1.0]])
+    s = Scores(("joy", "fear", "anger", "awe"), values, values, "text", 1, ("One.", "Two."), (0, 1), ((0, 4), (0, 4)), 1.0, ((), ()), {})  # fmt: skip
+    first, second = s.table().splitlines()[1:]
+    assert first.split("'")[2].split() == ["joy", "joy", "+2.0", "(fear", "+0.5)", "(awe", "+0.1)"]
+    assert second.split("'")[2].split()[0] == "none"  # on the band is inside it
+    html = s.to_html()
+    bars = re.findall(
+        r'<span style="width:8em">(\w+)</span><span style="background:(#\w+);.*?>([+-][\d.]+)</span>', html
+    )
+    assert [(e, colour == "#d9622b") for e, colour, _ in bars] == [("joy", True), ("fear", False), ("awe", False), ("awe", False), ("joy", False), ("fear", False)]  # fmt: skip
+    assert [z for _, _, z in bars] == [
+        z.strip("()") for line in (first, second) for z in re.findall(r"[+-]\d\.\d", line)
+    ]
+    token = replace(s, per="token", text_of=(0, 0), spans=((0, 3), (3, 4)), texts=("One.",), flags=((),))
+    assert 'title="+1.0" style="background:rgba(217,98,43,0.00)"' in token.to_html(["awe"])
+
+
 def test_one_text_and_a_list_of_one_are_the_same(tiny_model, v):
     assert torch.equal(em.score(tiny_model, v, NEW).values, em.score(tiny_model, v, [NEW]).values)
 

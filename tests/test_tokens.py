@@ -117,7 +117,7 @@ def test_a_chat_that_is_none_is_refused_with_the_fix(tiny_model, texts, message)
 
 
 def test_what_is_no_text_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="text 1 is a int: a text is a string, or a list of chat messages"):
+    with pytest.raises(ValueError, match="text 1 is of type int: a text is a string, or a list of chat messages"):
         em.generate(tiny_model, [PROMPT, 3], max_new_tokens=1)
 
 
