@@ -244,9 +244,14 @@ class Activations:
                         layers=tuple(header["layers"]),
                         texts=texts,
                         info=header["info"],
+                        neutral_tokens=None,
+                        neutral_prefixes=None,
                         **{name: tensors[prefix + name] for name in _TENSORS},
                     )
-            return replace(parts[""], **{name: parts.get(f"{name}.") for name in _PARTS})
+            whole, tokens, prefixes = (parts.get(prefix) for prefix in ("", *(f"{name}." for name in _PARTS)))
+            if whole is None:
+                raise KeyError("self.")
+            return replace(whole, neutral_tokens=tokens, neutral_prefixes=prefixes)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its header is not that of activations ({error!r})") from error
 
