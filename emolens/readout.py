@@ -2,7 +2,8 @@
 
 An uncentred projection is the largest error in published readouts: raw activations share a component that dwarfs every emotion.
 Here s_e(x) = (x - mu) . v_e/|v_e|, and the score is z_e = (s_e - mean_e) / std_e with mean and spread of held-out stories (texts) or
-of neutral text at the same position (tokens). Below the band of neutral text the answer is "none". Raw projections are there by name.
+of neutral text at the same position (tokens). Below the band of neutral text of the same length (position) the answer is "none"; how often neutral
+text of unknown topics still lies above it was measured, and is said beside it. Raw projections are there by name.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import Texts, collect, every_token, mean_over_tokens
+from emolens.activations import Pooling, Texts, char_span, collect, every_token, last_token, mean_over_tokens
 from emolens.corpus import Long, open_corpus
-from emolens.directions import UNCALIBRATED, EmotionDirections, project
+from emolens.directions import UNCALIBRATED, EmotionDirections, position_bin, project
 from emolens.models import encode, has_weights_of, model_info, unembed
 from emolens.shards import vacant, written_whole
 from emolens.tokens import text_after, word_tokens
@@ -43,7 +44,8 @@ class Scores:
         texts: The texts as they were read (chat messages rendered).
         text_of: `[token]` index of each token's text, or the row itself for texts.
         spans: Characters of its text that a token stands for; the whole text otherwise.
-        band: Scores below it are within what neutral text does.
+        band: `[row]` a highest score below it is within what 95 % of neutral texts as long (neutral tokens at that position) do.
+        rate: `[row]` the share of neutral texts of held-out topics that were measured above the band; NaN where it was not measured.
         flags: For each text: "short" (few tokens), "training" (its directions were made from this very text), "cut" (longer than the model
             reads, its beginning was read) or "left out" (the same, it has no row).
     """
@@ -56,7 +58,8 @@ class Scores:
     texts: tuple[str, ...]
     text_of: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
-    band: float
+    band: Float[Tensor, " row"]
+    rate: Float[Tensor, " row"]
     flags: tuple[tuple[str, ...], ...]
     info: dict[str, Any] = field(repr=False)
 
@@ -64,9 +67,22 @@ class Scores:
     def labels(self) -> list[str]:
         """The highest emotion of each row, or "none" inside the neutral band."""
         best, index = self.values.max(1)
-        return [
-            self.emotions[i] if v > self.band else "none" for v, i in zip(best.tolist(), index.tolist(), strict=True)
-        ]
+        above = (best > self.band).tolist()
+        return [self.emotions[i] if shown else "none" for shown, i in zip(above, index.tolist(), strict=True)]
+
+    @property
+    def band_in_words(self) -> str:
+        """The band and how often neutral text was measured above it.
+
+        For example ``none below 2.1 to 3.4 by length; 4 to 6 % of neutral texts of unknown topics lie above``.
+        """
+        what = "texts" if self.per == "text" else "tokens"
+        known = self.rate[~self.rate.isnan()]
+        by = " by length" if self.per == "text" else " by position"
+        band = f"none below {_range(self.band, '.1f', by)}"
+        if not len(known):
+            return f"{band}; how many neutral {what} lie above was not measured: collect again with this version"
+        return f"{band}; {_range(100 * known, '.0f')} % of neutral {what} of held-out topics lie above"
 
     def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
         """The k highest emotions of each row with their z."""
@@ -95,11 +111,12 @@ class Scores:
             rows: At most so many; None takes all.
         """
         shown = len(self) if rows is None else min(rows, len(self))
-        lines = [f"Scores per {self.per}, layer {self.layer}, z (none below {self.band:.1f})"]
+        lines = [f"Scores per {self.per}, layer {self.layer}, z ({self.band_in_words})"]
         for row, (label, best) in enumerate(zip(self.labels[:shown], self.top(SHOWN), strict=False)):
             start, end = self.spans[row]
             text = self.texts[self.text_of[row]][start:end].replace("\n", " ")
-            said = [f"{e} {z:+.1f}" if z > self.band else f"({e} {z:+.1f})" for e, z in best]
+            band = float(self.band[row])
+            said = [f"{e} {z:+.1f}" if z > band else f"({e} {z:+.1f})" for e, z in best]
             flags = [f"[{f}]" for f in self.flags[self.text_of[row]]] if self.per == "text" else []
             lines.append(
                 f"  {text if len(text) <= 50 else text[:47] + '...'!r:<54} {label:<13} {'  '.join([*said, *flags])}"
@@ -137,31 +154,39 @@ class Scores:
             for e in order:
                 spans = [self.spans[i] for i in rows]
                 parts.append(f'<div style="margin:4px 0"><b>{escape(self.emotions[e])}</b> ')
-                parts.append(token_html(text, spans, values[:, e].tolist(), self.band, limit) + "</div>")
+                parts.append(token_html(text, spans, values[:, e].tolist(), self.band[rows].tolist(), limit) + "</div>")
         scale = "z against neutral text at the same position" if self.per == "token" else "z against held-out stories"
         parts.append(
             f'<div style="font-size:12px;color:#667">layer {self.layer}; {scale}; '
-            f"grey: inside the band of neutral text (below {self.band:.1f}), where nothing is claimed</div></div>"
+            f"grey: inside the band of neutral text, where nothing is claimed ({self.band_in_words})</div></div>"
         )
         return "".join(parts)
 
     def _text_html(self, row: int, text: str) -> str:
         label = self.labels[row]
-        flags = "".join(f' <small style="color:#a40">[{escape(f)}]</small>' for f in self.flags[row])
+        flags = "".join(f' <small style="color:#a40">[{escape(f)}]</small>' for f in self.flags[self.text_of[row]])
         shown = escape(text if len(text) < 600 else text[:600] + " ...")
         bars = "".join(
             f'<div style="display:flex;align-items:center"><span style="width:8em">{escape(e)}</span>'
-            f'<span style="background:{"#d9622b" if z > self.band else "#c9ccd3"};height:9px;width:{max(0.0, min(z, 6.0)) * 2.2:.2f}em"></span>'
+            f'<span style="background:{"#d9622b" if z > float(self.band[row]) else "#c9ccd3"};height:9px;width:{max(0.0, min(z, 6.0)) * 2.2:.2f}em"></span>'
             f'<span style="margin-left:6px;color:#667">{z:+.1f}</span></div>'
             for e, z in self.top(SHOWN)[row]
         )
         return f'<div style="margin:8px 0"><div>{shown}</div><b>{escape(label)}</b>{flags}{bars}</div>'
 
 
-def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[float], band: float, limit: float) -> str:
-    """Text with each token's background from blue (low) over white (inside the band) to orange (high); everything escaped."""
+def _range(values: Tensor, form: str, by: str = "") -> str:
+    """One number, or the least and the largest."""
+    low, high = f"{float(values.min()):{form}}", f"{float(values.max()):{form}}"
+    return low if low == high else f"{low} to {high}{by}"
+
+
+def token_html(
+    text: str, spans: Sequence[tuple[int, int]], values: Sequence[float], bands: Sequence[float], limit: float
+) -> str:
+    """Text with each token's background from blue (low) over white (inside its band) to orange (high); everything escaped."""
     out, at = [], 0
-    for (start, end), z in zip(spans, values, strict=True):
+    for (start, end), z, band in zip(spans, values, bands, strict=True):
         if start < at:  # a character of several tokens belongs to the first
             start = at
         if end <= start:
@@ -210,13 +235,15 @@ def score(
     layer: SupportsIndex | None = None,
     skip: int = 1,
     long: Long = "raise",
+    spans: Sequence[tuple[int, int] | str] | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool = False,
 ) -> Scores:
     """How strongly texts, or their tokens, read as each emotion.
 
-    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is the mean over the ordinary tokens of a text, or one token.
+    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is a text pooled as the directions were made (the mean over its ordinary tokens, its last
+    token, a span of it), or one token.
 
     Args:
         model: The model that the directions were made with.
@@ -224,32 +251,34 @@ def score(
         texts: One text or chat (a list of messages), several, or the `pathlib.Path` of a file, as for `collect_resid_post`.
         per: "text" or "token".
         layer: None is the directions' own default.
-        skip: Tokens left out at the start; 1 leaves out the attention sink only.
+        skip: Tokens left out at the start, where tokens are averaged or read one by one; 1 leaves out the attention sink only.
         long: A text of more tokens than the model reads: "raise" before any is read, "truncate" it or "skip" it; see `Scores.flags`.
+        spans: Where to read each text, as for `char_span`: for directions that were made from spans, and only for them.
         allow_other_model: Accept a model with other weights but the same width and tokenizer (base and instruct, checkpoints).
 
     Returns:
         `Scores`; in Jupyter a view with coloured tokens.
 
     Raises:
-        ValueError: directions of another model, or without calibration; a text of one token.
+        ValueError: directions of another model, or without calibration; directions made from spans without `spans`; a text of one token.
     """
     if directions.calibration is None:
         raise ValueError(UNCALIBRATED)
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
+    if per == "token" and spans is not None:
+        raise ValueError("spans= says where to pool a text; with per='token' every token is read and nothing is pooled")
+    pooling = pooled_as(directions.info, skip=skip, spans=spans) if per == "text" else every_token(skip=skip)
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     corpus = open_corpus(texts)
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.calibration
     assert cal is not None  # the calibration of the whole was there
-    band = float((cal.token_band if per == "token" else cal.band)[0])
-    if not np.isfinite(band):
+    if not (cal.token_band if per == "token" else cal.band).isfinite().any():
         raise ValueError(
             "these directions know too little neutral text (at least 20 are needed): collect an emotion set that has more, "
             "to know what 'none' is"
         )
-    pooling = mean_over_tokens(skip=skip) if per == "text" else every_token(skip=skip)
     acts = collect(
         model,
         corpus,
@@ -266,12 +295,15 @@ def score(
     text_of = tuple(kept[t] for t in acts.row_text.tolist())
     raw = project(acts.rows, v.vectors, v.reference)[:, :, 0]
     if per == "token":
-        values = v.token_z(acts.rows, acts.row_position)[:, :, 0]
+        values, b = v.token_z(acts.rows, acts.row_position)[:, :, 0], position_bin(acts.row_position)
+        band, rate = cal.token_band[b, 0], cal.token_rate[b, 0]
         at = zip(text_of, acts.row_position.tolist(), strict=True)
-        spans = tuple(encoded[t].offsets[p] for t, p in at)
+        places = tuple(encoded[t].offsets[p] for t, p in at)
     else:
         values = v.z(acts.rows)[:, :, 0]
-        spans = tuple((0, len(encoded[t].text)) for t in text_of)
+        start = pooling.skip if pooling.kind == "mean" else 1
+        band, rate = (x[:, 0] for x in cal.of_length(torch.tensor([t.n_tokens - start for t in acts.texts])))
+        places = tuple((0, len(encoded[t].text)) for t in text_of)
     training = set(v.info["training_texts"])
     flags: list[tuple[str, ...]] = [("left out",)] * len(encoded)
     for i, t in zip(kept, acts.texts, strict=True):
@@ -285,11 +317,38 @@ def score(
         layer=v.layer,
         texts=tuple(e.text for e in encoded),
         text_of=text_of,
-        spans=spans,
+        spans=places,
         band=band,
+        rate=rate,
         flags=tuple(flags),
         info=acts.info | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
     )
+
+
+def pooled_as(
+    made_with: Mapping[str, Any], *, skip: int = 1, spans: Sequence[tuple[int, int] | str] | None = None
+) -> Pooling:
+    """How to pool a text that directions are to read: as the texts that they were made from. `made_with` is their ``info``.
+
+    A direction of last tokens says nothing of a mean over tokens, and the other way round: scale, reference and band are of that pooling.
+
+    >>> pooled_as({"pooling": {"kind": "last"}}).kind
+    'last'
+
+    Raises:
+        ValueError: they were made from spans and none are given, or spans are given and they were not.
+    """
+    kind = (made_with.get("pooling") or {}).get("kind", "mean")
+    if (kind == "span") != (spans is not None):
+        raise ValueError(
+            "these directions were made from spans of their texts: say with spans= where to read these, one for each text"
+            if kind == "span"
+            else f"spans= given, but these directions were not made from spans (their pooling is {kind!r}): leave spans out, or make "
+            "directions with pooling=char_span(...)"
+        )
+    if spans is not None:
+        return char_span(spans)
+    return last_token() if kind == "last" else mean_over_tokens(skip=skip)
 
 
 def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool | None = False) -> None:
@@ -334,7 +393,7 @@ class LogitLens:
     Attributes:
         auc: For each emotion: the probability that a target word of the emotion has a higher lens value than a target word of another
             emotion (0.5 is chance).
-        null: The same mean over emotions for random directions of the same norm, one value a draw.
+        null: The same mean over emotions for random directions of the same norm (or those that were given), one value a draw.
         p: Permutation p of the mean AUC against them.
         words: The highest tokens of each emotion; empty unless the mean AUC passes its null (p < 0.05).
     """
@@ -371,6 +430,7 @@ def logit_lens(
     *,
     layer: SupportsIndex | None = None,
     n_random: int = 200,
+    null: Float[Tensor, "draw emotion d_model"] | None = None,
     k: int = 8,
     seed: int = 0,
     allow_other_model: bool = False,
@@ -383,6 +443,7 @@ def logit_lens(
     Args:
         target_words: For each emotion the words that name it; the first token of each, as it follows a text, is looked up.
         n_random: Random directions of the same norm for the null.
+        null: Directions to use for it instead, at this layer: from shuffled labels, for example.
         k: Words shown for each emotion, if the test passes.
         allow_other_model: As in `score`.
 
@@ -418,16 +479,13 @@ def logit_lens(
     auc = aucs(logits)
     generator = torch.Generator().manual_seed(seed)
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    null = []
-    for _ in range(n_random):
-        random = torch.randn(vectors.shape, generator=generator)
-        null.append(
-            float(np.nanmean(aucs(lens(random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms))))
-        )
-    p = stats.permutation_p(float(np.nanmean(auc)), null)
+    random = torch.randn((n_random if null is None else 0, *vectors.shape), generator=generator)
+    draws = random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms if null is None else null
+    drawn = [float(np.nanmean(aucs(lens(draw)))) for draw in draws]
+    p = stats.permutation_p(float(np.nanmean(auc)), drawn)
     words: dict[str, list[str]] = {e: [] for e in v.emotions}
     if p < 0.05:
         before = tokenizer("a", add_special_tokens=False).input_ids  # a token by itself may lose its space
         for i, e in enumerate(v.emotions):
             words[e] = [text_after(tokenizer, before, [t]) for t in logits[i].topk(k).indices.tolist()]
-    return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(null), p, words)
+    return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(drawn), p, words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -245,6 +246,35 @@ def test_the_order_of_the_texts_does_not_matter(tiny_model, order, batch_size, s
     expected = quiet(tiny_model, TEXTS).rows[list(order)]
     shuffled = quiet(tiny_model, [TEXTS[i] for i in order], batch_size=batch_size, padding_side=side)
     assert_close(shuffled.rows, expected)
+
+
+def test_beginnings_of_neutral_texts_are_pooled_as_a_text_of_that_length_is(tiny_model, toy_set):
+    toy = em.load_emotion_set(toy_set)
+    for pooling, summary in ((em.mean_over_tokens(), lambda x: x.mean(0)), (em.last_token(), lambda x: x[-1])):
+        acts = em.collect_resid_post(tiny_model, toy, pooling=pooling, progress=False)
+        found = acts.neutral_prefixes
+        assert found is not None
+        text = next(i for i, t in enumerate(acts.texts) if t.split == "neutral")
+        story = next(n.text for n in toy.neutral if n.id == acts.texts[text].id)
+        tokens = em.collect_resid_post(tiny_model, [story], pooling=em.every_token(), progress=False)
+        here = found.row_text == text
+        lengths = found.row_position[here].tolist()
+        assert lengths == [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < acts.texts[text].n_tokens]
+        assert len(tokens.rows) == acts.texts[text].n_tokens - 1  # every token is ordinary here
+        for row, n in zip(found.rows[here], lengths, strict=True):
+            assert_close(row, summary(tokens.rows[:n]))
+        assert {acts.texts[i].split for i in found.row_text.tolist()} == {"neutral"}
+        kept = acts.select(lambda t, name=acts.texts[text].id: t.id == name)
+        assert torch.equal(kept.neutral_prefixes.rows, found.rows[here])
+
+
+def test_the_sample_of_neutral_tokens_has_every_position_as_often_as_it_occurs():
+    from emolens.activations import GOLDEN, SAMPLED, _spread
+
+    counts = Counter(p for text in range(400) for p in _spread(121, SAMPLED, text * GOLDEN % 1))
+    assert set(counts) == set(range(1, 121))
+    assert max(counts.values()) - min(counts.values()) <= 8  # 80 each; positions 1 and 2 were in none, and 3 in every
+    assert _spread(11, SAMPLED, 0.3) == list(range(1, 11))
 
 
 def test_neutral_tokens_do_not_depend_on_batching(tiny_model, toy_set):
