@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import stats
-from emolens._typing import Blocks, HookedModel, block_number, block_numbers, hook_name
-from emolens.corpus import several
+from emolens._typing import HookedModel, block_number, block_numbers, hook_name
+from emolens.corpus import alone
 from emolens.directions import EmotionDirections, random_directions
 from emolens.emotion_sets import EmotionSet
 from emolens.interventions import Hook, Hooks, Window, steer_at, validate
@@ -189,7 +189,7 @@ def sweep(
     prompts: Sequence[str],
     directions: EmotionDirections,
     *,
-    layers: Blocks | None = None,
+    layers: Sequence[int] | None = None,
     doses: Sequence[float] = (0.05, 0.1, 0.2),
     target_words: TargetWords,
     controls: Mapping[str, EmotionDirections] | None = None,
@@ -231,7 +231,7 @@ def sweep(
     Raises:
         ValueError: no prompts, a layer without directions, no target words, a dose that is not finite, a file of another sweep.
     """
-    prompts = several(prompts)
+    prompts = [alone(prompts)] if isinstance(prompts, str) else list(prompts)
     doses = [float(d) for d in doses]
     words = {e: list(w) for e, w in target_words.items() if w}
     if not prompts or not doses or not all(map(math.isfinite, doses)):
