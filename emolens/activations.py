@@ -1140,7 +1140,6 @@ def _collect_slice(
 ) -> Activations:
     """The pooled activations of one slice; the only way from texts to rows."""
     piece, encoded, plans = read.piece, read.encoded, read.plans
-    names = [label["id"] for label in piece.labels]
     used = [i for i, plan in enumerate(plans) if plan]
     sampling = every_token(limit=SAMPLED)
     neutral = [i for i in used if corpus.has_neutral and piece.labels[i]["split"] == "neutral"]

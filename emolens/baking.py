@@ -23,9 +23,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from emolens.corpus import several
 from emolens.interventions import Hook, Hooks, Spec, validate
 from emolens.models import VERIFY_PROMPTS, Text, checked, encode, load_model, model_info, open_hf, pad
-from emolens.tokens import several
 
 Writer = Literal["attn", "mlp"]
 RECORD = "emolens.json"

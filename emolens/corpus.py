@@ -457,6 +457,6 @@ def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "value_error":  # of our own: it says what was found
-        return f"{where}: {first['ctx']['error']}"
+        return f"{where}: {first.get('ctx', {}).get('error', first['msg'])}"
     found = "" if first["type"] == "missing" else f" (found {str(first['input'])[:60]!r})"
     return f"{where + ': ' if where else ''}{first['msg'].lower()}{found}"

@@ -336,7 +336,8 @@ class EmotionDirections:
             found = load_directions(file)
         except ValueError:
             return "something that is no directions of emolens"
-        return None if _identity(found) == _identity(self) else f"other directions ({found.origin})"
+        same = _identity(found) == _identity(self) and same_weights(found.info["model"], self.info["model"])
+        return None if same else f"other directions ({found.origin})"
 
     @property
     def origin(self) -> str:
@@ -348,7 +349,7 @@ class EmotionDirections:
 def _identity(v: EmotionDirections) -> tuple[Any, ...]:
     """What makes directions the same ones when they are made again."""
     made = ("method", "remove_neutral", "set_sha256", "pooling", "training_texts")
-    return v.emotions, v.hook_point, v.layers, v.operands, _model_key(v.info), *(v.info.get(k) for k in made)
+    return v.emotions, v.hook_point, v.layers, v.operands, *(v.info.get(k) for k in made)
 
 
 def load_directions(path: str | Path) -> EmotionDirections:

@@ -642,7 +642,7 @@ def ablate_stream(
     """
     if method not in ("affine", "zero", "mean"):
         raise ValueError(f"method={method!r}; allowed: 'affine', 'zero', 'mean'")
-    if isinstance(direction, Tensor):
+    if not isinstance(direction, EmotionDirections):
         [given] = _places("ablate", "resid_post", direction, 0, direction_from)
     else:
         [given] = _places("ablate", direction.hook_point, direction, direction_from, direction_from)

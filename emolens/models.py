@@ -887,7 +887,7 @@ def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
         run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
         logits = checked(model, run(), lambda more: run(fwd_hooks=more), mask)
     if not torch.isfinite(expected[mask.bool()]).all():
-        raise not_finite("verify: the Hugging Face model's own log-probability", _dtype_of(model))
+        raise not_finite("verify: the Hugging Face model's own log-probability", _name(_dtype_of(model)))
     difference = (logits.float().log_softmax(-1) - expected.to(logits.device)).abs()[mask.bool()].max().item()
     # float32 noise of 30 blocks is 5e-5 in log-probability; half precision and activations rounded to 8 bits keep two or three digits
     allowed = 1e-4 if logits.dtype == torch.float32 and not is_quantised(model) else 0.5

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import stats
-from emolens._typing import Blocks, HookedModel, block_number, block_numbers, hook_name
+from emolens._typing import HookedModel, block_number, block_numbers, hook_name
 from emolens.corpus import several
 from emolens.directions import EmotionDirections, random_directions
 from emolens.emotion_sets import EmotionSet
@@ -202,7 +202,7 @@ def sweep(
     prompts: Text | Sequence[Text],
     directions: EmotionDirections,
     *,
-    layers: Blocks | None = None,
+    layers: Sequence[int] | None = None,
     doses: Sequence[float] = (0.05, 0.1, 0.2),
     target_words: TargetWords,
     controls: Mapping[str, EmotionDirections] | None = None,

@@ -35,7 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens import stats
-from emolens.activations import collect, collect_resid_post
+from emolens.activations import Activations, collect, collect_resid_post
 from emolens.directions import EmotionDirections, mean_difference, random_directions, shuffled_directions
 from emolens.experiments.base import Inputs, Row, row
 from emolens.interventions import (
