@@ -293,6 +293,25 @@ def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
     assert json.loads(file.read_text().splitlines()[0])["sweep"]
 
 
+def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(model, v, tmp_path):
+    options = {"layers": [1], "doses": [0.1], "target_words": WORDS, "progress": False, "out": tmp_path / "sweep.jsonl"}
+    sweep(model, STEMS, v, **options)
+    for name in ("unembed", "ln_final"):
+        part = getattr(model, name)
+        tensor = next(p for p in part.parameters() if p.count_nonzero())
+        kept = tensor.detach().clone()
+        try:
+            with torch.no_grad():
+                tensor[..., -1] += 0.5
+            with pytest.raises(ValueError, match="is of another sweep; choose another file"):
+                sweep(model, STEMS, v, **options, allow_other_model=True)
+        finally:
+            with torch.no_grad():
+                tensor.copy_(kept)
+            em.models.present_info(model)
+    sweep(model, STEMS, v, **options)
+
+
 def test_running_out_of_memory_halves_the_batch_and_is_recorded(model, v, monkeypatch):
     options = {"layers": [1], "doses": [0.1], "target_words": WORDS, "progress": False}
     expected = sweep(model, STEMS, v, **options)
