@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import collect, every_token, mean_over_tokens
+from emolens.activations import Pooling, char_span, collect, every_token, last_token, mean_over_tokens
 from emolens.directions import UNCALIBRATED, EmotionDirections, project
 from emolens.models import Text, encode, model_info, unembed
 
@@ -166,13 +166,15 @@ def score(
     per: Literal["text", "token"] = "text",
     layer: int | None = None,
     skip: int = 1,
+    spans: Sequence[tuple[int, int] | str] | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool = False,
 ) -> Scores:
     """How strongly texts, or their tokens, read as each emotion.
 
-    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is the mean over the ordinary tokens of a text, or one token.
+    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is a text pooled as the directions were made (the mean over its ordinary tokens, its last
+    token, a span of it), or one token.
 
     Args:
         model: The model that the directions were made with.
@@ -180,25 +182,28 @@ def score(
         texts: One text, several, or chat messages.
         per: "text" or "token".
         layer: None is the directions' own default.
-        skip: Tokens left out at the start; 1 leaves out the attention sink only.
+        skip: Tokens left out at the start, where tokens are averaged or read one by one; 1 leaves out the attention sink only.
+        spans: Where to read each text, as for `char_span`: for directions that were made from spans, and only for them.
         allow_other_model: Accept a model with other weights but the same width and tokenizer (base and instruct, checkpoints).
 
     Returns:
         `Scores`; in Jupyter a view with coloured tokens.
 
     Raises:
-        ValueError: directions of another model, or without calibration; a text of one token.
+        ValueError: directions of another model, or without calibration; directions made from spans without `spans`; a text of one token.
     """
     if directions.calibration is None:
         raise ValueError(UNCALIBRATED)
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
+    if per == "token" and spans is not None:
+        raise ValueError("spans= says where to pool a text; with per='token' every token is read and nothing is pooled")
+    pooling = pooled_as(directions.info, skip=skip, spans=spans) if per == "text" else every_token(skip=skip)
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     texts = [texts] if isinstance(texts, str) else list(texts)
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.calibration
     assert cal is not None  # the calibration of the whole was there
-    pooling = mean_over_tokens(skip=skip) if per == "text" else every_token(skip=skip)
     acts = collect(
         model, texts, v.hook_point, layers=v.layers, pooling=pooling, prepend_bos=prepend_bos, progress=progress
     )
@@ -234,6 +239,32 @@ def score(
         flags=flags,
         info=acts.info | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
     )
+
+
+def pooled_as(
+    made_with: Mapping[str, Any], *, skip: int = 1, spans: Sequence[tuple[int, int] | str] | None = None
+) -> Pooling:
+    """How to pool a text that directions are to read: as the texts that they were made from. `made_with` is their ``info``.
+
+    A direction of last tokens says nothing of a mean over tokens, and the other way round: scale, reference and band are of that pooling.
+
+    >>> pooled_as({"pooling": {"kind": "last"}}).kind
+    'last'
+
+    Raises:
+        ValueError: they were made from spans and none are given, or spans are given and they were not.
+    """
+    kind = (made_with.get("pooling") or {}).get("kind", "mean")
+    if (kind == "span") != (spans is not None):
+        raise ValueError(
+            "these directions were made from spans of their texts: say with spans= where to read these, one for each text"
+            if kind == "span"
+            else f"spans= given, but these directions were not made from spans (their pooling is {kind!r}): leave spans out, or make "
+            "directions with pooling=char_span(...)"
+        )
+    if spans is not None:
+        return char_span(spans)
+    return last_token() if kind == "last" else mean_over_tokens(skip=skip)
 
 
 def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool = False) -> None:
