@@ -67,7 +67,7 @@ class PlantedWorld:
         drawn = torch.randn(k, D_MODEL - 3, generator=self.g) @ basis[3:]
         self.u = drawn / drawn.norm(dim=-1, keepdim=True) if vectors is None else vectors
         self.topic = {t.name: 0.5 * torch.randn(D_MODEL, generator=self.g) for t in emotions.topics}
-        self.person = {p: torch.randn(D_MODEL, generator=self.g) for p in ("first", "third")}
+        self.person = {p: 0.3 * torch.randn(D_MODEL, generator=self.g) for p in ("first", "third")}
 
     def rows(self, n: int) -> Tensor:
         """`[text layer d_model]` without any emotion."""

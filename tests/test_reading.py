@@ -86,19 +86,24 @@ def naive_axis(inputs: Inputs, labels: np.ndarray, rows: torch.Tensor, weight: n
     told = iter(labels.tolist())
     texts = tuple(replace(t, emotion=names[next(told)]) if t.split == "main" else t for t in inputs.acts.texts)
     acts = replace(inputs.acts, texts=texts)
-    accuracy = refit.choose_layer(
-        inputs.main.rows, labels, inputs.topics, inputs.folds, inputs.neutral_components(())
-    )
+    accuracy = refit.choose_layer(inputs.main.rows, labels, inputs.topics, inputs.folds, inputs.neutral_components(()))
     v = em.mean_difference(acts).at([int(accuracy.argmax())])
     order = [v.emotions.index(e) for e in names]
     return v.z(rows[:, [v.layers[0]]])[:, order, 0].numpy() @ weight
 
 
-def test_the_null_of_other_peoples_ratings_is_the_estimator_itself(effect: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_null_of_other_peoples_ratings_is_the_estimator_itself(
+    effect: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Removing neutral components and scaling included: without them the 95 % point is another one."""
-    external = {"emobank.csv": planted_external(effect, monkeypatch, signal=0.0)["emobank.csv"]}
-    rows = transfer.run(replace(effect, external=external))
-    judge = transfer.EmoBank(effect, external["emobank.csv"])
+    data = planted_external(effect, monkeypatch, signal=0.0)["emobank.csv"]
+    x = transfer.EmoBank(effect, data).acts.rows[:, effect.acts.layers.index(effect.layer)]
+    loud = (
+        x @ (x - x.mean(0)).svd().V[:, 0]
+    )  # people rate what neutral text varies in, which the directions do not hold
+    data = replace(data, valence=loud.double().numpy())
+    rows = transfer.run(replace(effect, external={"emobank.csv": data}))
+    judge = transfer.EmoBank(effect, data)
     rng = np.random.default_rng(effect.seed)
     expected = []
     for _ in range(refit.N_SHUFFLES):
@@ -159,19 +164,23 @@ def test_separability_finds_what_is_planted_and_nothing_else(effect: Inputs, not
     absent = the(rows, "emotion top1", primary=True)
     assert not beats(absent)
     assert absent.value < 0.4  # chance is .17
-    assert not beats(the(rows, "emotion auc", readout="calibrated", estimator="mean_difference", control="shuffled labels"))
+    assert not beats(
+        the(rows, "emotion auc", readout="calibrated", estimator="mean_difference", control="shuffled labels")
+    )
     for estimator in ("lda", "pca"):
         assert the(rows, "emotion top1", estimator=estimator).value < 0.4
     # negative control: this world shows a leak. Fitted on the very stories that it judges, the same estimator reads nothing "right"
     rows_, y = nothing.main.rows, torch.from_numpy(nothing.labels)
-    leaked = project(rows_, *refit.fitted(rows_, y, None))[:, :, 1]
+    leaked = project(rows_, *refit.fitted(rows_, y, nothing.neutral_components(())))[:, :, 1]
     assert (leaked.argmax(1) == y).float().mean() > 0.6
 
 
 def test_the_null_of_separability_chooses_its_layer_inside_each_fold(nothing: Inputs) -> None:
     """So it lies at chance, where the best of all layers would lie above it."""
     primary = the(separability.run(nothing), "emotion top1", primary=True)
-    assert primary.null_mean == pytest.approx(1 / len(PLANTED), abs=0.03)  # 100 draws of 48 stories: a standard error of .006
+    assert primary.null_mean == pytest.approx(
+        1 / len(PLANTED), abs=0.03
+    )  # 100 draws of 48 stories: a standard error of .006
 
 
 # --- person -----------------------------------------------------------------------------------------------------------
@@ -244,3 +253,60 @@ def test_comments_are_read_in_their_natural_proportions_and_n_is_said(
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words() -> tuple[str, ...]:
+    """Forty words that Glasgow rates, in steps of valence."""
+    rated = em.emotion_sets.load_norms("glasgow_2019")
+    every = sorted((n.valence, w) for w, n in rated.items() if w.isalpha())
+    return tuple(w for _, w in every[:: len(every) // 40][:40])
+
+
+def valence_world(words: tuple[str, ...], size: float) -> Inputs:
+    """Emotions whose vectors lie along one direction as people rate them, `size` times as far as they lie apart otherwise."""
+    rated = em.emotion_sets.load_norms("glasgow_2019")
+    v = torch.tensor([rated[w].valence for w in words])
+    g = torch.Generator().manual_seed(2)
+    u = torch.randn(len(words), 48, generator=g) / 48**0.5
+    along = torch.nn.functional.normalize(torch.randn(48, generator=g), dim=0)
+    return planted_inputs(
+        signal=20.0,
+        emotions=planted_set(words, 4, neutral=6),
+        vectors=u + size * ((v - v.mean()) / v.std())[:, None] * along,
+    )
+
+
+def test_geometry_finds_a_planted_axis_of_valence_and_no_other(words: tuple[str, ...]) -> None:
+    rows = norms.run(valence_world(words, 1.0))
+    primary = the(rows, "r of PC1 with valence", split="glasgow_2019, exact form")
+    assert primary.primary
+    assert abs(primary.value) > 0.8
+    assert primary.p is not None
+    assert primary.p < 0.01
+    assert primary.low * primary.high > 0
+    ridge = the(
+        rows, "ridge r with valence, held-out words", control="permuted words", split="glasgow_2019, exact form"
+    )
+    assert beats(ridge)
+    assert the(rows, "rsa with valence-arousal distance", split="glasgow_2019, exact form").p < 0.05
+    rows = norms.run(valence_world(words, 0.0))
+    (primary,) = (r for r in rows if r.primary)
+    assert primary.p > 0.05
+    ridge = the(
+        rows, "ridge r with valence, held-out words", control="permuted words", split="glasgow_2019, exact form"
+    )
+    assert not beats(ridge)
+    assert ridge.null_mean < -0.05  # the bias of held-out folds is shown beside the value
+    signed = [r for r in rows if r.metric.startswith("r of PC") and r.low < 0 < r.high]
+    assert len(signed) >= 4  # an interval of |r| could not hold 0
+
+
+def test_a_ridge_over_few_words_is_not_asked_and_says_why(effect: Inputs) -> None:
+    rows = [r for r in norms.run(effect) if r.metric.startswith("ridge")]
+    assert rows
+    for r in rows:
+        assert np.isnan(r.value)
+        assert r.p is None
+        assert r.control == "cannot be asked: fewer than 30 rated words"
+        assert r.n == len(PLANTED)

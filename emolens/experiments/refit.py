@@ -65,6 +65,8 @@ class Training:
         self.topics = [t for t, out in zip(inputs.topics, self.inside.tolist(), strict=True) if not out]
         self.components = inputs.neutral_components(self.held)
         self.folds = inputs.inner_folds(self.held) if self.held else inputs.folds
+        self.parts = _leave_out(self.topics)
+        self.part = torch.tensor([next(k for k, p in enumerate(self.parts) if t in p) for t in self.topics])
 
     def fit(self, labels: Labels) -> Fit:
         """Choose the layer, fit and calibrate by the training topics; `labels` are of all stories, those held out are not looked at."""
@@ -72,14 +74,25 @@ class Training:
         slot = int(choose_layer(self.train, y, self.topics, self.folds, self.components).argmax())
         rows, components = self.train[:, [slot]], self.components and [self.components[slot]]
         vectors, mu = fitted(rows, torch.from_numpy(y), components)
-        held_out = np.zeros((len(y), len(vectors)))
-        topic = np.asarray(self.topics)
-        for left_out in _leave_out(self.topics):
-            there = np.isin(topic, left_out)
-            v, m = fitted(rows[~there], torch.from_numpy(y[~there]), components)
-            held_out[there] = project(rows[there], v, m)[:, :, 0]
-        mean, std = torch.from_numpy(held_out.mean(0)).float(), torch.from_numpy(held_out.std(0, ddof=1)).float()
-        return Fit(slot, vectors[:, 0], mu[0], mean, std.clamp_min(1e-12))
+        held_out = self._left_out(rows[:, 0], torch.from_numpy(y), components)
+        return Fit(slot, vectors[:, 0], mu[0], held_out.mean(0), held_out.std(0).clamp_min(1e-12))
+
+    def _left_out(self, rows: Tensor, y: Tensor, components: list[Tensor] | None) -> Tensor:
+        """Scores `[text emotion]` of the training stories by directions without their topic, from sums by topic."""
+        k = int(y.max()) + 1
+        total = (
+            rows.new_zeros(len(self.parts) * k, rows.shape[1])
+            .index_add_(0, self.part * k + y, rows)
+            .unflatten(0, (-1, k))
+        )
+        n = torch.bincount(self.part * k + y, minlength=len(self.parts) * k).unflatten(0, (-1, k))
+        out = rows.new_zeros(len(y), k)
+        for part in range(len(self.parts)):
+            means = (total.sum(0) - total[part]) / (n.sum(0) - n[part])[:, None]
+            mu, inside = means.mean(0), self.part == part
+            v = means - mu if components is None else (means - mu) - ((means - mu) @ components[0]) @ components[0].T
+            out[inside] = (rows[inside] - mu) @ torch.nn.functional.normalize(v, dim=-1).T
+        return out
 
     def at(self, labels: Labels, slots: Sequence[int]) -> Tensor:
         """Vectors `[emotion layer d_model]` at some layers, whichever would have been chosen."""
@@ -113,6 +126,12 @@ def choose_layer(
     return (right / max(n, 1)).numpy()
 
 
+def shuffles(labels: Labels, topics: Sequence[str], *, n: int = N_SHUFFLES, seed: int = 0) -> list[Labels]:
+    """Labels shuffled within topic, `n` times; the same seed gives the same ones."""
+    rng = np.random.default_rng(seed)
+    return [stats.shuffle_within(labels, topics, rng) for _ in range(n)]
+
+
 def against_shuffled(
     statistic: Callable[[Labels], Sequence[float] | Array],
     labels: Labels,
@@ -132,8 +151,7 @@ def against_shuffled(
     Returns:
         `[figure]` and `[shuffle figure]`.
     """
-    rng = np.random.default_rng(seed)
-    null = [np.asarray(statistic(stats.shuffle_within(labels, topics, rng)), float) for _ in range(n)]
+    null = [np.asarray(statistic(y), float) for y in shuffles(labels, topics, n=n, seed=seed)]
     return np.asarray(statistic(labels), float), np.stack(null)
 
 
