@@ -244,10 +244,9 @@ class Activations:
                         layers=tuple(header["layers"]),
                         texts=texts,
                         info=header["info"],
-                        **({} if prefix else {name: parts.get(f"{name}.") for name in _PARTS}),
                         **{name: tensors[prefix + name] for name in _TENSORS},
                     )
-            return parts[""]
+            return replace(parts[""], **{name: parts.get(f"{name}.") for name in _PARTS})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its header is not that of activations ({error!r})") from error
 

@@ -665,7 +665,7 @@ def _of_means(
     means = moments.means()
     vectors, reference = fit(means), means.mean(0).float()
     held_out = _held_out_by_sums(acts, moments, fit)
-    outside = []
+    outside: Outside = []
     for fold in _groups(moments):
         rest = moments.means(without=fold)
         outside.append((fold, contrast(rest).float(), rest.mean(0).float()))
@@ -695,7 +695,7 @@ def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | i
     vectors = clean(fit(main.rows, labels, topics))
     reference = class_means(main.rows, labels).mean(0)
     outside = _outside_by_rows(main, labels, topics, moments, fit)
-    held_out = outside and _held_out_by_rows(main, topics, outside, clean)
+    held_out = _held_out_by_rows(main, topics, outside, clean) if outside else None
     return EmotionDirections(
         emotions=tuple(moments.emotions),
         vectors=vectors,

@@ -412,10 +412,10 @@ def logit_lens(
     auc = aucs(logits)
     generator = torch.Generator().manual_seed(seed)
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    if null is None:
+    if null is None:  # of the same norm, anywhere
         random = torch.randn((n_random, *vectors.shape), generator=generator)
         null = random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms
-    drawn = [float(np.nanmean(aucs(lens(draw)))) for draw in null]
+    drawn = [float(np.nanmean(aucs(lens(draw)))) for draw in null.unbind()]
     p = stats.permutation_p(float(np.nanmean(auc)), drawn)
     words: dict[str, list[str]] = {e: [] for e in v.emotions}
     if p < 0.05:

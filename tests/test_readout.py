@@ -108,6 +108,66 @@ def test_the_stories_are_read_as_what_they_tell_and_neutral_texts_as_none(tiny_m
     assert neutral.labels.count("none") / len(neutral.labels) >= 0.9
 
 
+# --- pooled as the directions were made -------------------------------------------------------------------------------
+
+
+def test_directions_of_last_tokens_read_last_tokens(tiny_model, toy):
+    acts = em.collect_resid_post(tiny_model, toy, pooling=em.last_token(), progress=False)
+    v = em.mean_difference(acts, remove_neutral=None)
+    stories = toy.texts()
+    s = em.score(tiny_model, v, [t.text for _, t in stories], layer=1)
+    expected = v.z(acts.select(lambda t: t.split == "main").rows)[:, :, 1]
+    torch.testing.assert_close(s.values, expected, rtol=1e-3, atol=1e-3)  # another batch
+    over = em.mean_over_tokens(skip=1)
+    rows = em.collect_resid_post(
+        tiny_model, [t.text for _, t in stories], layers=[1], pooling=over, progress=False
+    ).rows
+    assert (
+        v.at(1).z(rows)[:, :, 0] - expected
+    ).abs().max() > 0.5  # negative control: a mean over tokens reads something else
+    tokens = em.score(
+        tiny_model, v, NEW, per="token", layer=1
+    )  # every token is itself, however the directions were pooled
+    assert len(tokens) == len(encode(tiny_model, [NEW])[0].ids) - 1
+
+
+def test_directions_of_spans_are_read_at_spans_or_not_at_all(tiny_model, toy):
+    stories = toy.texts()
+    texts, spans = [t.text for _, t in stories], [(0, 12)] * len(stories)
+    topics = [t.topic for _, t in stories]
+    acts = em.collect_resid_post(
+        tiny_model, texts, emotions=[e for e, _ in stories], topics=topics, pooling=em.char_span(spans), progress=False
+    )
+    v = em.mean_difference(acts, remove_neutral=None)
+    v = replace(
+        v, calibration=replace(v.calibration, band=torch.ones_like(v.calibration.band))
+    )  # plain texts have no neutral ones
+    with pytest.raises(ValueError, match=r"made from spans of their texts: say with spans= where to read these"):
+        em.score(tiny_model, v, texts[:2])
+    s = em.score(tiny_model, v, texts, spans=spans, layer=1)
+    torch.testing.assert_close(s.values, v.z(acts.rows)[:, :, 1], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"spans= says where to pool a text; with per='token'"):
+        em.score(tiny_model, v, texts, per="token", spans=spans)
+
+
+def test_spans_for_directions_of_whole_texts_are_refused(tiny_model, v):
+    with pytest.raises(
+        ValueError, match=r"spans= given, but these directions were not made from spans \(their pooling is 'mean'\)"
+    ):
+        em.score(tiny_model, v, NEW, spans=[(0, 5)])
+
+
+def test_the_band_is_said_with_what_was_measured(tiny_model, v):
+    s = em.score(tiny_model, v, [NEW, "It is so."], layer=1)
+    assert s.band[1] > s.band[0]  # a short text scatters more
+    assert re.search(
+        r"none below -?\d+\.\d to -?\d+\.\d by length; \d+( to \d+)? % of neutral texts of held-out topics lie above",
+        repr(s),
+    )
+    old = replace(v, calibration=replace(v.calibration, band_rate=torch.full_like(v.calibration.band_rate, torch.nan)))
+    assert "how many neutral texts lie above was not measured" in repr(em.score(tiny_model, old, NEW, layer=1))
+
+
 def _scores(
     values: list[list[float]], band: float, texts: tuple[str, ...], emotions=("joy", "fear"), **fields
 ) -> Scores:

@@ -68,10 +68,15 @@ class Training:
         self.parts = _leave_out(self.topics)
         self.part = torch.tensor([next(k for k, p in enumerate(self.parts) if t in p) for t in self.topics])
 
-    def fit(self, labels: Labels) -> Fit:
-        """Choose the layer, fit and calibrate by the training topics; `labels` are of all stories, those held out are not looked at."""
+    def fit(self, labels: Labels, slot: int | None = None) -> Fit:
+        """Choose the layer, fit and calibrate by the training topics; `labels` are of all stories, those held out are not looked at.
+
+        Args:
+            slot: A layer's place, where it is not to be chosen.
+        """
         y = labels[~self.inside.numpy()]
-        slot = int(choose_layer(self.train, y, self.topics, self.folds, self.components).argmax())
+        if slot is None:
+            slot = int(choose_layer(self.train, y, self.topics, self.folds, self.components).argmax())
         rows, components = self.train[:, [slot]], self.components and [self.components[slot]]
         vectors, mu = fitted(rows, torch.from_numpy(y), components)
         held_out = self._left_out(rows[:, 0], torch.from_numpy(y), components)
