@@ -39,6 +39,17 @@ from emolens.shards import read_safetensors, write_safetensors
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
 SAMPLED = 24  # single tokens that are kept of each neutral text of a set, for its neutral components
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it fill a circle evenly, however many there are
+LENGTHS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+)  # tokens after the first, at which each neutral text is also pooled: what short texts do
 NORM_BINS = 2048  # log-spaced from 1e-4 to 1e8: 1.4 % a bin
 _LOG_LOW, _LOG_HIGH = -4.0, 8.0
 OVERHEAD = {
@@ -122,6 +133,8 @@ class Activations:
         norm_histogram: `[layer bin]` counts of the residual norms of ordinary tokens, for exact merging and the median.
         sinks: `[text layer]` the first token's norm over the median norm of its text.
         neutral_tokens: A sample of single tokens of the neutral texts, where a set was collected.
+        neutral_prefixes: Beginnings of the neutral texts, pooled as the texts are (mean from the second token on, or the last token): a row for
+            each of `LENGTHS` that a text reaches, its `row_position` the number of tokens after the first.
         info: Model, tokenisation, pooling and set, as they will be written into files.
     """
 
@@ -136,6 +149,7 @@ class Activations:
     sinks: Float[Tensor, "text layer"]
     info: dict[str, Any]
     neutral_tokens: Activations | None = None
+    neutral_prefixes: Activations | None = None
 
     def __repr__(self) -> str:
         n, _, d = self.rows.shape
@@ -178,6 +192,7 @@ class Activations:
             row_position=self.row_position[rows],
             texts=tuple(t for t in self.texts if keep(t)),
             sinks=self.sinks[wanted],
+            neutral_prefixes=None if self.neutral_prefixes is None else self.neutral_prefixes.select(keep),
         )
 
     def at(self, layers: Sequence[int]) -> Activations:
@@ -193,13 +208,14 @@ class Activations:
             norm_histogram=self.norm_histogram[index],
             sinks=self.sinks[:, index],
             neutral_tokens=None if self.neutral_tokens is None else self.neutral_tokens.at(layers),
+            neutral_prefixes=None if self.neutral_prefixes is None else self.neutral_prefixes.at(layers),
         )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, atomically: it is there whole or not at all."""
         tensors: dict[str, Tensor] = {}
         headers: dict[str, str] = {}
-        for prefix, part in (("", self), ("neutral_tokens.", self.neutral_tokens)):
+        for prefix, part in (("", self), *((f"{name}.", getattr(self, name)) for name in _PARTS)):
             if part is not None:
                 for name in _TENSORS:
                     tensors[prefix + name] = getattr(part, name).clone(memory_format=torch.contiguous_format)
@@ -217,7 +233,7 @@ class Activations:
         tensors, metadata = read_safetensors(path, *FORMATS)
         parts: dict[str, Activations] = {}
         try:
-            for prefix in ("neutral_tokens.", ""):
+            for prefix in (*(f"{name}." for name in _PARTS), ""):
                 if (prefix or "self.") in metadata:
                     header = json.loads(metadata[prefix or "self."])
                     texts = tuple(TextInfo(**t) for t in header["texts"])
@@ -228,10 +244,9 @@ class Activations:
                         layers=tuple(header["layers"]),
                         texts=texts,
                         info=header["info"],
-                        neutral_tokens=parts.get("neutral_tokens.") if not prefix else None,
                         **{name: tensors[prefix + name] for name in _TENSORS},
                     )
-            return parts[""]
+            return replace(parts[""], **{name: parts.get(f"{name}.") for name in _PARTS})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its header is not that of activations ({error!r})") from error
 
@@ -241,6 +256,7 @@ def is_main(text: TextInfo) -> bool:
     return text.emotion is not None and text.split == "main"
 
 
+_PARTS = ("neutral_tokens", "neutral_prefixes")  # activations of their own, of the neutral texts
 _TENSORS = ("rows", "embed", "row_text", "row_position", "norm_histogram", "sinks")
 
 
@@ -324,11 +340,6 @@ def join(parts: Iterable[Activations]) -> Activations:
     parts = list(parts)
     first = parts[0]
     offsets = torch.tensor([0, *(len(p.texts) for p in parts)]).cumsum(0).tolist()
-    samples = [
-        replace(p.neutral_tokens, row_text=p.neutral_tokens.row_text + offset)
-        for p, offset in zip(parts, offsets, strict=False)
-        if p.neutral_tokens is not None
-    ]
     texts = tuple(chain.from_iterable(p.texts for p in parts))
     counts = {k: sum(p.info[k] for p in parts) for k in ("dropped_texts", "split_batches")}
     whole = Activations(
@@ -343,17 +354,20 @@ def join(parts: Iterable[Activations]) -> Activations:
         sinks=torch.cat([p.sinks for p in parts]),
         info=first.info | counts,
     )
-    if not samples:
-        return whole
-    tokens = replace(
-        whole,
-        rows=torch.cat([s.rows for s in samples]),
-        embed=torch.cat([s.embed for s in samples]),
-        row_text=torch.cat([s.row_text for s in samples]),
-        row_position=torch.cat([s.row_position for s in samples]),
-        info=samples[0].info | counts,
-    )
-    return replace(whole, neutral_tokens=tokens)
+    for name in _PARTS:
+        given = [(getattr(p, name), offset) for p, offset in zip(parts, offsets, strict=False)]
+        if found := [(part, offset) for part, offset in given if part is not None]:
+            joined_part = replace(
+                whole,
+                rows=torch.cat([part.rows for part, _ in found]),
+                embed=torch.cat([part.embed for part, _ in found]),
+                row_text=torch.cat([part.row_text + offset for part, offset in found]),
+                row_position=torch.cat([part.row_position for part, _ in found]),
+                info=found[0][0].info | counts,
+                **dict.fromkeys(_PARTS),
+            )
+            whole = replace(whole, **{name: joined_part})
+    return whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -850,10 +864,10 @@ def _check_spans(pooling: Pooling, n_texts: int) -> None:
 
 
 def disk_bytes(n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0) -> int:
-    """Size of a collection: a row of float32 for each text, and for `SAMPLED` tokens of each neutral text of a set, at each layer and for the
-    embeddings, and half a kilobyte of what is known of each text.
+    """Size of a collection: a row of float32 for each text, and for `SAMPLED` tokens and the beginnings (`LENGTHS`) of each neutral text of a
+    set, at each layer and for the embeddings, and half a kilobyte of what is known of each text.
     """
-    return (n_texts + SAMPLED * n_neutral) * (n_layers + 1) * d_model * 4 + n_texts * 512
+    return (n_texts + (SAMPLED + len(LENGTHS)) * n_neutral) * (n_layers + 1) * d_model * 4 + n_texts * 512
 
 
 def _too_short(pooling: Pooling) -> str:
@@ -919,6 +933,20 @@ def pooled_positions(e: EncodedText, pooling: Pooling, index: int, name: str) ->
     return positions
 
 
+def _spread(n_tokens: int, limit: int, phase: float) -> list[int]:
+    """At most `limit` evenly spaced positions from 1 on, at a phase (0 to 1) of their step."""
+    n = n_tokens - 1
+    return [1 + int((k + phase) * n / limit) for k in range(limit)] if n > limit else list(range(1, n_tokens))
+
+
+def _running_mean(x: Tensor, ordinary: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Mean of the ordinary tokens of a row up to a column; the token itself where none is ordinary."""
+    rows, inverse = row.unique(return_inverse=True)
+    kept = ordinary[rows].to(x.dtype)
+    total, n = (x[rows] * kept[..., None]).cumsum(1)[inverse, column], kept.cumsum(1)[inverse, column, None]
+    return torch.where(n > 0, total / n.clamp_min(1), x[row, column])
+
+
 def _span(span: tuple[int, int] | str, text: str, index: int) -> tuple[int, int]:
     if isinstance(span, str):
         if not span or text.count(span) != 1:
@@ -967,12 +995,12 @@ def _collect_slice(
     plans = [pooled_positions(e, recipe.pooling, piece.start + i, names[i]) for i, e in enumerate(encoded)]
     used = [i for i, plan in enumerate(plans) if plan]
     sampling = every_token(limit=SAMPLED)
-    samples = {
-        i: pooled_positions(encoded[i], sampling, i, names[i])
-        for i in used
-        if corpus.has_neutral and piece.labels[i]["split"] == "neutral"
-    }
-    passes = _Pass(model, recipe, encoded, plans, samples)
+    neutral = [i for i in used if corpus.has_neutral and piece.labels[i]["split"] == "neutral"]
+    # the phase goes round from text to text, so that every position is sampled as often as it occurs
+    samples = {i: _spread(len(encoded[i].ids), SAMPLED, (piece.start + i) * GOLDEN % 1) for i in neutral}
+    pooled = recipe.pooling.kind in ("mean", "last")
+    prefixes = {i: [n for n in LENGTHS if n < len(encoded[i].ids)] for i in neutral} if pooled else {}
+    passes = _Pass(model, recipe, encoded, plans, samples, prefixes)
     lengths = {i: len(encoded[i].ids) for i in used}
     overhead = OVERHEAD["cpu" if passes.device.type == "cpu" else "other"]
     for batch in _batches(lengths, recipe.batch_tokens, recipe.batch_size, overhead):
@@ -994,8 +1022,12 @@ def _collect_slice(
     main = passes.result("main", renumber, infos, record)
     if not samples:
         return main
-    record = record | {"pooling": {k: v for k, v in asdict(sampling).items() if k != "spans"}}
-    return replace(main, neutral_tokens=passes.result("sample", renumber, infos, record))
+    tokens = record | {"pooling": {k: v for k, v in asdict(sampling).items() if k != "spans"}}
+    return replace(
+        main,
+        neutral_tokens=passes.result("sample", renumber, infos, tokens),
+        neutral_prefixes=passes.result("prefix", renumber, infos, record) if prefixes else None,
+    )
 
 
 class _Pass:
@@ -1008,17 +1040,18 @@ class _Pass:
         encoded: list[EncodedText],
         plans: list[list[int]],
         samples: dict[int, list[int]],
+        prefixes: dict[int, list[int]],
     ) -> None:
         self.model, self.recipe, self.encoded = model, recipe, encoded
-        self.plans = {"main": dict(enumerate(plans)), "sample": samples}
+        self.plans = {"main": dict(enumerate(plans)), "sample": samples, "prefix": prefixes}
         self.device = torch.device(getattr(model.cfg, "device", None) or "cpu")
         points = model.hook_dict
         self.points = [points[hook_name(recipe.hook_point, layer)] for layer in recipe.layers]
         self.embed = points["hook_embed"]
         self.options, last = ending_at(model, max(recipe.layers) + 1)
         self.last = [(points[name], hook) for name, hook in last]
-        self.by_token = recipe.pooling.kind == "tokens"
-        self.parts: dict[str, list[dict[str, Any]]] = {"main": [], "sample": []}
+        self.by_token, self.last_only = recipe.pooling.kind == "tokens", recipe.pooling.kind == "last"
+        self.parts: dict[str, list[dict[str, Any]]] = {"main": [], "sample": [], "prefix": []}
         self.histogram = torch.zeros((len(recipe.layers), NORM_BINS), dtype=torch.int64)
         self.sinks: dict[int, Tensor] = {}
         self.n_splits = 0
@@ -1061,7 +1094,8 @@ class _Pass:
         weight[places["main"][0], places["main"][1]] = 1.0
         by_token = ["main"] * self.by_token + ["sample"] * bool(places["sample"][2])
         pooled: dict[int, Tensor] = {}
-        tokens_at: dict[str, dict[int, Tensor]] = {"main": {}, "sample": {}}
+        by_prefix = ["prefix"] * bool(places["prefix"][2])
+        tokens_at: dict[str, dict[int, Tensor]] = {"main": {}, "sample": {}, "prefix": {}}
         ordinary_at = {name: torch.ones(len(place[2]), dtype=torch.bool) for name, place in places.items()}
         histogram, sinks = torch.zeros_like(self.histogram), torch.zeros((b, len(layers)))
 
@@ -1084,6 +1118,11 @@ class _Pass:
                 row, column = places[name][:2]
                 tokens_at[name][slot] = x[row, column].cpu()
                 ordinary_at[name] &= ordinary[row, column].cpu()
+            for name in by_prefix:
+                row, column = places[name][:2]
+                tokens_at[name][slot] = (
+                    x[row, column] if self.last_only else _running_mean(x, ordinary, row, column)
+                ).cpu()
 
         hooks = [(point, partial(hook, slot=slot)) for slot, point in enumerate(self.points)]
         hooks += [(self.embed, partial(hook, slot=-1)), *self.last]
@@ -1095,7 +1134,7 @@ class _Pass:
         self.sinks |= dict(zip(batch, sinks, strict=True))
         if not self.by_token:
             self._keep("main", pooled, batch, [-1] * b, torch.ones(b, dtype=torch.bool))
-        for name in by_token:
+        for name in by_token + by_prefix:
             self._keep(name, tokens_at[name], *places[name][2:], ordinary_at[name])
 
     def _seen(self, mask: Tensor) -> Tensor | None:

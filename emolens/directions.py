@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float, Float64, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emolens import __version__, stats
 from emolens._typing import HookPoint, typed
-from emolens.activations import Activations, Collection, Moments, is_main, with_topics
+from emolens.activations import LENGTHS, Activations, Collection, Moments, is_main, with_topics
 from emolens.emotion_sets import EmotionSet
 from emolens.shards import read_safetensors, write_safetensors
 
@@ -35,36 +36,69 @@ UNCALIBRATED = (
 )
 POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
 BAND = 0.95  # share of neutral texts (and tokens) whose highest score lies inside the neutral band
+FOLDS = 4  # groups of topics, each read by directions without it, for the band
+ENOUGH = 20  # neutral texts (or tokens) for a band: the least that have a 95 % point
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """What turns a projection s_e(x) = (x - mu) . v_e/|v_e| into a score. See `readout.score`.
 
+    The band is of the highest z of *all* emotions, and of texts that had no part in what reads them: directions, neutral components and
+    reference of each were fitted without its topic. Short texts scatter more, so there is one for each length.
+
     Attributes:
         mean, std: `[emotion layer]` of held-out scores over all stories (each scored by directions without its topic).
-        band: `[layer]` a text whose highest z is below this is "none": the 95th percentile over neutral texts.
+        band: `[length layer]` a text of so many tokens (`LENGTHS`) whose highest z is below this is "none": it exceeds that of 95 % of neutral texts.
+        band_rate: `[length layer]` share of neutral texts that lie above it where neither directions nor band knew their topic; NaN where not measured.
         token_mean, token_std: `[position emotion layer]` of single tokens of neutral texts, by position (`POSITION_EDGES`).
-        token_band: `[layer]` as `band`, over neutral tokens.
+        token_band, token_rate: `[position layer]` as `band` and `band_rate`, of neutral tokens.
     """
 
     mean: Float[Tensor, "emotion layer"]
     std: Float[Tensor, "emotion layer"]
-    band: Float[Tensor, " layer"]
+    band: Float[Tensor, "length layer"]
+    band_rate: Float[Tensor, "length layer"]
     token_mean: Float[Tensor, "position emotion layer"]
     token_std: Float[Tensor, "position emotion layer"]
-    token_band: Float[Tensor, " layer"]
+    token_band: Float[Tensor, "position layer"]
+    token_rate: Float[Tensor, "position layer"]
 
     def select(self, emotions: Sequence[int], layers: Sequence[int]) -> Calibration:
+        """The part of some emotions and layers. The bands stay those of all emotions: for fewer they are wider than need be."""
         e, k = list(emotions), list(layers)
         return Calibration(
             self.mean[e][:, k],
             self.std[e][:, k],
-            self.band[k],
+            self.band[:, k],
+            self.band_rate[:, k],
             self.token_mean[:, e][:, :, k],
             self.token_std[:, e][:, :, k],
-            self.token_band[k],
+            self.token_band[:, k],
+            self.token_rate[:, k],
         )
+
+    def of_length(
+        self, n_tokens: Int[Tensor, " text"]
+    ) -> tuple[Float[Tensor, "text layer"], Float[Tensor, "text layer"]]:
+        """Band and measured rate of texts of so many pooled tokens, between the `LENGTHS` by their logarithm."""
+        at, nodes = n_tokens.clamp(LENGTHS[0], LENGTHS[-1]).double().log2(), torch.tensor(LENGTHS).double().log2()
+        right = torch.bucketize(at, nodes).clamp(1, len(nodes) - 1)
+        share = ((at - nodes[right - 1]) / (nodes[right] - nodes[right - 1])).float()[:, None]
+        band, rate = (x[right - 1] + share * (x[right] - x[right - 1]) for x in (self.band, self.band_rate))
+        for side in (right, right - 1):  # beside a length where it was not measured, that of the other
+            rate = torch.where(rate.isnan(), self.band_rate[side], rate)
+        return band, rate
+
+    @staticmethod
+    def of_file(parts: dict[str, Tensor]) -> Calibration:
+        """From the tensors of a file; earlier versions had one band for every length and position, and measured no rate."""
+        for name, n in (("band", len(LENGTHS)), ("token_band", len(POSITION_EDGES))):
+            rate = name.replace("band", "rate") if "token" in name else "band_rate"
+            if parts[name].ndim == 1:
+                parts = parts | {name: parts[name].repeat(n, 1)}
+            parts = {rate: torch.full_like(parts[name], torch.nan)} | parts
+        return Calibration(**parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,7 +342,7 @@ def load_directions(path: str | Path) -> EmotionDirections:
             layer=header["layer"],
             info=header["info"],
             operands=tuple(header["operands"]),
-            calibration=Calibration(**parts) if parts else None,
+            calibration=Calibration.of_file(parts) if parts else None,
             vectors=tensors["vectors"],
             reference=tensors["reference"],
             neutral_mean=tensors["neutral_mean"],
@@ -565,8 +599,9 @@ def class_means(
     >>> class_means(torch.tensor([[[1.0]], [[3.0]], [[5.0]]]), torch.tensor([0, 0, 1])).flatten().tolist()
     [2.0, 5.0]
     """
-    one_hot = torch.nn.functional.one_hot(labels).to(rows.dtype)
-    return einsum(one_hot / one_hot.sum(0), rows, "text emotion, text layer d_model -> emotion layer d_model")
+    n = torch.bincount(labels)
+    total = rows.new_zeros((len(n), *rows.shape[1:])).index_add_(0, labels, rows)
+    return total / n[:, None, None]
 
 
 @typed
@@ -584,10 +619,12 @@ def neutral_components(
     out = []
     for k in range(tokens.shape[1]):
         x = (tokens[:, k] - tokens[:, k].mean(0)).double()
-        values, vectors = torch.linalg.eigh(x.T @ x)  # ascending
+        wide = len(x) < x.shape[1]  # fewer tokens than dimensions: X X^T has the same eigenvalues and is smaller
+        values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         n = int((values.cumsum(0) < share * values.sum()).sum()) + 1
-        out.append(vectors[:, :n].float())
+        first = torch.nn.functional.normalize(x.T @ vectors[:, :n], dim=0) if wide else vectors[:, :n]
+        out.append(first.float())
     return out
 
 
@@ -643,12 +680,16 @@ def _of_means(
     means = moments.means()
     vectors, reference = fit(means), means.mean(0).float()
     held_out = _held_out_by_sums(acts, moments, fit)
+    outside: Outside = []
+    for fold in _groups(moments):
+        rest = moments.means(without=fold)
+        outside.append((fold, contrast(rest).float(), rest.mean(0).float()))
     return EmotionDirections(
         emotions=tuple(emotions or moments.emotions),
         vectors=vectors,
         reference=reference,
         reliability=_reliability(moments, fit, vectors),
-        calibration=held_out and _calibrate(*held_out, vectors, reference, neutral),
+        calibration=held_out and _calibrate(*held_out, outside, neutral, remove_neutral),
         **_common(acts, moments, neutral, method, remove_neutral, components),
     )
 
@@ -663,19 +704,19 @@ def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | i
     main, topics = acts.select(is_main), [t for t, text in zip(of_all, acts.texts, strict=True) if is_main(text)]
     labels = torch.tensor([moments.emotions.index(t.emotion or "") for t in main.texts])
 
-    def fit_clean(rows: Tensor, y: Tensor, of: list[str]) -> Tensor:
-        vectors = fit(rows, y, of)
+    def clean(vectors: Tensor) -> Tensor:
         return vectors if components is None else remove_components(vectors, components)
 
-    vectors = fit_clean(main.rows, labels, topics)
+    vectors = clean(fit(main.rows, labels, topics))
     reference = class_means(main.rows, labels).mean(0)
-    held_out = _held_out_by_rows(main, labels, topics, moments, fit_clean, len(vectors))
+    outside = _outside_by_rows(main, labels, topics, moments, fit)
+    held_out = _held_out_by_rows(main, topics, outside, clean) if outside else None
     return EmotionDirections(
         emotions=tuple(moments.emotions),
         vectors=vectors,
         reference=reference,
         reliability=torch.full(vectors.shape[:2], torch.nan),  # slow to fit twenty times
-        calibration=held_out and _calibrate(*held_out, vectors, reference, neutral),
+        calibration=held_out and _calibrate(*held_out, outside, neutral, remove_neutral),
         **_common(acts, moments, neutral, method, remove_neutral, components),
     )
 
@@ -695,33 +736,46 @@ def _moments(acts: Activations | Collection) -> Moments:
 
 @dataclass(frozen=True, eq=False)
 class _Neutral:
-    """Pooled rows of the neutral texts, and single tokens of theirs with their positions (None where none were collected)."""
+    """What is known of the neutral texts (None where it was not collected): pooled whole, single tokens of theirs, pooled beginnings.
+
+    `topic` has the topic of each row of each part; one without a topic has a part of its own, by its text.
+    """
 
     rows: Tensor
     tokens: Tensor | None
     position: Tensor | None
+    prefixes: Tensor | None
+    length: Tensor | None
+    topic: dict[str, NDArray[np.str_]]
 
     @staticmethod
     def of(acts: Activations | Collection) -> _Neutral:
-        rows, tokens = [], []
+        parts: dict[str, list[Activations]] = {"rows": [], "tokens": [], "prefixes": []}
         for chunk in acts.chunks():
-            rows.append(chunk.select(lambda t: t.split == "neutral").rows)
-            if chunk.neutral_tokens is not None:
-                tokens.append(chunk.neutral_tokens)
-        if not tokens:
-            return _Neutral(torch.cat(rows), None, None)
-        return _Neutral(
-            torch.cat(rows), torch.cat([t.rows for t in tokens]), torch.cat([t.row_position for t in tokens])
-        )
+            parts["rows"].append(chunk.select(lambda t: t.split == "neutral"))
+            for name in ("tokens", "prefixes"):
+                if (part := getattr(chunk, f"neutral_{name}")) is not None:
+                    parts[name].append(part)
+        rows = {k: torch.cat([p.rows for p in found]) if found else None for k, found in parts.items()}
+        at = {k: torch.cat([p.row_position for p in found]) if found else None for k, found in parts.items()}
+        topic = {k: np.array([_topic(p, i) for p in found for i in p.row_text.tolist()]) for k, found in parts.items()}
+        assert rows["rows"] is not None  # there is at least one chunk
+        return _Neutral(rows["rows"], rows["tokens"], at["tokens"], rows["prefixes"], at["prefixes"], topic)
 
-    def components(self, share: float | int | None) -> list[Tensor] | None:
+    def components(self, share: float | int | None, keep: NDArray[np.bool_] | None = None) -> list[Tensor] | None:
+        """The neutral components, of all tokens or of some."""
         if not share:
             return None
         if self.tokens is None:
             raise ValueError(
                 "remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None"
             )
-        return neutral_components(self.tokens, share)
+        return neutral_components(self.tokens if keep is None else self.tokens[torch.from_numpy(keep)], share)
+
+
+def _topic(part: Activations, text: int) -> str:
+    t = part.texts[text]
+    return t.topic if t.topic is not None else f"#{t.sha256}"
 
 
 def _common(
@@ -786,47 +840,127 @@ def _held_out_by_sums(
     return mean.float(), spread.float().clamp_min(1e-12)
 
 
-def _held_out_by_rows(
-    main: Activations, labels: Tensor, topics: list[str], moments: Moments, fit: Fit, n_out: int
-) -> tuple[Tensor, Tensor] | None:
-    """As `_held_out_by_sums`, with four groups of topics."""
+Outside = list[
+    tuple[tuple[str, ...], Tensor, Tensor]
+]  # topics, and vectors (neutral components still in) and reference without them
+
+
+def _groups(moments: Moments) -> list[tuple[str, ...]]:
+    """Up to four groups of topics such that every emotion is told outside each; none where that cannot be."""
     if len(moments.person) < 2:
-        return None
-    topic, held_out = np.asarray(topics), torch.zeros(len(topics), n_out, len(main.layers))
-    for fold in stats.topic_folds(moments.person, n_folds=min(4, len(moments.person))):
-        inside = torch.from_numpy(np.isin(topic, fold))
-        y = labels[~inside]
-        if len(y.unique()) < int(labels.max()) + 1:
-            return None
-        kept = [t for t, out in zip(topics, inside.tolist(), strict=True) if not out]
-        without = main.rows[~inside]
-        held_out[inside] = project(main.rows[inside], fit(without, y, kept), class_means(without, y).mean(0))
+        return []
+    folds = stats.topic_folds(moments.person, n_folds=min(FOLDS, len(moments.person)))
+    return folds if all((moments.counts(without=fold) > 0).all() for fold in folds) else []
+
+
+def _outside_by_rows(
+    main: Activations, labels: Tensor, topics: list[str], moments: Moments, fit: Fit
+) -> Outside | None:
+    """Each group of topics with what was fitted without it; None where that cannot be."""
+    out = []
+    for fold in _groups(moments):
+        rest = torch.from_numpy(~np.isin(np.asarray(topics), fold))
+        kept = [t for t, inside in zip(topics, rest.tolist(), strict=True) if inside]
+        vectors = fit(main.rows[rest], labels[rest], kept)
+        out.append((fold, vectors, class_means(main.rows[rest], labels[rest]).mean(0)))
+    return out or None
+
+
+def _held_out_by_rows(
+    main: Activations, topics: list[str], outside: Outside, clean: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `_held_out_by_sums`, with groups of topics."""
+    held_out = torch.zeros(len(topics), len(outside[0][1]), len(main.layers))
+    for fold, vectors, reference in outside:
+        inside = torch.from_numpy(np.isin(np.asarray(topics), fold))
+        held_out[inside] = project(main.rows[inside], clean(vectors), reference)
     return held_out.mean(0), held_out.std(0).clamp_min(1e-12)
 
 
-def _calibrate(mean: Tensor, std: Tensor, vectors: Tensor, reference: Tensor, neutral: _Neutral) -> Calibration:
-    """Held-out scores of the stories gave mean and spread; neutral texts and tokens give the band of "none".
+def _calibrate(
+    mean: Tensor, std: Tensor, outside: Outside | None, neutral: _Neutral, share: float | int | None
+) -> Calibration:
+    """Held-out scores of the stories gave mean and spread; neutral texts and tokens of held-out topics give the band of "none"."""
+    outside, (k, n), bins = outside or [], mean.shape, len(POSITION_EDGES)
+    names = [name for name, rows in vars(neutral).items() if name in neutral.topic and rows is not None and outside]
+    fold = {name: _fold_of(neutral.topic[name], [topics for topics, _, _ in outside]) for name in names}
+    scores = {name: torch.zeros(len(fold[name]), k, n) for name in names}
+    for f, (_, vectors, reference) in enumerate(outside):
+        if share and not (fold["tokens"] != f).any():
+            return _unknown(mean, std)
+        components = neutral.components(share, fold["tokens"] != f) if share else None
+        clean = vectors if components is None else remove_components(vectors, components)
+        for name in names:
+            inside = torch.from_numpy(fold[name] == f)
+            scores[name][inside] = project(getattr(neutral, name)[inside], clean, reference)
+    out = _unknown(mean, std)
+    if "rows" in names:  # what is known of long texts stands for every length, until shorter ones are known
+        band, rate = _band(((scores["rows"] - mean) / std).amax(1), fold["rows"])
+        out.band[:], out.band_rate[-1] = band, rate
+    if neutral.length is not None and "prefixes" in names:
+        highest, known = ((scores["prefixes"] - mean) / std).amax(1), []
+        for j, length in enumerate(LENGTHS):
+            here = neutral.length == length
+            if here.sum() >= ENOUGH:
+                known.append(j)
+                out.band[j], out.band_rate[j] = _band(highest[here], fold["prefixes"][here.numpy()])
+        for j in (
+            set(range(len(LENGTHS))) - set(known) if known else ()
+        ):  # a length that few reach takes its neighbour's band
+            near = min(known, key=lambda c, j=j: abs(c - j))
+            out.band[j], out.band_rate[j] = out.band[near], torch.nan
+    if neutral.position is not None and "tokens" in names:
+        s, at, known = scores["tokens"], position_bin(neutral.position), []
+        for b in range(bins):
+            if (at == b).sum() >= ENOUGH:
+                known.append(b)
+                out.token_mean[b], out.token_std[b] = s[at == b].mean(0), s[at == b].std(0).clamp_min(1e-12)
+                highest = ((s[at == b] - out.token_mean[b]) / out.token_std[b]).amax(1)
+                out.token_band[b], out.token_rate[b] = _band(highest, fold["tokens"][(at == b).numpy()])
+        for b in set(range(bins)) - set(known) if known else ():  # as above
+            near = min(known, key=lambda c, b=b: abs(c - b))
+            out.token_mean[b], out.token_std[b] = out.token_mean[near], out.token_std[near]
+            out.token_band[b], out.token_rate[b] = out.token_band[near], torch.nan
+    return out
 
-    The neutral components are fitted once: they see no emotional text.
+
+def _unknown(mean: Tensor, std: Tensor) -> Calibration:
+    """Mean and spread of the stories, and nothing known of neutral text."""
+    (k, n), bins, lengths = mean.shape, len(POSITION_EDGES), len(LENGTHS)
+    band, rate = torch.full((2, lengths, n), torch.nan)
+    token_mean, token_std = torch.full((2, bins, k, n), torch.nan)
+    token_band, token_rate = torch.full((2, bins, n), torch.nan)
+    return Calibration(mean, std, band, rate, token_mean, token_std, token_band, token_rate)
+
+
+def _fold_of(topic: NDArray[np.str_], folds: list[tuple[str, ...]]) -> NDArray[np.intp]:
+    """The fold of each neutral row: that of its topic; topics that no story has are dealt out, a single one text by text."""
+    of = {t: f for f, fold in enumerate(folds) for t in fold}
+    others = sorted(set(topic.tolist()) - set(of))
+    if len(others) == 1 and not set(of) & set(topic.tolist()):
+        return np.arange(len(topic)) % len(folds)
+    of |= {t: i % len(folds) for i, t in enumerate(others)}
+    return np.array([of[t] for t in topic.tolist()], dtype=int)
+
+
+def _band(highest: Float[Tensor, "row layer"], fold: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+    """The band of neutral rows and the share that lies above the band of the *other* folds; NaN with too few.
+
+    The ceil(.95 (n + 1))-th smallest of n: one more text like these exceeds it with a probability of at most 5 %.
     """
 
-    def band(z: Tensor) -> Tensor:
-        return torch.quantile(z.amax(1), BAND, dim=0) if len(z) >= 20 else torch.full((z.shape[-1],), torch.nan)
+    def point(values: Tensor) -> Tensor:
+        rank = min(int(np.ceil(BAND * (len(values) + 1))), len(values))
+        return values.kthvalue(rank, dim=0).values
 
-    z = (project(neutral.rows, vectors, reference) - mean) / std
-    bins, n = len(POSITION_EDGES), mean.shape[1]
-    token_mean, token_std = torch.full((2, bins, len(vectors), n), torch.nan)
-    token_band = torch.full((n,), torch.nan)
-    if neutral.tokens is not None and neutral.position is not None:
-        s, at = project(neutral.tokens, vectors, reference), position_bin(neutral.position)
-        for b in range(bins):
-            if (at == b).sum() >= 20:
-                token_mean[b], token_std[b] = s[at == b].mean(0), s[at == b].std(0).clamp_min(1e-12)
-        for b in range(bins):  # a bin that short neutral texts never reach takes its neighbour's values
-            near = min((c for c in range(bins) if not token_mean[c].isnan().any()), key=lambda c: abs(c - b), default=b)
-            token_mean[b], token_std[b] = token_mean[near], token_std[near]
-        token_band = band((s - token_mean[at]) / token_std[at])
-    return Calibration(mean, std, band(z), token_mean, token_std, token_band)
+    unknown = highest.new_full((highest.shape[1],), torch.nan)
+    if len(highest) < ENOUGH or len(np.unique(fold)) < 2:
+        return unknown, unknown
+    above = torch.zeros_like(unknown)
+    for f in np.unique(fold):
+        inside = torch.from_numpy(fold == f)
+        above += (highest[inside] > point(highest[~inside])).float().sum(0)
+    return point(highest), above / len(highest)
 
 
 def _reliability(moments: Moments, fit: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """The geometry of emotion directions: components, axes of human norms, clusters, similarity of layers.
 
 Components are principal components of *unit* vectors, so that a loud emotion does not make an axis. Which component carries
-valence moves with the layer, so the table of the first three is always given with the null of their maximum; the sign of a component
-is arbitrary and r is given as |r|. Centred vectors have expected cosine -1/(K-1), and nulls are drawn with that. No model here.
+valence moves with the layer, so the table of the first three is always given with the null of their maximum. The sign of a component is
+arbitrary: it is fixed by the component itself, never by a norm, so that r is signed and its interval can hold 0 (one of |r| cannot). What is
+measured on pairs is resampled by emotion, for pairs that share one are not independent. Centred vectors have expected cosine -1/(K-1), and
+nulls are drawn with that. No model here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from emolens._typing import typed
 Array = NDArray[np.floating]
 
 
+RIDGE_WORDS = 30  # fewer rated words are not given to a cross-validated regression
+
+
 def unit(vectors: Array) -> Array:
     """Rows of norm one."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)
@@ -36,6 +40,8 @@ def components(
 ) -> tuple[Float[Tensor, "emotion component"], Float[Tensor, " component"]]:
     """Scores of the emotions on the first principal components of their unit vectors, and each one's share of variance.
 
+    The emotion that lies furthest out on a component is on its positive side.
+
     >>> scores, share = components(torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.1]]), n=2)
     >>> scores.shape, bool(share[0] >= share[1])
     (torch.Size([4, 2]), True)
@@ -44,12 +50,14 @@ def components(
     x = x - x.mean(0)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     n = min(n, len(s))
-    return (u[:, :n] * s[:n]).float(), (s[:n] ** 2 / (s**2).sum()).float()
+    scores = u[:, :n] * s[:n]
+    furthest = scores.gather(0, scores.abs().argmax(0, keepdim=True))
+    return (scores * torch.where(furthest < 0, -1.0, 1.0)).float(), (s[:n] ** 2 / (s**2).sum()).float()
 
 
 @dataclass(frozen=True)
 class AxisFit:
-    """|r| of one component with a human norm."""
+    """Signed r of one component with a human norm; p and `null_high` are of |r|, the largest of everything that was searched."""
 
     component: int
     r: stats.Estimate
@@ -82,7 +90,7 @@ def axis_null(
 
 
 def axis_table(scores: Array, norm: Array, null: Array, *, seed: int = 0) -> list[AxisFit]:
-    """|r| of each component with a norm, with a bootstrap over words and a max-statistic permutation p.
+    """Signed r of each component with a norm, with a bootstrap over words and a two-sided max-statistic permutation p.
 
     Args:
         scores: `[word component]` at the layer that is reported, of the rated words.
@@ -93,7 +101,7 @@ def axis_table(scores: Array, norm: Array, null: Array, *, seed: int = 0) -> lis
     return [
         AxisFit(
             k + 1,
-            stats.bootstrap(lambda i, k=k: abs(stats.pearson(scores[i, k], norm[i])), words, seed=seed),
+            stats.bootstrap(lambda i, k=k: stats.pearson(scores[i, k], norm[i]), words, seed=seed),
             stats.permutation_p(abs(stats.pearson(scores[:, k], norm)), null),
             float(np.percentile(null, 95)),
         )
@@ -104,35 +112,69 @@ def axis_table(scores: Array, norm: Array, null: Array, *, seed: int = 0) -> lis
 def ridge_heldout(vectors: Array, norm: Array, *, seed: int = 0) -> Array:
     """Predicted norm of every word by a ridge regression that never saw the word (ten folds of words, penalty chosen inside).
 
-    Without signal the predictions are means of the *other* words, so their r with the norm is below 0, not 0: judge it by a permutation.
+    Without signal the predictions are means of the *other* words, so their r with the norm is below 0, not 0, and -1 with a fold for each word:
+    judge it by permuted words through this same function.
+
+    Args:
+        vectors: `[word d_model]`.
+        norm: `[word]`, or `[word target]` for several norms (or permutations) at once, each with a penalty of its own.
+
+    Raises:
+        ValueError: fewer than `RIDGE_WORDS` words, where that bias is larger than any effect.
     """
+    if len(norm) < RIDGE_WORDS:
+        raise ValueError(
+            f"a ridge regression over {len(norm)} held-out words says nothing; at least {RIDGE_WORDS} are needed"
+        )
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import KFold
 
-    x, out = unit(vectors), np.zeros(len(norm))
+    x, out = unit(vectors), np.zeros(norm.shape)
     for train, test in KFold(min(10, len(norm)), shuffle=True, random_state=seed).split(x):
-        out[test] = RidgeCV(alphas=np.logspace(-2, 3, 11)).fit(x[train], norm[train]).predict(x[test])
+        fitted = RidgeCV(alphas=np.logspace(-2, 3, 11), alpha_per_target=norm.ndim > 1).fit(x[train], norm[train])
+        out[test] = fitted.predict(x[test])
     return out
 
 
-def rsa(vectors: Array, points: Array, *, n_permutations: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Spearman correlation of cosine distance with distance in the norms' plane, and its Mantel p.
+def over_pairs(
+    statistic: Callable[[NDArray[np.intp], NDArray[np.intp]], float], n_emotions: int, *, n: int = 1000, seed: int = 0
+) -> stats.Estimate:
+    """A statistic of pairs of emotions with an interval that resamples the emotions: pairs that share one are not independent.
+
+    Args:
+        statistic: Called with the first and the second emotion of every pair; an emotion drawn twice is no pair of its own.
+
+    >>> over_pairs(lambda i, j: float(len(i)), 4, n=50).value
+    6.0
+    """
+    upper = np.triu_indices(n_emotions, 1)
+
+    def of(rows: NDArray[np.intp]) -> float:
+        i, j = rows[upper[0]], rows[upper[1]]
+        return statistic(i[i != j], j[i != j])
+
+    return stats.bootstrap(of, list(range(n_emotions)), n=n, seed=seed)
+
+
+def rsa(
+    vectors: Array, points: Array, *, n_permutations: int = 1000, n_resamples: int = 300, seed: int = 0
+) -> tuple[stats.Estimate, float]:
+    """Spearman correlation of cosine distance with distance in the norms' plane, its interval over words and its Mantel p.
 
     Args:
         vectors: `[word d_model]`.
         points: `[word axis]`, for example standardised valence and arousal.
     """
-    a = spatial.distance.pdist(unit(vectors))
-    square = spatial.distance.squareform(spatial.distance.pdist(points))
+    ours, theirs = (spatial.distance.squareform(spatial.distance.pdist(x)) for x in (unit(vectors), points))
     upper = np.triu_indices(len(points), 1)
 
-    def rho(order: NDArray[np.integer]) -> float:
-        correlation: Any = sp.spearmanr(a, square[np.ix_(order, order)][upper])  # scipy's stub hides the tuple
-        return float(correlation[0])
+    def rho(i: NDArray[np.intp], j: NDArray[np.intp], order: NDArray[np.integer]) -> float:
+        return stats.pearson(sp.rankdata(ours[i, j]), sp.rankdata(theirs[order[i], order[j]]))
 
-    rng = np.random.default_rng(seed)
-    observed = rho(np.arange(len(points)))
-    return observed, stats.permutation_p(observed, [rho(rng.permutation(len(points))) for _ in range(n_permutations)])
+    rng, same = np.random.default_rng(seed), np.arange(len(points))
+    observed = over_pairs(lambda i, j: rho(i, j, same), len(points), n=n_resamples, seed=seed)
+    null = [rho(*upper, rng.permutation(len(points))) for _ in range(n_permutations)]
+    return observed, stats.permutation_p(observed.value, null)
 
 
 def procrustes(scores: Array, points: Array, *, n_permutations: int = 1000, seed: int = 0) -> tuple[float, float]:

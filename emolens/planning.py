@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from emolens._catalogue import CATALOGUE
 from emolens._typing import HookedModel
-from emolens.activations import SAMPLED, check_layers, collect, disk_bytes, token_budget, token_bytes
+from emolens.activations import LENGTHS, SAMPLED, check_layers, collect, disk_bytes, token_budget, token_bytes
 from emolens.emotion_sets import EmotionSet
 from emolens.models import encode, model_info
 
@@ -67,7 +67,7 @@ class Plan:
             ("memory", f"{memory / 1e9:.1f} GB", f"a device: weights {self.weight_bytes / 1e9:.1f} + a batch {self.batch_bytes / 1e9:.1f} (at most) + sums {self.moment_bytes / 1e9:.2f} (in main memory)"),
             ("speed", f"{self.tokens_per_second:,.0f} tokens/s", f"a device, {self.speed_from}"),
             ("time", took, f"tokens / (speed x {self.devices} devices); without loading and fitting"),
-            ("disk", f"{self.disk / 1e9:.1f} GB", f"(texts + {SAMPLED} tokens of each of {self.n_neutral} neutral texts) x (layers + 1) x d_model x 4 bytes, and 512 bytes a text"),
+            ("disk", f"{self.disk / 1e9:.1f} GB", f"(texts + {SAMPLED + len(LENGTHS)} rows of each of {self.n_neutral} neutral texts) x (layers + 1) x d_model x 4 bytes, and 512 bytes a text"),
         ]  # fmt: skip
         return "\n".join(f"{name:<11}{value:>18}   {how}" for name, value, how in rows)
 

@@ -2,7 +2,8 @@
 
 An uncentred projection is the largest error in published readouts: raw activations share a component that dwarfs every emotion.
 Here s_e(x) = (x - mu) . v_e/|v_e|, and the score is z_e = (s_e - mean_e) / std_e with mean and spread of held-out stories (texts) or
-of neutral text at the same position (tokens). Below the band of neutral text the answer is "none". Raw projections are there by name.
+of neutral text at the same position (tokens). Below the band of neutral text of the same length (position) the answer is "none"; how often neutral
+text of unknown topics still lies above it was measured, and is said beside it. Raw projections are there by name.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import collect, every_token, mean_over_tokens
-from emolens.directions import UNCALIBRATED, EmotionDirections, project
+from emolens.activations import Pooling, char_span, collect, every_token, last_token, mean_over_tokens
+from emolens.directions import UNCALIBRATED, EmotionDirections, position_bin, project
 from emolens.models import Text, encode, model_info, unembed
 
 SHORT = 8  # pooled tokens; below this a text score rests on little
@@ -38,7 +39,8 @@ class Scores:
         texts: The texts as they were read (chat messages rendered).
         text_of: `[token]` index of each token's text, or the row itself for texts.
         spans: Characters of its text that a token stands for; the whole text otherwise.
-        band: Scores below it are within what neutral text does.
+        band: `[row]` a highest score below it is within what 95 % of neutral texts as long (neutral tokens at that position) do.
+        rate: `[row]` the share of neutral texts of held-out topics that were measured above the band; NaN where it was not measured.
         flags: For each text: "short" (few tokens), "training" (its directions were made from this very text).
     """
 
@@ -50,7 +52,8 @@ class Scores:
     texts: tuple[str, ...]
     text_of: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
-    band: float
+    band: Float[Tensor, " row"]
+    rate: Float[Tensor, " row"]
     flags: tuple[tuple[str, ...], ...]
     info: dict[str, Any] = field(repr=False)
 
@@ -58,9 +61,22 @@ class Scores:
     def labels(self) -> list[str]:
         """The highest emotion of each row, or "none" inside the neutral band."""
         best, index = self.values.max(1)
-        return [
-            self.emotions[i] if v > self.band else "none" for v, i in zip(best.tolist(), index.tolist(), strict=True)
-        ]
+        above = (best > self.band).tolist()
+        return [self.emotions[i] if shown else "none" for shown, i in zip(above, index.tolist(), strict=True)]
+
+    @property
+    def band_in_words(self) -> str:
+        """The band and how often neutral text was measured above it.
+
+        For example ``none below 2.1 to 3.4 by length; 4 to 6 % of neutral texts of unknown topics lie above``.
+        """
+        what = "texts" if self.per == "text" else "tokens"
+        known = self.rate[~self.rate.isnan()]
+        by = " by length" if self.per == "text" else " by position"
+        band = f"none below {_range(self.band, '.1f', by)}"
+        if not len(known):
+            return f"{band}; how many neutral {what} lie above was not measured: collect again with this version"
+        return f"{band}; {_range(100 * known, '.0f')} % of neutral {what} of held-out topics lie above"
 
     def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
         """The k highest emotions of each row with their z."""
@@ -80,7 +96,7 @@ class Scores:
         return len(self.values)
 
     def __repr__(self) -> str:
-        lines = [f"Scores per {self.per}, layer {self.layer}, z (none below {self.band:.1f})"]
+        lines = [f"Scores per {self.per}, layer {self.layer}, z ({self.band_in_words})"]
         for row, (label, best) in enumerate(zip(self.labels[:20], self.top(3), strict=False)):
             start, end = self.spans[row]
             text = self.texts[self.text_of[row]][start:end].replace("\n", " ")
@@ -118,11 +134,11 @@ class Scores:
             for e in order:
                 spans = [self.spans[i] for i in rows]
                 parts.append(f'<div style="margin:4px 0"><b>{escape(self.emotions[e])}</b> ')
-                parts.append(token_html(text, spans, values[:, e].tolist(), self.band, limit) + "</div>")
+                parts.append(token_html(text, spans, values[:, e].tolist(), self.band[rows].tolist(), limit) + "</div>")
         scale = "z against neutral text at the same position" if self.per == "token" else "z against held-out stories"
         parts.append(
             f'<div style="font-size:12px;color:#667">layer {self.layer}; {scale}; '
-            f"inside the band of neutral text (below {self.band:.1f}) nothing is claimed</div></div>"
+            f"inside the band of neutral text nothing is claimed ({self.band_in_words})</div></div>"
         )
         return "".join(parts)
 
@@ -139,10 +155,18 @@ class Scores:
         return f'<div style="margin:8px 0"><div>{shown}</div><b>{escape(label)}</b>{flags}{bars}</div>'
 
 
-def token_html(text: str, spans: Sequence[tuple[int, int]], values: Sequence[float], band: float, limit: float) -> str:
-    """Text with each token's background from blue (low) over white (inside the band) to orange (high); everything escaped."""
+def _range(values: Tensor, form: str, by: str = "") -> str:
+    """One number, or the least and the largest."""
+    low, high = f"{float(values.min()):{form}}", f"{float(values.max()):{form}}"
+    return low if low == high else f"{low} to {high}{by}"
+
+
+def token_html(
+    text: str, spans: Sequence[tuple[int, int]], values: Sequence[float], bands: Sequence[float], limit: float
+) -> str:
+    """Text with each token's background from blue (low) over white (inside its band) to orange (high); everything escaped."""
     out, at = [], 0
-    for (start, end), z in zip(spans, values, strict=True):
+    for (start, end), z, band in zip(spans, values, bands, strict=True):
         if start < at:  # a character of several tokens belongs to the first
             start = at
         if end <= start:
@@ -166,13 +190,15 @@ def score(
     per: Literal["text", "token"] = "text",
     layer: int | None = None,
     skip: int = 1,
+    spans: Sequence[tuple[int, int] | str] | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool = False,
 ) -> Scores:
     """How strongly texts, or their tokens, read as each emotion.
 
-    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is the mean over the ordinary tokens of a text, or one token.
+    z_e = ((x - mu) . v_e/|v_e| - mean_e) / std_e;  x is a text pooled as the directions were made (the mean over its ordinary tokens, its last
+    token, a span of it), or one token.
 
     Args:
         model: The model that the directions were made with.
@@ -180,38 +206,44 @@ def score(
         texts: One text, several, or chat messages.
         per: "text" or "token".
         layer: None is the directions' own default.
-        skip: Tokens left out at the start; 1 leaves out the attention sink only.
+        skip: Tokens left out at the start, where tokens are averaged or read one by one; 1 leaves out the attention sink only.
+        spans: Where to read each text, as for `char_span`: for directions that were made from spans, and only for them.
         allow_other_model: Accept a model with other weights but the same width and tokenizer (base and instruct, checkpoints).
 
     Returns:
         `Scores`; in Jupyter a view with coloured tokens.
 
     Raises:
-        ValueError: directions of another model, or without calibration; a text of one token.
+        ValueError: directions of another model, or without calibration; directions made from spans without `spans`; a text of one token.
     """
     if directions.calibration is None:
         raise ValueError(UNCALIBRATED)
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
+    if per == "token" and spans is not None:
+        raise ValueError("spans= says where to pool a text; with per='token' every token is read and nothing is pooled")
+    pooling = pooled_as(directions.info, skip=skip, spans=spans) if per == "text" else every_token(skip=skip)
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     texts = [texts] if isinstance(texts, str) else list(texts)
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.calibration
     assert cal is not None  # the calibration of the whole was there
-    pooling = mean_over_tokens(skip=skip) if per == "text" else every_token(skip=skip)
     acts = collect(
         model, texts, v.hook_point, layers=v.layers, pooling=pooling, prepend_bos=prepend_bos, progress=progress
     )
     encoded = encode(model, texts, prepend_bos=prepend_bos)
     raw = project(acts.rows, v.vectors, v.reference)[:, :, 0]
     if per == "token":
-        values, band = v.token_z(acts.rows, acts.row_position)[:, :, 0], float(cal.token_band[0])
+        values, b = v.token_z(acts.rows, acts.row_position)[:, :, 0], position_bin(acts.row_position)
+        band, rate = cal.token_band[b, 0], cal.token_rate[b, 0]
         at = zip(acts.row_text.tolist(), acts.row_position.tolist(), strict=True)
         spans = tuple(encoded[t].offsets[p] for t, p in at)
     else:
-        values, band = v.z(acts.rows)[:, :, 0], float(cal.band[0])
+        values = v.z(acts.rows)[:, :, 0]
+        start = pooling.skip if pooling.kind == "mean" else 1
+        band, rate = (x[:, 0] for x in cal.of_length(torch.tensor([t.n_tokens - start for t in acts.texts])))
         spans = tuple((0, len(e.text)) for e in encoded)
-    if not np.isfinite(band):
+    if not band.isfinite().all():
         raise ValueError(
             "these directions know too little neutral text (at least 20 are needed): collect an emotion set that has more, "
             "to know what 'none' is"
@@ -231,9 +263,36 @@ def score(
         text_of=tuple(acts.row_text.tolist()),
         spans=spans,
         band=band,
+        rate=rate,
         flags=flags,
         info=acts.info | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
     )
+
+
+def pooled_as(
+    made_with: Mapping[str, Any], *, skip: int = 1, spans: Sequence[tuple[int, int] | str] | None = None
+) -> Pooling:
+    """How to pool a text that directions are to read: as the texts that they were made from. `made_with` is their ``info``.
+
+    A direction of last tokens says nothing of a mean over tokens, and the other way round: scale, reference and band are of that pooling.
+
+    >>> pooled_as({"pooling": {"kind": "last"}}).kind
+    'last'
+
+    Raises:
+        ValueError: they were made from spans and none are given, or spans are given and they were not.
+    """
+    kind = (made_with.get("pooling") or {}).get("kind", "mean")
+    if (kind == "span") != (spans is not None):
+        raise ValueError(
+            "these directions were made from spans of their texts: say with spans= where to read these, one for each text"
+            if kind == "span"
+            else f"spans= given, but these directions were not made from spans (their pooling is {kind!r}): leave spans out, or make "
+            "directions with pooling=char_span(...)"
+        )
+    if spans is not None:
+        return char_span(spans)
+    return last_token() if kind == "last" else mean_over_tokens(skip=skip)
 
 
 def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool = False) -> None:
@@ -272,7 +331,7 @@ class LogitLens:
     Attributes:
         auc: For each emotion: the probability that a target word of the emotion has a higher lens value than a target word of another
             emotion (0.5 is chance).
-        null: The same mean over emotions for random directions of the same norm, one value a draw.
+        null: The same mean over emotions for random directions of the same norm (or those that were given), one value a draw.
         p: Permutation p of the mean AUC against them.
         words: The highest tokens of each emotion; empty unless the mean AUC passes its null (p < 0.05).
     """
@@ -306,6 +365,7 @@ def logit_lens(
     *,
     layer: int | None = None,
     n_random: int = 200,
+    null: Float[Tensor, "draw emotion d_model"] | None = None,
     k: int = 8,
     seed: int = 0,
 ) -> LogitLens:
@@ -317,6 +377,7 @@ def logit_lens(
     Args:
         target_words: For each emotion the words that name it; the first token of each (with a leading space) is looked up.
         n_random: Random directions of the same norm for the null.
+        null: Directions to use for it instead, at this layer: from shuffled labels, for example.
         k: Words shown for each emotion, if the test passes.
 
     Raises:
@@ -351,15 +412,13 @@ def logit_lens(
     auc = aucs(logits)
     generator = torch.Generator().manual_seed(seed)
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    null = []
-    for _ in range(n_random):
-        random = torch.randn(vectors.shape, generator=generator)
-        null.append(
-            float(np.nanmean(aucs(lens(random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms))))
-        )
-    p = stats.permutation_p(float(np.nanmean(auc)), null)
+    if null is None:  # of the same norm, anywhere
+        random = torch.randn((n_random, *vectors.shape), generator=generator)
+        null = random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms
+    drawn = [float(np.nanmean(aucs(lens(draw)))) for draw in null.unbind()]
+    p = stats.permutation_p(float(np.nanmean(auc)), drawn)
     words: dict[str, list[str]] = {e: [] for e in v.emotions}
     if p < 0.05:
         for i, e in enumerate(v.emotions):
             words[e] = [tokenizer.decode([t]) for t in logits[i].topk(k).indices.tolist()]
-    return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(null), p, words)
+    return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(drawn), p, words)

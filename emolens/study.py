@@ -26,7 +26,7 @@ from emolens._typing import HookedModel
 from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
 from emolens.emotion_sets import EmotionSet, data_root, load_emotion_set
-from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
+from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
 from emolens.experiments.base import Inputs, Row
 from emolens.models import load_model, present_info
 from emolens.readout import score
@@ -121,7 +121,7 @@ def run_study(
     acts = collect_to(collected, loaded, emotions, progress=progress).load()
     say(f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)")
     inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, others)  # type: ignore[arg-type]  # completed below
-    accuracy = separability.choose_layer(
+    accuracy = refit.choose_layer(
         inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
     )
     layer = acts.layers[int(accuracy.argmax())]

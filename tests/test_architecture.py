@@ -27,8 +27,10 @@ FLOORS = [
     {"geometry", "steering", "patching", "baking"},
     {"sweeps", "generation"},
     {"experiments.__init__", "experiments.base"},
+    {"experiments.refit"},
     {
         "experiments.causal",
+        "experiments.languages",
         "experiments.lens",
         "experiments.norms",
         "experiments.person",
@@ -36,7 +38,6 @@ FLOORS = [
         "experiments.transfer",
         "experiments.validation",
     },
-    {"experiments.languages"},
     {"plots"},
     {"report"},
     {"study"},

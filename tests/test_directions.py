@@ -21,7 +21,7 @@ from torch import Tensor
 import emolens as em
 from emolens import directions as dirs
 from emolens import stats
-from emolens.activations import NORM_BINS, Activations, TextInfo
+from emolens.activations import LENGTHS, NORM_BINS, Activations, TextInfo
 from emolens.directions import EmotionDirections
 from emolens.shards import read_safetensors
 
@@ -103,7 +103,24 @@ def planted(seed: int = 0, *, signal: float = 4.0, noise: float = 0.4, n_topics:
     who = [i for i, text in enumerate(texts) if text.split == "neutral"]
     per_text = 100
     tokens = _pack(around(len(who) * per_text, 8.0), texts, [i for i in who for _ in range(per_text)], [p for _ in who for p in range(1, per_text + 1)])  # fmt: skip
-    acts = _pack(torch.stack(rows), texts, list(range(len(rows))), [-1] * len(rows), neutral_tokens=tokens)
+    reached = [length for _ in who for length in LENGTHS]  # of a mean over fewer tokens the noise is larger
+    scatter = (
+        noise
+        * (128 / torch.tensor(reached)).sqrt()[:, None, None]
+        * torch.randn(len(reached), n_layers, D, generator=g)
+    )
+    start = (
+        around(len(reached), 1.0) + scatter + topic[[int((texts[i].topic or "t0")[1:]) for i in who for _ in LENGTHS]]
+    )
+    prefixes = _pack(start, texts, [i for i in who for _ in LENGTHS], reached)
+    acts = _pack(
+        torch.stack(rows),
+        texts,
+        list(range(len(rows))),
+        [-1] * len(rows),
+        neutral_tokens=tokens,
+        neutral_prefixes=prefixes,
+    )
     return World(acts, v, neutral, common)
 
 
@@ -417,16 +434,48 @@ def test_neutral_texts_are_mostly_inside_the_neutral_band_and_emotional_ones_are
 ) -> None:
     assert v.calibration is not None
     neutral = world.acts.select(lambda t: t.split == "neutral")
-    inside = (v.z(neutral.rows).amax(1) <= v.calibration.band).float().mean(0)
-    assert ((inside - dirs.BAND).abs() <= 1.5 / len(neutral.texts)).all()  # a quantile of 24 texts, by definition
+    inside = (v.z(neutral.rows).amax(1) <= v.calibration.band[-1]).float().mean(0)
+    assert (inside >= 0.8).all()  # 24 texts, of which 95 % are expected inside
     main, _ = _main(world.acts)
-    assert (v.z(main).amax(1) > v.calibration.band).float().mean() > 0.9
+    assert (v.z(main).amax(1) > v.calibration.band[-1]).float().mean() > 0.9
+
+
+def test_the_band_holds_for_every_length_on_topics_that_the_calibration_never_saw() -> None:
+    """Texts of one token or of 128: about 5 % of unseen neutral texts lie above their band, and the calibration had said so."""
+    whole = planted(seed=11, n_topics=120)
+    at = lambda t: int((t.topic or "t0")[1:])  # noqa: E731
+    train = replace(
+        whole.acts.select(lambda t: at(t) < 60),
+        neutral_tokens=whole.acts.neutral_tokens.select(lambda t: at(t) < 60),
+        neutral_prefixes=whole.acts.neutral_prefixes.select(lambda t: at(t) < 60),
+    )
+    fresh = whole.acts.neutral_prefixes.select(lambda t: at(t) >= 60)
+    v = dirs.mean_difference(train)
+    c = v.calibration
+    band, said = c.of_length(fresh.row_position)
+    above = (v.z(fresh.rows).amax(1) > band).float()
+    for length in LENGTHS:
+        here = fresh.row_position == length
+        assert here.sum() == 120
+        assert (
+            above[here].mean(0) < 0.13
+        ).all()  # 5 % of 120 texts and of 120 to calibrate: a standard deviation of .028
+        assert (said[here].mean(0) < 0.11).all()
+    assert above.mean() == pytest.approx(0.05, abs=0.025)
+    # negative control: the band of long texts, given to short ones
+    short = fresh.row_position == 1
+    assert (v.z(fresh.rows[short]).amax(1) > c.band[-1]).float().mean() > 0.3
+    assert (c.band.diff(dim=0) < 0.5).all()  # wider the shorter
+    between = c.of_length(torch.tensor([3, 1000, 128]))[0]
+    assert ((between[0] - c.band[1]) * (between[0] - c.band[2]) <= 0).all()
+    assert torch.equal(between[1], between[2])
 
 
 def test_too_few_neutral_texts_give_no_band(world: World) -> None:
     few = world.acts.select(lambda t: t.split != "neutral" or t.id < "neutral-1")
     v = dirs.mean_difference(few)
     assert v.calibration is not None
+    assert v.calibration.band_rate.isnan().all()
     assert v.calibration.band.isnan().all()
 
 
@@ -452,8 +501,9 @@ def test_token_scores_of_neutral_text_are_standard_in_every_position_bin(world: 
     z, bins = v.token_z(tokens.rows, tokens.row_position), dirs.position_bin(tokens.row_position)
     for b in range(len(dirs.POSITION_EDGES)):
         here = z[bins == b]
-        assert here.mean(0).abs().max() < 1e-3  # the tokens that it was calibrated on: zero but for float32
-        assert (here.std(0) - 1).abs().max() < 1e-3
+        # calibrated on the same tokens as directions without their topics read them: near zero and one, not exactly
+        assert here.mean(0).abs().max() < 0.1
+        assert (here.std(0) - 1).abs().max() < 0.15
 
 
 def test_a_position_bin_without_tokens_takes_its_neighbours_values(world: World) -> None:
@@ -740,3 +790,23 @@ def test_a_file_without_the_mean_norm_is_read_and_its_unit_is_unknown(tmp_path: 
     assert len(em.steer_resid_post(old["joy"], dose=0.1)) == 1
     with pytest.raises(ValueError, match=r"the mean residual norm at resid_post of layer \d is not known"):
         em.steer_resid_post(old["joy"], dose=0.1, dose_unit="mean")
+
+
+def test_a_file_of_an_earlier_version_is_read_with_its_one_band_and_no_measured_rate(
+    tmp_path: Path, v: EmotionDirections
+) -> None:
+    path = tmp_path / "v.safetensors"
+    v.save(path)
+    tensors, metadata = read_safetensors(path, "emolens.directions.1")
+    del metadata["checksum"]
+    old = {k: t for k, t in tensors.items() if not k.endswith("_rate")}
+    old |= {f"calibration.{k}": tensors[f"calibration.{k}"][-1].clone() for k in ("band", "token_band")}
+    save_file(old, path, metadata)
+    c = dirs.load_directions(path).calibration
+    assert c is not None
+    assert v.calibration is not None
+    assert (c.band == v.calibration.band[-1]).all()
+    assert (c.token_band == v.calibration.token_band[-1]).all()
+    assert c.band.shape == v.calibration.band.shape
+    assert c.band_rate.isnan().all()
+    assert c.token_rate.isnan().all()

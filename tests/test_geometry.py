@@ -89,8 +89,9 @@ def test_a_planted_axis_is_found_at_its_component_with_the_least_possible_p() ->
     scores[:, 1] = -norm + 0.2 * rng.normal(size=30)  # the sign of a component is arbitrary
     table = geometry.axis_table(scores, norm, _null([scores], norm, 199))
     assert [fit.component for fit in table] == [1, 2, 3]
-    assert table[1].r.value > 0.9
-    assert table[1].r.low > 0.8
+    assert table[1].r.value < -0.9  # r keeps the sign that the component was given
+    assert table[1].r.high < -0.8
+    assert table[0].r.low < 0 < table[0].r.high  # an interval of |r| could not say that there is nothing
     assert table[1].p == pytest.approx(1 / 200)
     assert min(table[0].p, table[2].p) > 0.05
 
@@ -142,12 +143,50 @@ def test_ridge_predicts_a_planted_axis_for_words_it_never_saw() -> None:
 
 def test_the_ridge_of_a_word_does_not_see_that_words_norm() -> None:
     rng = np.random.default_rng(6)
-    vectors, norm = rng.normal(size=(15, 6)), rng.normal(size=15)
+    vectors, norm = rng.normal(size=(30, 6)), rng.normal(size=30)
     changed = norm.copy()
     changed[4] += 100
     before, after = (geometry.ridge_heldout(vectors, y) for y in (norm, changed))
     assert after[4] == before[4]
-    assert (after != before).sum() >= 13  # the others do, but for the one that shares its fold (15 words in ten folds)
+    assert (after != before).sum() >= 27  # the others do, but for the two that share its fold (30 words in ten folds)
+
+
+def test_many_norms_at_once_are_each_predicted_as_alone() -> None:
+    rng = np.random.default_rng(7)
+    vectors, norms = rng.normal(size=(32, 6)), rng.normal(size=(32, 3))
+    together = geometry.ridge_heldout(vectors, norms)
+    for k in range(3):
+        assert np.abs(together[:, k] - geometry.ridge_heldout(vectors, norms[:, k])).max() < 1e-8
+
+
+def test_a_ridge_of_few_words_is_refused_because_it_would_say_minus_one() -> None:
+    rng = np.random.default_rng(8)
+    with pytest.raises(
+        ValueError, match="a ridge regression over 8 held-out words says nothing; at least 30 are needed"
+    ):
+        geometry.ridge_heldout(rng.normal(size=(8, 6)), rng.normal(size=8))
+
+
+def test_the_sign_of_a_component_is_its_own() -> None:
+    vectors = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    scores, _ = geometry.components(vectors)
+    for k in range(3):
+        assert scores[scores[:, k].abs().argmax(), k] > 0
+    flipped, _ = geometry.components(
+        vectors @ torch.diag(torch.tensor([-1.0, 1, 1, -1, 1, 1]))
+    )  # a mirror: the same shape
+    torch.testing.assert_close(flipped, scores, atol=1e-5, rtol=0)
+
+
+def test_intervals_over_pairs_resample_emotions() -> None:
+    """Of a matrix that is one number for each emotion, 45 pairs know no more than ten emotions do."""
+    rng = np.random.default_rng(9)
+    own = rng.normal(size=10)
+    e = geometry.over_pairs(lambda i, j: float((own[i] + own[j]).mean()), 10, n=400)
+    assert e.value == pytest.approx(2 * own.mean())
+    assert (e.high - e.low) / 4 == pytest.approx(
+        2 * own.std() / 10**0.5, rel=0.3
+    )  # two standard errors of a mean of ten, each side
 
 
 # --- similarity -------------------------------------------------------------------------------------------------------
@@ -158,8 +197,8 @@ def test_the_ridge_of_a_word_does_not_see_that_words_norm() -> None:
 def test_rsa_is_the_naive_loop_over_pairs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     vectors, points = rng.normal(size=(9, 7)), rng.normal(size=(9, 2))
-    rho, _ = geometry.rsa(vectors, points, n_permutations=1)
-    assert rho == pytest.approx(naive.rsa(vectors, points), abs=1e-9)  # ranks are exact, the rest is float64
+    rho, _ = geometry.rsa(vectors, points, n_permutations=1, n_resamples=2)
+    assert rho.value == pytest.approx(naive.rsa(vectors, points), abs=1e-9)  # ranks are exact, the rest is float64
 
 
 def test_rsa_finds_a_plane_that_is_rotated_into_many_dimensions_and_mantel_p_reaches_its_floor() -> None:
@@ -168,7 +207,7 @@ def test_rsa_finds_a_plane_that_is_rotated_into_many_dimensions_and_mantel_p_rea
     points = np.column_stack([np.cos(angle), np.sin(angle)])
     vectors = np.pad(points, ((0, 0), (0, 10))) @ _rotation(rng, 12) * rng.uniform(1, 9, size=(14, 1))
     rho, p = geometry.rsa(vectors, points, n_permutations=99)
-    assert rho == pytest.approx(1.0, abs=1e-6)  # near-equal distances may swap ranks by float64 rounding
+    assert rho.value == pytest.approx(1.0, abs=1e-6)  # near-equal distances may swap ranks by float64 rounding
     assert p == pytest.approx(0.01)
     assert geometry.rsa(rng.normal(size=(14, 12)), points, n_permutations=99)[1] > 0.05
 

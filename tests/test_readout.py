@@ -14,6 +14,7 @@ from _browser import HOSTILE as RUNNING
 from _browser import assert_inert
 
 import emolens as em
+from emolens.activations import LENGTHS
 from emolens.directions import project
 from emolens.emotion_sets import Story
 from emolens.models import encode, render_chat
@@ -74,7 +75,12 @@ def test_a_text_score_is_the_centred_projection_in_held_out_standard_deviations(
         s.values, (raw - v.calibration.mean[:, 1]) / v.calibration.std[:, 1], rtol=1e-4, atol=1e-4
     )
     assert (s.per, s.layer, len(s)) == ("text", 1, 2)
-    assert s.band == pytest.approx(float(v.calibration.band[1]))
+    for row, text in enumerate([NEW, "The list is on the shelf."]):
+        n = len(encode(tiny_model, [text])[0].ids) - 4
+        low, high = (max(k for k in LENGTHS if k <= n), min(k for k in LENGTHS if k >= n))
+        share = 0.0 if low == high else np.log2(n / low) / np.log2(high / low)
+        a, b = (float(v.calibration.band[LENGTHS.index(k), 1]) for k in (low, high))
+        assert float(s.band[row]) == pytest.approx(a + share * (b - a), rel=1e-5)
     assert s.spans == ((0, len(NEW)), (0, 25))
 
 
@@ -88,7 +94,7 @@ def test_a_token_score_is_calibrated_on_neutral_text_at_its_position(tiny_model,
     torch.testing.assert_close(s.values, expected, rtol=1e-4, atol=1e-4)
     offsets = encode(tiny_model, [NEW])[0].offsets
     assert s.spans == tuple(offsets[p] for p in position.tolist())
-    assert s.band == pytest.approx(float(v.calibration.token_band[1]))
+    assert torch.equal(s.band, v.calibration.token_band[b, 1])
     assert set(s.text_of) == {0}
 
 
@@ -102,15 +108,76 @@ def test_the_stories_are_read_as_what_they_tell_and_neutral_texts_as_none(tiny_m
     assert neutral.labels.count("none") / len(neutral.labels) >= 0.9
 
 
+# --- pooled as the directions were made -------------------------------------------------------------------------------
+
+
+def test_directions_of_last_tokens_read_last_tokens(tiny_model, toy):
+    acts = em.collect_resid_post(tiny_model, toy, pooling=em.last_token(), progress=False)
+    v = em.mean_difference(acts, remove_neutral=None)
+    stories = toy.texts()
+    s = em.score(tiny_model, v, [t.text for _, t in stories], layer=1)
+    expected = v.z(acts.select(lambda t: t.split == "main").rows)[:, :, 1]
+    torch.testing.assert_close(s.values, expected, rtol=1e-3, atol=1e-3)  # another batch
+    over = em.mean_over_tokens(skip=1)
+    rows = em.collect_resid_post(
+        tiny_model, [t.text for _, t in stories], layers=[1], pooling=over, progress=False
+    ).rows
+    assert (
+        v.at(1).z(rows)[:, :, 0] - expected
+    ).abs().max() > 0.5  # negative control: a mean over tokens reads something else
+    tokens = em.score(
+        tiny_model, v, NEW, per="token", layer=1
+    )  # every token is itself, however the directions were pooled
+    assert len(tokens) == len(encode(tiny_model, [NEW])[0].ids) - 1
+
+
+def test_directions_of_spans_are_read_at_spans_or_not_at_all(tiny_model, toy):
+    stories = toy.texts()
+    texts, spans = [t.text for _, t in stories], [(0, 12)] * len(stories)
+    topics = [t.topic for _, t in stories]
+    acts = em.collect_resid_post(
+        tiny_model, texts, emotions=[e for e, _ in stories], topics=topics, pooling=em.char_span(spans), progress=False
+    )
+    v = em.mean_difference(acts, remove_neutral=None)
+    v = replace(
+        v, calibration=replace(v.calibration, band=torch.ones_like(v.calibration.band))
+    )  # plain texts have no neutral ones
+    with pytest.raises(ValueError, match=r"made from spans of their texts: say with spans= where to read these"):
+        em.score(tiny_model, v, texts[:2])
+    s = em.score(tiny_model, v, texts, spans=spans, layer=1)
+    torch.testing.assert_close(s.values, v.z(acts.rows)[:, :, 1], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"spans= says where to pool a text; with per='token'"):
+        em.score(tiny_model, v, texts, per="token", spans=spans)
+
+
+def test_spans_for_directions_of_whole_texts_are_refused(tiny_model, v):
+    with pytest.raises(
+        ValueError, match=r"spans= given, but these directions were not made from spans \(their pooling is 'mean'\)"
+    ):
+        em.score(tiny_model, v, NEW, spans=[(0, 5)])
+
+
+def test_the_band_is_said_with_what_was_measured(tiny_model, v):
+    s = em.score(tiny_model, v, [NEW, "It is so."], layer=1)
+    assert s.band[1] > s.band[0]  # a short text scatters more
+    assert re.search(
+        r"none below -?\d+\.\d to -?\d+\.\d by length; \d+( to \d+)? % of neutral texts of held-out topics lie above",
+        repr(s),
+    )
+    old = replace(v, calibration=replace(v.calibration, band_rate=torch.full_like(v.calibration.band_rate, torch.nan)))
+    assert "how many neutral texts lie above was not measured" in repr(em.score(tiny_model, old, NEW, layer=1))
+
+
 def _scores(
     values: list[list[float]], band: float, texts: tuple[str, ...], emotions=("joy", "fear"), **fields
 ) -> Scores:
     table = torch.tensor(values)
     given = {
         "per": "text", "layer": 2, "text_of": tuple(range(len(table))), "spans": tuple((0, len(t)) for t in texts),
-        "flags": ((),) * len(texts), "info": {},
+        "flags": ((),) * len(texts), "info": {}, "rate": torch.full((len(table),), 0.05),
     } | fields  # fmt: skip
-    return Scores(emotions=emotions, values=table, raw=table, texts=texts, band=band, **given)
+    bands = torch.full((len(table),), band)
+    return Scores(emotions=emotions, values=table, raw=table, texts=texts, band=bands, **given)
 
 
 def test_a_row_inside_the_band_is_none():
@@ -132,7 +199,8 @@ def test_short_texts_and_training_texts_are_flagged(tiny_model, v, toy):
 def test_the_repr_shows_text_label_and_highest_emotions(tiny_model, v):
     s = em.score(tiny_model, v, NEW, layer=1)
     lines = repr(s).splitlines()
-    assert re.fullmatch(r"Scores per text, layer 1, z \(none below -?\d+\.\d\)", lines[0])
+    measured = r"none below -?\d+\.\d; \d+ % of neutral texts of held-out topics lie above"
+    assert re.fullmatch(rf"Scores per text, layer 1, z \({measured}\)", lines[0])
     assert "'Late on Friday Ines came to the harbour with a ...'" in lines[1]
     best, z = s.top(1)[0][0]
     assert f"{best} {z:+.1f}" in lines[1]
@@ -334,19 +402,19 @@ def test_a_hostile_name_of_an_emotion_is_escaped():
 
 
 def test_tokens_that_were_left_out_still_show_and_split_characters_show_once():
-    page = token_html("ab🙂cd", [(0, 1), (2, 3), (2, 3), (2, 4)], [0.0, 9.0, -9.0, 1.0], 1.5, 4.0)
+    page = token_html("ab🙂cd", [(0, 1), (2, 3), (2, 3), (2, 4)], [0.0, 9.0, -9.0, 1.0], [1.5] * 4, 4.0)
     assert _text_of(page) == "ab🙂cd"
     assert page.count("<span") == 3
 
 
 def test_colour_starts_at_the_band_and_grows_to_the_limit():
     def strength(z: float) -> float:
-        return float(re.search(r"rgba\([\d,]+,([\d.]+)\)", token_html("x", [(0, 1)], [z], 1.5, 4.0)).group(1))
+        return float(re.search(r"rgba\([\d,]+,([\d.]+)\)", token_html("x", [(0, 1)], [z], [1.5], 4.0)).group(1))
 
     assert strength(1.4) == strength(-1.4) == 0.0
     assert 0 < strength(1.6) < strength(3.0) < strength(4.0) == strength(40.0) == 1.0
     assert strength(-3.0) == strength(3.0)
-    warm, cold = (token_html("x", [(0, 1)], [z], 1.5, 4.0) for z in (3.0, -3.0))
+    warm, cold = (token_html("x", [(0, 1)], [z], [1.5], 4.0) for z in (3.0, -3.0))
     assert re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", warm) == re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", cold)
     assert warm != cold
 

@@ -21,7 +21,7 @@ import emolens as em
 import emolens.study
 from emolens.activations import NORM_BINS, Activations, TextInfo
 from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
-from emolens.experiments import causal, lens, norms, person, separability, transfer, validation
+from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
 from emolens.experiments.base import Inputs, Labelled, Row, row
 from emolens.report import _margin, render
 from emolens.study import Study, run_study
@@ -766,7 +766,7 @@ def test_the_layer_that_holds_the_emotions_is_chosen(stories):
     inputs = planted(stories, signal=20.0)
     rows = inputs.main.rows.clone()
     rows[:, 0] = torch.randn(rows[:, 0].shape, generator=torch.Generator().manual_seed(4))
-    accuracy = separability.choose_layer(rows, inputs.labels, inputs.topics, inputs.folds, None)
+    accuracy = refit.choose_layer(rows, inputs.labels, inputs.topics, inputs.folds, None)
     assert accuracy.argmax() == 1
     assert accuracy[1] == 1.0
     assert accuracy[0] < 0.6

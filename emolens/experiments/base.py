@@ -42,6 +42,7 @@ class Row:
     null_high: float | None = None
     p: float | None = None
     q: float | None = None
+    draws: int | None = None
     n: int | None = None
     unit_of_n: str | None = None
     seed: int | None = None
@@ -58,6 +59,24 @@ def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: A
         fields |= {"low": value.low, "high": value.high}
         value = value.value
     return Row(experiment, metric, float(value), **fields)
+
+
+MIN_DRAWS = 100  # of a null; with fewer its 95 % point and p say too little to be printed
+
+
+def judged(value: float, null: NDArray[np.floating], control: str) -> dict[str, Any]:
+    """The fields of a row that say what its null gave: mean, 95 % point, p and number of draws (p is at least 1 / (draws + 1)).
+
+    >>> judged(1.0, np.zeros(199), "shuffled labels")["p"]
+    0.005
+    >>> judged(1.0, np.zeros(10), "shuffled labels")  # ten draws have no 95 % point
+    {'control': 'shuffled labels', 'null_mean': 0.0, 'draws': 10}
+    """
+    null = np.asarray(null, float)
+    fields = {"control": control, "null_mean": float(null.mean()), "draws": len(null)}
+    if len(null) < MIN_DRAWS:
+        return fields
+    return fields | {"null_high": float(np.percentile(null, 95)), "p": stats.permutation_p(value, null)}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ Sets that are parallel by concept and topic (`core` and its translations) are cu
 Directions, reference mean, neutral components and layer come from the training topics of one language; the held-out topics of every
 language are read. Read with the stored reference of the training language a change of language shifts every score, so each cell is
 given twice: "training reference", and "language-centred", by the unlabelled mean of the read language's training topics. Beside it the
-embedding twin, TF-IDF within a language, labels shuffled within topic, and a twin that sees only how a story is built: a translation keeps its
-sentences and its speech, so form crosses languages too. Primary rows: language-centred top-1, one a cell.
+embedding twin, TF-IDF within a language, the same procedure with labels shuffled within topic, and a twin that sees only how a story is built:
+a translation keeps its sentences and its speech, so form crosses languages too. Primary rows: language-centred top-1, one a cell.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from emolens import stats
 from emolens._typing import HookedModel
 from emolens.activations import collect_resid_post
-from emolens.directions import class_means, project, remove_components
 from emolens.emotion_sets import EmotionSet, load_emotion_set
-from emolens.experiments.base import Inputs, Row, row
-from emolens.experiments.separability import choose_layer
+from emolens.experiments.base import Inputs, Row, judged, row
+from emolens.experiments.refit import Fit, Training, against_shuffled
 
 NAME = "languages"
 Array = NDArray[np.floating]
@@ -74,7 +72,7 @@ class Languages:
             found = [cells[f"{a} -> {b}"] for b in self.names]
             cell = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if _shown(r) else ' n.s.'}" for r in found]
             lines.append("".join([a.ljust(8), *(c.ljust(width) for c in cell)]))
-        null = max(r.null_high or 0 for r in cells.values())
+        null = max((r.null_high for r in cells.values() if r.null_high is not None), default=float("nan"))
         form = self.matrix(control="form")
         lines.append(f"story form alone: {np.nanmin(form):.2f} to {np.nanmax(form):.2f}")
         lines.append(f"n.s.: not above 95 % of shuffled labels (at most {null:.2f}) with p < .05")
@@ -95,7 +93,7 @@ def compare_languages(
     Args:
         sets: Sets of different languages that share concepts (`Emotion.concept`, else the name) and topics.
         layers: Blocks to choose from; None is every one.
-        n_shuffles: Label shuffles for the null of each cell, at the layers that the fold chose.
+        n_shuffles: Label shuffles for the null of each cell; with fewer than 100 neither p nor a 95 % point is given.
 
     Returns:
         `Languages`; print it for the matrix.
@@ -123,14 +121,14 @@ def compare_languages(
         cut = _aligned(s, concepts, topics)
         acts = collect_resid_post(model, cut, layers=layers, progress=progress)
         tongues.append(_Tongue(Inputs(model, cut, acts, None, -1, seed), folds))  # type: ignore[arg-type]  # fitted by fold
-    out = [r for a in tongues for b in tongues for r in _cell(a, b, n_shuffles)]
+    out = [r for a in tongues for r in _row_of_cells(a, tongues, n_shuffles)]
     out += _cosines(tongues)
     chosen = {t.name: tuple(t.inputs.acts.layers[k] for k in t.slots) for t in tongues}
     return Languages(tuple(names), out, tuple(concepts), tuple(topics), chosen)
 
 
 def _shown(r: Row) -> bool:
-    return r.p is not None and r.p < 0.05 and r.low is not None and r.low > (r.null_high or 0)
+    return r.p is not None and r.p < 0.05 and r.low is not None and r.null_high is not None and r.low > r.null_high
 
 
 def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> EmotionSet:
@@ -142,56 +140,52 @@ def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> E
 
 
 class _Tongue:
-    """One language: what each fold fitted on its training topics."""
+    """One language: its stories by fold, and what each fold fitted on its training topics."""
 
     def __init__(self, inputs: Inputs, folds: list[tuple[str, ...]]) -> None:
         self.inputs, self.folds, self.name = inputs, folds, inputs.emotions.language
-        self.rows, self.embed = inputs.main.rows, inputs.main.embed
-        self.y = torch.from_numpy(inputs.labels)
+        self.rows, self.embed, self.y = inputs.main.rows, inputs.main.embed, inputs.labels
         form = stats.form_features(inputs.texts, self.name)
-        self.form = (form - form.mean(0)) / form.std(0).clip(
-            1e-12
-        )  # on one scale, by all stories of the language but no label
-        self.inside = [torch.from_numpy(np.isin(np.asarray(inputs.topics), held)) for held in folds]
-        self.components = [inputs.neutral_components(held) for held in folds]
-        self.slots = []
-        for held, inside, components in zip(folds, self.inside, self.components, strict=True):
-            topic = [t for t, out in zip(inputs.topics, inside.tolist(), strict=True) if not out]
-            accuracy = choose_layer(
-                self.rows[~inside], inputs.labels[~inside.numpy()], topic, inputs.inner_folds(held), components
-            )
-            self.slots.append(int(accuracy.argmax()))
+        # on one scale, by all stories of the language but no label
+        self.form = (form - form.mean(0)) / form.std(0).clip(1e-12)
+        self.training = [Training(inputs, held) for held in folds]
+        self.inside = [fold.inside for fold in self.training]
+        self.slots = [fit.slot for fit in self.fit(self.y)]
 
-    def fit(self, fold: int, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors `[emotion 1 d_model]` and their reference mean, from the training topics of a fold."""
-        inside = self.inside[fold]
-        return _fit(self.rows[~inside], labels[~inside], self.slots[fold], self.components[fold])
+    def fit(self, labels: NDArray[np.integer]) -> list[Fit]:
+        """Layer, directions and reference of every fold, from its training topics."""
+        return [fold.fit(labels) for fold in self.training]
 
     def whole(self, slot: int) -> Array:
         """Unit vectors `[emotion d_model]` from all topics."""
-        vectors = _fit(self.rows, self.y, slot, self.inputs.neutral_components(()))[0][:, 0]
+        vectors = Training(self.inputs).at(self.y, [slot])[:, 0]
         return torch.nn.functional.normalize(vectors.double(), dim=-1).numpy()
 
 
-def _fit(rows: Tensor, labels: Tensor, slot: int, components: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-    means = class_means(rows[:, [slot]], labels)
-    mu = means.mean(0)
-    return (means - mu if components is None else remove_components(means - mu, [components[slot]])), mu
-
-
-def _scores(a: _Tongue, b: _Tongue, labels: Tensor, readout: str) -> Array:
-    """Scores `[text emotion]` of b's stories by a's directions, each from the fold that held its topic out."""
-    out = np.zeros((len(b.y), len(a.inputs.emotions.names)))
-    for fold, inside in enumerate(b.inside):
-        vectors, mu = a.fit(fold, labels)
-        rows = b.rows[:, [a.slots[fold]]]
-        if readout == "language-centred":
-            mu = rows[~inside].mean(0)
-        out[inside.numpy()] = project(rows[inside], vectors, mu)[:, :, 0].numpy()
+def _scores(fits: list[Fit], b: _Tongue, readout: str) -> Array:
+    """Scores `[text emotion]` of b's stories by another language's directions, each from the fold that held its topic out."""
+    out = np.zeros((len(b.y), len(b.inputs.emotions.names)))
+    for fit, inside in zip(fits, b.inside, strict=True):
+        shift = b.rows[~inside, fit.slot].mean(0) if readout == "language-centred" else None
+        out[inside.numpy()] = fit.centred(b.rows[inside], shift)
     return out
 
 
-def _cell(a: _Tongue, b: _Tongue, n_shuffles: int) -> list[Row]:
+def _row_of_cells(a: _Tongue, tongues: list[_Tongue], n_shuffles: int) -> list[Row]:
+    """Directions of a's language read in every language: each labelling is fitted once and read everywhere."""
+    cells = [(b, readout) for b in tongues for readout in READOUTS]
+
+    def accuracies(labels: NDArray[np.integer]) -> list[float]:
+        fits = a.fit(labels)
+        return [stats.top_k(_scores(fits, b, readout), b.y).mean() for b, readout in cells]
+
+    # the stories that are read keep their labels: another language's do not know of the shuffle
+    _, null = against_shuffled(accuracies, a.y, a.inputs.topics, n=n_shuffles, seed=a.inputs.seed)
+    fits = a.fit(a.y)
+    return [r for b in tongues for r in _cell(a, b, fits, {w: null[:, k] for k, (c, w) in enumerate(cells) if c is b})]
+
+
+def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> list[Row]:
     """Everything about directions of a's language read in b's."""
     seed, y, topics = b.inputs.seed, b.inputs.labels, b.inputs.topics
     say = {
@@ -203,28 +197,18 @@ def _cell(a: _Tongue, b: _Tongue, n_shuffles: int) -> list[Row]:
         "unit_of_n": "stories",
         "seed": seed,
     }
-    rng = np.random.default_rng(seed)
-    shuffles = [
-        torch.from_numpy(stats.shuffle_within(a.inputs.labels, a.inputs.topics, rng)) for _ in range(n_shuffles)
-    ]
     out = []
     for readout in READOUTS:
-        scores = _scores(a, b, a.y, readout)
+        scores = _scores(fits, b, readout)
         right = stats.bootstrap_mean(stats.top_k(scores, y).astype(float), topics, seed=seed)
-        null = np.array([stats.top_k(_scores(a, b, z, readout), y).mean() for z in shuffles])
-        judged = {
-            "control": "shuffled labels",
-            "null_mean": float(null.mean()),
-            "null_high": float(np.percentile(null, 95)),
-            "p": stats.permutation_p(right.value, null),
-        }
-        out.append(row(NAME, "top1", right, primary=readout == READOUTS[0], readout=readout, **say, **judged))
+        against = judged(right.value, null[readout], "shuffled labels")
+        out.append(row(NAME, "top1", right, primary=readout == READOUTS[0], readout=readout, **say, **against))
         auc = stats.bootstrap(lambda i, s=scores: stats.macro_auc(s[i], y[i]), topics, n=300, seed=seed)
         out.append(row(NAME, "auc", auc, readout=readout, **say))
     embed = _twin(a, b, a.embed.numpy(), b.embed.numpy())
     form = _twin(a, b, a.form, b.form)
     words = stats.tfidf_scores(b.inputs.texts, [f"{k:04d}" for k in y], topics, b.folds, b.name, estimator="mean_difference") if a is b else None  # fmt: skip
-    ours = stats.top_k(_scores(a, b, a.y, READOUTS[0]), y).astype(float)
+    ours = stats.top_k(_scores(fits, b, READOUTS[0]), y).astype(float)
     for twin, scores in (("embed", embed), ("form", form), ("tfidf", words)):
         if scores is not None:
             theirs = stats.top_k(scores, y).astype(float)
@@ -261,9 +245,8 @@ def _cosines(tongues: list[_Tongue]) -> list[Row]:
             out.append(
                 row(
                     NAME, "cosine of the same emotion", same, split=f"{tongues[i].name} -> {tongues[j].name}", layer=layer,
-                    hook=tongues[i].inputs.acts.hook_point, estimator="mean_difference", control="permuted emotions",
-                    null_mean=float(np.mean(null)), null_high=float(np.percentile(null, 95)),
-                    p=stats.permutation_p(same.value, null), n=len(order), unit_of_n="emotions",
+                    hook=tongues[i].inputs.acts.hook_point, estimator="mean_difference", n=len(order), unit_of_n="emotions",
+                    **judged(same.value, np.array(null), "permuted emotions"),
                 )
             )  # fmt: skip
     return out

@@ -1,17 +1,21 @@
 """The logit lens on the directions, as a test before it is a picture.
 
 A list of top tokens looks convincing whatever it is made of. So the lens is scored: do the words that name an emotion rise more for its
-own direction than those of other emotions (AUC, chance .5), against random directions of the same norm? Words are shown only where
-that passes. Primary row: mean AUC at the reported layer.
+own direction than those of other emotions (AUC, chance .5)? Against directions from the same stories with shuffled labels, which lie where
+stories vary and have their neutral components removed as the real ones have, and beside them random directions of the same norm, which do
+not. Words are shown only where the first passes. Primary row: mean AUC at the reported layer.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
-from emolens.experiments.base import Inputs, Row, row
+from emolens.experiments.base import Inputs, Row, judged, row
+from emolens.experiments.refit import Training, shuffles
 from emolens.readout import LogitLens, first_tokens, logit_lens
 
 NAME = "logit_lens"
@@ -29,21 +33,28 @@ def run_with_words(inputs: Inputs) -> tuple[list[Row], list[LogitLens]]:
     tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # a model that has read the stories has one
     if sum(map(bool, first_tokens(tokenizer, targets).values())) < 2:
         return [], []
-    lenses = [
-        logit_lens(
-            inputs.model,
-            inputs.directions,
-            targets,
-            layer=layer,
-            n_random=1000 if inputs.full else 200,
-            seed=inputs.seed,
-        )
-        for layer in dict.fromkeys((inputs.layer, inputs.acts.layers[-1]))
-    ]
-    rows = [
-        row(NAME, "mean auc of target words", lens.mean_auc, primary=lens.layer == inputs.layer, layer=lens.layer, p=lens.p,
-            null_mean=float(np.mean(lens.null)), null_high=float(np.percentile(lens.null, 95)), control="random directions",
-            estimator="mean_difference", hook=inputs.acts.hook_point, n=sum(np.isfinite(list(lens.auc.values()))), unit_of_n="emotions", seed=inputs.seed)
-        for lens in lenses
-    ]  # fmt: skip
+    training, layers = Training(inputs), tuple(dict.fromkeys((inputs.layer, inputs.acts.layers[-1])))
+    slots, drawn = (
+        [inputs.acts.layers.index(k) for k in layers],
+        shuffles(inputs.labels, inputs.topics, seed=inputs.seed),
+    )
+    shuffled = torch.stack([training.at(y, slots) for y in drawn])
+    rows, lenses = [], []
+    for k, layer in enumerate(layers):
+        ask = partial(logit_lens, inputs.model, inputs.directions, targets, layer=layer, seed=inputs.seed)
+        lens = ask(null=shuffled[:, :, k])
+        lenses.append(lens)
+        random = ask(n_random=1000 if inputs.full else 100).null
+        say = {
+            "layer": layer,
+            "estimator": "mean_difference",
+            "hook": inputs.acts.hook_point,
+            "n": sum(np.isfinite(list(lens.auc.values()))),
+            "unit_of_n": "emotions",
+            "seed": inputs.seed,
+        }
+        for null, control in ((lens.null, "shuffled labels"), (random, "random directions")):
+            primary = layer == inputs.layer and control == "shuffled labels"
+            against = judged(lens.mean_auc, np.array(null), control)
+            rows.append(row(NAME, "mean auc of target words", lens.mean_auc, primary=primary, **say, **against))
     return rows, lenses

@@ -1,21 +1,20 @@
 """Does a direction learned from "I" read "she", and the other way round?
 
-Fit on the eight topics told in one grammatical person, test on the eight told in the other; beside it the same number of topics with
-both persons mixed on each side, so that only the change of person differs. Then two topics told in both persons: fitted without
-either, is the other person's telling read as well as the topic's own? The layer is the study's frozen one, which was
-chosen with all topics in view: levels here are a little flattered, differences compare like with like. Primary row: cross-person top-1 minus
-mixed-person top-1.
+Fit on the topics told in one grammatical person, test on those told in the other; beside it the same number of topics with both persons
+mixed on each side, so that only the change of person differs. Layer, neutral components, reference and spread come from the fitted half, and
+the null is the same with its labels shuffled within topic: two readings at chance do not differ either, so "it reads the other person" is
+asked of the reading, and what it costs of the difference. Then the topics told in both persons: fitted without them, is the other person's
+telling read as well as the topic's own? Primary row: cross-person top-1 minus mixed-person top-1.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from emolens import stats
-from emolens.directions import class_means, mean_difference, project, remove_components
-from emolens.experiments.base import Inputs, Row, row
+from emolens.experiments.base import Inputs, Row, judged, row
+from emolens.experiments.refit import Training, against_shuffled
 
 NAME = "person"
 
@@ -29,75 +28,50 @@ def run(inputs: Inputs) -> list[Row]:
         return []
     say = {
         "estimator": "mean_difference",
-        "readout": "centred",
+        "readout": "calibrated",
         "hook": inputs.acts.hook_point,
-        "layer": inputs.layer,
+        "layer": "nested",
         "seed": inputs.seed,
     }
     n, unit = len(inputs.labels), "stories"
-    cross = _correct(inputs, [first, third])
-    # every topic is tested once by directions from half of the topics, four first-person and four third-person
-    mixed = np.mean([_correct(inputs, _mixed(first, third, k)) for k in range(4)], 0)
+    halves = [Training(inputs, held) for held in (first, third)]
+    cross = _correct(halves, inputs.labels)
+    null = against_shuffled(lambda y: [_correct(halves, y).mean()], inputs.labels, inputs.topics, seed=inputs.seed)[1]
+    # every topic is tested once by directions from half of the topics, of both persons
+    dealt = [[Training(inputs, held) for held in _mixed(first, third, k)] for k in range(4)]
+    mixed = np.mean([_correct(half, inputs.labels) for half in dealt], 0)
     out = [
-        row(NAME, "top1", stats.bootstrap_mean(cross, inputs.topics), split="other person", n=n, unit_of_n=unit, **say),
+        row(NAME, "top1", stats.bootstrap_mean(cross, inputs.topics), split="other person", n=n, unit_of_n=unit, **say, **judged(float(cross.mean()), null[:, 0], "shuffled labels")),
         row(NAME, "top1", stats.bootstrap_mean(mixed, inputs.topics), split="both persons", control="mixed halves", n=n, unit_of_n=unit, **say),
         row(NAME, "top1 cross minus mixed", stats.bootstrap_mean(cross - mixed, inputs.topics), primary=True, control="mixed halves", n=n, unit_of_n=unit, **say),
     ]  # fmt: skip
     other = inputs.acts.select(lambda t: t.split == "other_person")
     if other.texts:
         told = sorted({t.topic or "" for t in other.texts})
-        v = mean_difference(inputs.without(told).at([inputs.layer]))
-        own = inputs.acts.select(lambda t: t.split == "main" and t.topic in told and t.emotion is not None)
-        right = {}
+        fit = Training(inputs, told).fit(inputs.labels)
+        own = inputs.main.select(lambda t: t.topic in told)
+        # the unit here is the emotion: the topics told twice are too few to resample
+        groups, right = list(inputs.emotions.names) * len(told), {}
         for name, acts in (("own person", own), ("other person", other)):
             labels = np.array([inputs.emotions.names.index(t.emotion or "") for t in acts.texts])
-            right[name] = stats.top_k(v.z(acts.at([inputs.layer]).rows)[:, :, 0].numpy(), labels).astype(float)
             order = np.lexsort((labels, np.array([told.index(t.topic or "") for t in acts.texts])))
-            right[name] = right[name][order]
-            emotions = [
-                inputs.emotions.names[k] for k in np.sort(labels)
-            ]  # the unit here: two topics are too few to resample
+            right[name] = stats.top_k(fit.z(acts.rows), labels).astype(float)[order]
             estimate = stats.bootstrap_mean(right[name], [inputs.emotions.names[k] for k in labels[order]])
             out.append(
-                row(
-                    NAME,
-                    "top1 of topics told twice",
-                    estimate,
-                    split=name,
-                    n=len(emotions),
-                    unit_of_n="stories",
-                    **(say | {"readout": "calibrated"}),
-                )
+                row(NAME, "top1 of topics told twice", estimate, split=name, n=len(labels), unit_of_n=unit, **say)
             )
-        groups = list(inputs.emotions.names) * len(told)
         difference = stats.bootstrap_mean(right["other person"] - right["own person"], groups)
-        out.append(
-            row(
-                NAME,
-                "top1 of topics told twice, other minus own",
-                difference,
-                n=len(groups),
-                unit_of_n="pairs of stories",
-                **(say | {"readout": "calibrated"}),
-            )
-        )
+        what = "top1 of topics told twice, other minus own"
+        out.append(row(NAME, what, difference, n=len(groups), unit_of_n="pairs of stories", **say))
     return out
 
 
-def _correct(inputs: Inputs, halves: list[list[str]]) -> NDArray[np.floating]:
-    """Whether each story is read right by directions from the half of the topics that it is not in."""
-    slot = inputs.acts.layers.index(inputs.layer)
-    topic, y = np.asarray(inputs.topics), torch.from_numpy(inputs.labels)
-    out = np.zeros(len(topic))
-    for held in halves:
-        inside = torch.from_numpy(np.isin(topic, held))
-        rows = inputs.main.rows[:, [slot]]
-        means = class_means(rows[~inside], y[~inside])
-        mu = means.mean(0)
-        components = inputs.neutral_components(tuple(held))
-        vectors = means - mu if components is None else remove_components(means - mu, [components[slot]])
-        scores = project(rows[inside], vectors, mu)[:, :, 0].numpy()
-        out[inside.numpy()] = stats.top_k(scores, inputs.labels[inside.numpy()])
+def _correct(halves: list[Training], labels: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Whether each story is read right by directions from the topics of the half that it is not in."""
+    out = np.zeros(len(labels))
+    for half in halves:
+        inside = half.inside.numpy()
+        out[inside] = stats.top_k(half.fit(labels).z(half.test), labels[inside])
     return out
 
 
