@@ -37,7 +37,7 @@ FLOORS = [
         "experiments.validation",
     },
     {"experiments.languages"},
-    {"plots"},
+    {"verdicts", "plots"},
     {"report"},
     {"study"},
     {"cli"},

@@ -211,10 +211,11 @@ def test_counts_and_spans_of_several_pairs(tiny_model):
     clean, corrupted = [CLEAN, CLEAN, "one", CLEAN], [CORRUPTED, "He lost 5 cats today.", "one two three four", CLEAN]
     r = P.patch_resid_pre(tiny_model, clean=clean, corrupted=corrupted, metric=metric, min_gap=1e-9)
     assert r.labels == P.SPANS
-    assert r.dropped >= 1
-    assert r.excluded == 1
-    assert "dropped" in repr(r)
-    assert (r.interval is None) == (len(r.clean) == 1)
+    assert (len(r.clean), r.dropped, r.excluded) == (2, 1, 1)
+    assert "2 pair(s), 1 dropped, 1 excluded" in repr(r)
+    assert r.interval is not None
+    one = P.patch_resid_pre(tiny_model, clean=CLEAN, corrupted=CORRUPTED, metric=metric)
+    assert one.interval is None
 
 
 def test_errors_say_what_is_wrong(model):

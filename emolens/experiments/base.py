@@ -60,6 +60,15 @@ def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: A
     return Row(experiment, metric, float(value), **fields)
 
 
+def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> list[Row]:
+    """Rows of a metric whose fields have the given values."""
+    return [
+        r
+        for r in rows
+        if r.experiment == experiment and r.metric == metric and all(getattr(r, k) == v for k, v in fields.items())
+    ]
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Other people's texts: with labels (GoEmotions) or with ratings (EmoBank)."""
