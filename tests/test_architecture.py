@@ -27,6 +27,7 @@ FLOORS = [
     {"geometry", "steering", "patching", "baking"},
     {"sweeps", "generation"},
     {"experiments.__init__", "experiments.base"},
+    {"verdicts"},
     {
         "experiments.causal",
         "experiments.lens",
@@ -37,7 +38,7 @@ FLOORS = [
         "experiments.validation",
     },
     {"experiments.languages"},
-    {"verdicts", "plots"},
+    {"plots"},
     {"report"},
     {"study"},
     {"cli"},
