@@ -218,6 +218,14 @@ def test_the_provenance_says_what_was_done_and_nothing_of_this_machine(study):
         assert b"/tmp" not in content
 
 
+@pytest.mark.usefixtures("no_experiments")
+def test_the_best_layer_is_frozen(tiny_model, stories, tmp_path, monkeypatch):
+    monkeypatch.setattr(separability, "choose_layer", lambda *given: np.array([0.3, 0.9, 0.1]))
+    monkeypatch.setattr(validation, "run_with_choice", lambda inputs: ([], None))
+    found = run_study(tiny_model, stories, out=tmp_path, progress=False)
+    assert (found.provenance["layer"], found.directions.layer) == (1, 1)
+
+
 # --- again: resuming, refusing, failing -------------------------------------------------------------------------------
 
 
