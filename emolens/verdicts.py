@@ -89,8 +89,10 @@ RULES: dict[str, Rule] = {
         lambda r: r.p > 1 - LEVEL and r.value < r.null_mean,
         {"opposite": "That is lower than {other}."},
     ),
-    # of a maximum over sizes: a small one is no finding
-    "rejected_maximum": Rule(("p",), lambda r: r.p < LEVEL, lambda r: False),
+    # of a maximum over sizes, whose sign says nothing: a small one is no finding, and its interval must exclude 0 on a side
+    "rejected_maximum": Rule(
+        ("low", "high", "p"), lambda r: r.p < LEVEL and (r.low > 0 or r.high < 0), lambda r: False
+    ),
 }
 
 
@@ -106,6 +108,7 @@ class Claim:
         text: The figures in words, from that row, all rows and the number of emotions.
         other: What is the case where the opposite is shown.
         gate: Why the claim cannot be asked at all; empty if it can.
+        also: Further rows that must agree by the same rule, say a second control.
     """
 
     name: str
@@ -115,6 +118,7 @@ class Claim:
     text: Callable[[Row, Sequence[Row], int], str]
     other: str = ""
     gate: Callable[[Sequence[Row], int], str] = lambda rows, k: ""
+    also: Callable[[Sequence[Row], int], Sequence[Row]] = lambda rows, k: ()
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,11 @@ class Answer:
 
 def judge(claim: Claim, r: Row, rows: Sequence[Row], k: int) -> Answer:
     """The verdict of a claim on one of its rows, with its words."""
-    rule = RULES[claim.rule]
-    if reason := claim.gate(rows, k) or rule.missing(r):
+    rule, judged = RULES[claim.rule], (r, *claim.also(rows, k))
+    if reason := claim.gate(rows, k) or next(filter(None, map(rule.missing, judged)), ""):
         return Answer(claim.name, claim.words, "not asked", f"cannot be asked: {reason}.")
-    verdict = rule(r)
+    each = {rule(x) for x in judged}
+    verdict: Verdict = each.pop() if len(each) == 1 else "not shown"
     ending = rule.says.get(verdict, "").format(other=claim.other)
     return Answer(claim.name, claim.words, verdict, f"{claim.text(r, rows, k)} {ending}".rstrip())
 
@@ -301,11 +306,11 @@ def _nothing_to_lose(rows: Sequence[Row], k: int) -> str:
 def _component(r: Row, rows: Sequence[Row], k: int) -> str:
     few = "underpowered" in (r.unit_of_n or "")
     warn = f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set." if few else ""  # fmt: skip
-    return f"{escape(r.metric)} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum over components and layers.{warn}"
+    return f"{escape(r.metric)} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum of |r| over components and layers.{warn}"
 
 
 def _vocabulary(r: Row, rows: Sequence[Row], k: int) -> str:
-    return f"logit lens at layer {r.layer}: AUC {r.value:.2f}, random directions {number(r.null_mean)}, p = {number(r.p, 3)}."
+    return f"logit lens at layer {r.layer}: AUC {r.value:.2f}, {escape(r.control or '')} {number(r.null_mean)}, p = {number(r.p, 3)}."
 
 
 _TOP1, _WORDS = "emotion top1 minus ", "words do better"

@@ -2,7 +2,7 @@
 
     python tests/planted_runs.py [--seeds 40] [--found 10] [--json FILE]
 
-Every seed makes another model, other stories and other draws (see `_planted`). Draws are fewer than in a study, for speed alone: 100
+Every seed makes another model, other stories and other draws (see `_worlds`). Draws are fewer than in a study, for speed alone: 100
 resamples an interval, 99 permutations of distance matrices; null draws of claims (100 shuffles, 200 random directions, 1,000
 permuted words) are those of a study.
 """
@@ -21,7 +21,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _planted import fewer_draws, planted, planted_geometry, run_all, verdicts_of
+from _worlds import fewer_draws, planted, planted_geometry, run_all, verdicts_of
 
 from emolens.experiments import norms
 from emolens.verdicts import CLAIMS

@@ -75,6 +75,26 @@ def test_texts_that_name_the_emotion_are_left_out_of_the_text_without_them():
     assert transfer._unnamed(scores, positive, named) == pytest.approx(3 / 4)
 
 
+def test_a_two_way_interval_resamples_rows_and_columns():
+    across = np.repeat([[0.0, 1.0, 2.0, 3.0]], 5, 0)  # says the same in every row
+    for table in (across, across.T):
+        e = stats.bootstrap_two_way(table, n=300)
+        assert e.value == 1.5
+        assert e.low < 1.0
+        assert e.high > 2.0
+    for narrow in (across[:, :1], across.T[:1]):
+        assert stats.bootstrap_two_way(narrow, n=50).low == stats.bootstrap_two_way(narrow, n=50).high == 0.0
+
+
+def test_shuffled_labels_stay_in_their_topic_and_do_move():
+    labels, topics = np.arange(40), np.repeat(list("abcd"), 10)
+    shuffled = stats.shuffle_within(labels, topics.tolist(), np.random.default_rng(0))
+    for t in "abcd":
+        assert sorted(shuffled[topics == t]) == sorted(labels[topics == t])
+        assert (shuffled[topics == t] != labels[topics == t]).sum() >= 5
+    assert labels.tolist() == list(range(40))  # the given ones are left alone
+
+
 def test_rows_are_found_by_every_field():
     rows = [Row("a", "m", 1.0, control="x", layer=1), Row("a", "m", 2.0, control="x", layer=2), Row("b", "m", 3.0), Row("a", "n", 4.0)]  # fmt: skip
     assert [r.value for r in find(rows, "a", "m", control="x", layer=2)] == [2.0]

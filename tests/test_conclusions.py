@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from _planted import EMOTIONS, fewer_draws, planted, planted_geometry, run_all, verdicts_of
+from _worlds import EMOTIONS, fewer_draws, planted, planted_geometry, run_all, verdicts_of
 from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
 from threadpoolctl import threadpool_limits
 

@@ -9,7 +9,7 @@ import matplotlib.colors
 import numpy as np
 import pytest
 import torch
-from _planted import planted_geometry
+from _worlds import planted_geometry
 
 from emolens import plots
 from emolens.directions import EmotionDirections

@@ -74,6 +74,8 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
     ("rejected_maximum", {}, "shown"),
     ("rejected_maximum", {"p": 0.05}, "not shown"),
     ("rejected_maximum", {"p": 0.99, "value": 0.1}, "not shown"),
+    ("rejected_maximum", below(-0.5), "shown"),  # the sign of a component says nothing
+    ("rejected_maximum", below(0.05), "not shown"),
     ("rejected_maximum", {"p": None}, "not asked"),
     *((rule, {"n": FEWEST - 1} | ({"value": -0.5, "low": -0.6, "high": -0.4} if rule == "below_zero" else {}), "not asked") for rule in RULES),
 ]  # fmt: skip
@@ -217,6 +219,27 @@ def test_what_reads_nothing_itself_is_not_compared(name):
             "not asked",
             "cannot be asked: the directions themselves are not above shuffled labels.",
         )
+
+
+def test_every_row_of_a_claim_must_agree():
+    """A second control is no second chance."""
+    judged = ROWS["ablation: refitted"][0]
+    second = replace(judged, metric="second")
+    claim = replace(
+        next(c for c in CLAIMS if c.name == "ablation: refitted"),
+        also=lambda rows, k: [r for r in rows if r.metric == "second"],
+    )
+    for changes, verdict in (
+        ({}, "shown"),
+        (below(-0.05), "not shown"),
+        (below(0.5), "not shown"),
+        ({"high": None}, "not asked"),
+    ):
+        rows = [judged, replace(second, **changes)]
+        assert verdicts.judge(claim, judged, rows, 5).verdict == verdict
+        assert verdicts.judge(claim, rows[1], [rows[1], second], 5).verdict == verdict
+    both = [replace(judged, **below(0.5)), replace(second, **below(0.5))]
+    assert verdicts.judge(claim, both[0], both, 5).verdict == "opposite"
 
 
 def test_where_nothing_is_read_the_person_does_not_matter():
