@@ -136,7 +136,7 @@ def judge(claim: Claim, r: Row, rows: Sequence[Row], k: int) -> Answer:
     rule, judged = RULES[claim.rule], (r, *claim.also(rows, k))
     if reason := claim.gate(rows, k) or next(filter(None, map(rule.missing, judged)), ""):
         return Answer(claim.name, claim.words, "not asked", f"cannot be asked: {reason}.")
-    each = {rule(x) for x in judged}
+    each: set[Verdict] = {rule(x) for x in judged}
     verdict: Verdict = each.pop() if len(each) == 1 else "not shown"
     ending = rule.says.get(verdict, "").format(other=claim.other)
     return Answer(claim.name, claim.words, verdict, f"{claim.text(r, rows, k)} {ending}".rstrip())
