@@ -69,10 +69,10 @@ def test_the_ceiling_is_judged_on_texts_that_it_did_not_see():
 
 
 def test_texts_that_name_the_emotion_are_left_out_of_the_text_without_them():
-    scores = np.array([[9.0], [1.0], [3.0], [2.0], [0.0]])
-    positive = np.array([[True], [True], [True], [False], [False]])
-    named = np.array([[True], [False], [False], [False], [False]])
-    assert transfer._unnamed(scores, positive, named) == pytest.approx(3 / 4)
+    scores = np.array([[9.0, 0.0], [1.0, 5.0], [3.0, 1.0], [2.0, 2.0], [0.0, 9.0]])
+    positive = np.array([[1, 0], [1, 1], [1, 0], [0, 0], [0, 1]], bool)
+    named = np.array([[1, 0], [0, 0], [0, 0], [0, 0], [0, 0]], bool)
+    assert transfer._unnamed(scores, positive, named) == pytest.approx((3 / 4 + 1) / 2)
 
 
 def test_a_two_way_interval_resamples_rows_and_columns():
