@@ -150,7 +150,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("a token is coloured inside the band", "readout.py", "0.0 if abs(z) < band else", "0.0 if abs(z) < 0 else", f"{LENS} -k colour"),
     # --- steering and dose
     Edit("the worst layer and dose", "experiments/validation.py", "return max(found)[2:]", "return min(found)[2:]", O),
-    Edit("no budget for damage", "experiments/validation.py", "found.append((kl <= BUDGET,", "found.append((True,", O),
+    Edit("no budget for damage", "experiments/validation.py", "BUDGET = 0.1", "BUDGET = 99.0", O),
     Edit("own words below the others", "experiments/validation.py", "return (margins > 0).astype(float)", "return (margins < 0).astype(float)", O),
     Edit("every emotion has the first one's margin", "experiments/validation.py", "margins[directions.index(e), :, s.emotions.index(e)]", "margins[0, :, s.emotions.index(e)]", O),
     Edit("nothing is subtracted for random directions", "experiments/validation.py", "above(own) - above(null).mean(0)", "above(own)", f"{C} -k difference_of_its_sides"),
