@@ -6,7 +6,7 @@ OUT ?= study
 # other people's labelled texts for the transfer experiment, if they are at hand
 EXTERNAL ?= $(wildcard ../shared/data)
 
-.PHONY: install study test check bench notebooks clean
+.PHONY: install study test check mutants planted bench notebooks clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,14 @@ check: install
 	$(BIN)/pyright --pythonpath $(BIN)/python emolens
 	$(BIN)/python tutorials/check.py
 	$(BIN)/emolens sets check --no-words
+
+# edits of the code that draws conclusions: does a test notice each? (not in CI; about half an hour)
+mutants: install
+	$(BIN)/python tests/mutations.py
+
+# planted worlds over many seeds: how often a study claims what is not there, and finds what is (not in CI; ten minutes)
+planted: install
+	$(BIN)/python tests/planted_runs.py
 
 RESULTS := benchmarks/results
 bench: install

@@ -559,7 +559,7 @@ def _passing(
 ) -> tuple[list[_Pair], Float[np.ndarray, "pair end"], int]:
     """The pairs that pass, their metric on clean and corrupted, and how many were left out."""
     ends = np.array([(float(read(pair.clean)), float(read(pair.corrupted))) for pair in pairs])
-    kept = passing(*ends.T, min_gap)
+    kept = passing(ends[:, 0], ends[:, 1], min_gap)
     if not kept.any():
         raise ValueError(_NONE_PASSES.format(len(pairs), min_gap))
     return [pair for pair, k in zip(pairs, kept, strict=True) if k], ends[kept], int((~kept).sum())

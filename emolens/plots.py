@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from emolens import geometry
 from emolens.directions import EmotionDirections
 from emolens.emotion_sets import Norm
-from emolens.experiments.base import Row
+from emolens.experiments.base import Row, find
 from emolens.readout import Scores, write_page
 
 INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2e8b6f"
@@ -31,15 +31,6 @@ def _figure(width: float = 6.0, height: float = 3.4) -> tuple[Figure, Any]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> list[Row]:
-    """Rows of a metric whose fields have the given values."""
-    return [
-        r
-        for r in rows
-        if r.experiment == experiment and r.metric == metric and all(getattr(r, k) == v for k, v in fields.items())
-    ]
 
 
 def accuracy_by_layer(rows: Sequence[Row]) -> Figure:

@@ -1,7 +1,7 @@
 """The report: one self-contained page that opens with the answer in plain words.
 
-Every sentence of the answer is made from rows by fixed rules (an interval that includes 0 is "not shown"), so a weak result reads as a
-weak result. Everything that a model, a set or a file says is escaped. No scripts, no outside files; readable offline, on paper and on
+Every sentence of the answer is made from rows by the fixed rules of `verdicts` (an interval that includes 0 is "not shown"), so a weak
+result reads as a weak result. Everything that a model, a set or a file says is escaped. No scripts, no outside files; readable offline, on paper and on
 a phone.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 from emolens import plots
 from emolens.directions import EmotionDirections
 from emolens.emotion_sets import EmotionSet, load_norms
-from emolens.experiments.base import Row
-from emolens.plots import find
+from emolens.experiments.base import Row, find
 from emolens.readout import LogitLens, Scores
 from emolens.shards import written_whole
+from emolens.verdicts import Answer, Verdict, answers, interval, number
 
 STYLE = """
 :root{color-scheme:light}
@@ -34,9 +34,11 @@ h2{font-size:1.2rem;margin:2.2rem 0 .4rem;padding-top:.6rem;border-top:2px solid
 .k{color:#667085;font-size:.85rem}
 .answer{background:#fff;border-radius:10px;padding:.4rem 1.2rem;box-shadow:0 1px 3px #0002}
 .answer ul{list-style:none;padding:0}.answer li{margin:.65rem 0}
-.yes::before,.no::before{display:inline-block;min-width:5.4em;font:600 .78rem system-ui,sans-serif;border-radius:9px;padding:.05em .6em;margin-right:.6em;text-align:center}
+.answer li::before{display:inline-block;min-width:5.4em;font:600 .78rem system-ui,sans-serif;border-radius:9px;padding:.05em .6em;margin-right:.6em;text-align:center}
 .yes::before{content:'shown';background:#dff1e9;color:#1c6b50}
 .no::before{content:'not shown';background:#ece9e3;color:#5d5648}
+.opposite::before{content:'the opposite';background:#fbe3d6;color:#8a3412}
+.unasked::before{content:'not asked';background:#fff;color:#667085;outline:1px solid #d5d0c5}
 figure{margin:1rem 0;background:#fff;border-radius:10px;padding:.8rem;box-shadow:0 1px 3px #0002}
 figcaption{font-size:.85rem;color:#475069;margin-top:.4rem}
 .wide{overflow-x:auto}
@@ -50,6 +52,7 @@ details{margin:.6rem 0}summary{cursor:pointer;font-family:system-ui,sans-serif}
 @media (max-width:34rem){body{font-size:15px}main{padding:.7rem}h1{font-size:1.35rem}figure{padding:.4rem}}
 @media print{body{background:#fff}figure,.answer{box-shadow:none;break-inside:avoid}}
 """
+LABELS: dict[Verdict, str] = {"shown": "yes", "not shown": "no", "opposite": "opposite", "not asked": "unasked"}
 
 
 def write_report(
@@ -90,7 +93,7 @@ def render(
         f"<p class='k'>emolens {escape(provenance['emolens'])}, set “{escape(emotions.name)}”, {len(emotions.names)} emotions, "
         f"{len(emotions.texts())} stories on {len(emotions.told)} topics</p>",
         f"<h1>{escape(title)}</h1>",
-        "<div class='answer'><ul>" + "".join(_answers(rows, emotions)) + "</ul></div>",
+        "<div class='answer'><ul>" + "".join(map(_answer, answers(rows, emotions))) + "</ul></div>",
         "<p>" + _limits(model) + "</p>",
         "<h2>Can the directions tell emotions apart on topics they never saw?</h2>",
         _figure(plots.accuracy_by_layer(rows), "Accuracy by layer",
@@ -150,151 +153,9 @@ def render(
 # --- the answer in words ----------------------------------------------------------------------------------------------
 
 
-def _answers(rows: Sequence[Row], emotions: EmotionSet) -> list[str]:
-    """One line for each claim: shown if the interval (and the permutation test, where there is one) excludes the control."""
-    out = []
-    k = len(emotions.names)
-    main = {"estimator": "mean_difference", "control": "shuffled labels"}
-    for r in find(rows, "separability", "emotion top1", readout="calibrated", **main):
-        family = find(rows, "separability", "family top1", readout="calibrated", **main)
-        more = (
-            f" Of the {len(set(emotions.families.values()))} families the right one in {_pct(family[0].value)} {_ci(family[0], True)}."
-            if family
-            else ""
-        )
-        claim = f"The residual stream separates {k} emotions on topics it never saw"
-        text = f"mean-difference directions read the right one in {_pct(r.value)} of held-out stories {_ci(r, True)}; chance is {_pct(1 / k)}, and with shuffled labels 95 % of runs stay below {_pct(r.null_high)}.{more}"
-        out.append(_li(_beats(r), claim, text))
-    top1 = "emotion top1 minus "
-    out += _margin(
-        rows,
-        "separability",
-        top1 + "tfidf",
-        "mean_difference",
-        "It is more than vocabulary",
-        "top-1 minus the same estimator on TF-IDF",
-        percent=True,
-    )
-    out += _margin(
-        rows,
-        "separability",
-        top1 + "form",
-        "mean_difference",
-        "It is more than the way a story is built",
-        "top-1 minus the same estimator on sentence lengths, punctuation and quotes",
-        percent=True,
-    )
-    for r in find(rows, "separability", "emotion top1", control="form", estimator="mean_difference"):
-        if (r.low or 0) > 1 / k:
-            out.append(
-                _li(
-                    False,
-                    "Form plays no part",
-                    f"form alone reads {_pct(r.value)} {_ci(r, True)} of the held-out stories (chance {_pct(1 / k)}), so in these stories emotions differ in how they are told, and a direction may carry some of that.",
-                )
-            )
-    out += _margin(
-        rows,
-        "separability",
-        top1 + "tfidf",
-        "logistic",
-        "The same with logistic regression on both sides",
-        "top-1 minus TF-IDF",
-        percent=True,
-    )
-    for r in find(rows, "transfer", "macro auc", **main):
-        out.append(
-            _li(
-                _beats(r),
-                "Zero-shot on other people's text (GoEmotions) the directions beat shuffled ones",
-                f"macro-AUC {r.value:.2f} {_ci(r)} against {_num(r.null_mean)} (95 % below {_num(r.null_high)}), p = {_num(r.p, 3)}; chance is .50.{_ceiling(rows)}",
-            )
-        )
-    out += _margin(
-        rows,
-        "transfer",
-        "macro auc minus tfidf",
-        "mean_difference",
-        "There they do better than words",
-        "macro-AUC minus TF-IDF from the same stories",
-    )
-    for axis in ("valence", "arousal"):
-        for r in find(rows, "transfer", "r", emotion=axis, **main):
-            out.append(
-                _li(
-                    _beats(r),
-                    f"The {axis} axis reads the {axis} of EmoBank's sentences",
-                    f"r = {r.value:.2f} {_ci(r)}, p = {_num(r.p, 3)} against shuffled labels.",
-                )
-            )
-    out += _causes(rows)
-    for r in find(rows, "person", "top1", split="other person"):
-        (cost,) = find(rows, "person", "top1 cross minus mixed")
-        out.append(
-            _li(
-                _beats(r),
-                "Directions from “I” read “she”, and the other way round",
-                f"top-1 {_pct(r.value)} {_ci(r, True)}, with shuffled labels 95 % of runs below {_pct(r.null_high)}; {100 * cost.value:+.1f} points {_ci(cost, True)} against directions from as many topics of both persons.",
-            )
-        )
-    for r in rows:
-        if r.experiment == "geometry" and r.primary:
-            warn = (
-                f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set."
-                if "underpowered" in (r.unit_of_n or "")
-                else ""
-            )
-            out.append(
-                _li(
-                    (1 if r.p is None else r.p) < 0.05 and ((r.low or 0) > 0 or (r.high or 0) < 0),
-                    "A leading component lines up with human valence",
-                    f"{escape(r.metric)} = {r.value:.2f} {_ci(r)} (its sign is arbitrary), p = {_num(r.p, 3)} for the maximum of |r| over components and layers.{warn}",
-                )
-            )
-        if r.experiment == "logit_lens" and r.primary:
-            out.append(
-                _li(
-                    (1 if r.p is None else r.p) < 0.05,
-                    "The directions write emotion words on the vocabulary",
-                    f"logit lens at layer {r.layer}: AUC {r.value:.2f}, directions from shuffled labels {_num(r.null_mean)} (95 % below {_num(r.null_high)}), p = {_num(r.p, 3)}.",
-                )
-            )
-    return out
-
-
-def _li(shown: bool, claim: str, text: str) -> str:
-    return f"<li class='{'yes' if shown else 'no'}'><b>{claim}</b>: {text}</li>"
-
-
-def _ceiling(rows: Sequence[Row]) -> str:
-    found = [r for r in find(rows, "transfer", "macro auc") if (r.control or "").startswith("supervised")]
-    return (
-        f" A regression fitted on these comments finds {found[0].value:.2f} at the same layer: what there was to be read."
-        if found
-        else ""
-    )
-
-
-def _beats(r: Row) -> bool:
-    """The whole interval lies above what 95 % of the null draws reach, and the permutation test rejects it."""
-    return r.low is not None and r.null_high is not None and r.low > r.null_high and (1 if r.p is None else r.p) < 0.05
-
-
-def _margin(
-    rows: Sequence[Row], experiment: str, metric: str, estimator: str, claim: str, what: str, *, percent: bool = False
-) -> list[str]:
-    out = []
-    for r in find(rows, experiment, metric, estimator=estimator):
-        shown = (r.low or 0) > 0
-        value = f"{100 * r.value:+.1f} points" if percent else f"{r.value:+.3f}"
-        interval = _ci(r, percent) if percent else f"[{_num(r.low, 3)}, {_num(r.high, 3)}]"
-        verdict = (
-            ""
-            if shown
-            else (" The interval lies below 0: words do better." if (r.high or 0) < 0 else " The interval includes 0.")
-        )
-        out.append(_li(shown, claim, f"{what} {value} {interval}.{verdict}"))
-    return out
+def _answer(a: Answer) -> str:
+    """One line: the verdict as a label, the claim, the figures."""
+    return f"<li class='{LABELS[a.verdict]}'><b>{a.words}</b>: {a.text}</li>"
 
 
 def _limits(model: dict[str, Any]) -> str:
@@ -302,59 +163,9 @@ def _limits(model: dict[str, Any]) -> str:
         "<b>What this does not show.</b> Reading is not causing: that a direction can be read does not mean that the model uses it; "
         "steering, ablation and patching below are separate tests, of words that name feelings. The stories were written by a language model, so a margin on them says less than one on other "
         f"people's text. It is one model, {escape(model['name'])} ({escape(str(model['source']))}, {escape(model['dtype'])}), one set and one seed. "
-        "“Shown” means that the 95 % interval excludes the control (for a shuffled control: lies above 95 % of its draws), not that the effect is large; “not shown” that it does not, or lies on the other side."
+        "“Shown” means that the 95 % interval excludes the control (for a shuffled control: lies above 95 % of its draws), not that the effect is large; “not shown” that it does not; “the opposite” that it "
+        "excludes it on the other side; “not asked” that a figure or a condition that the question needs is missing."
     )
-
-
-def _causes(rows: Sequence[Row]) -> list[str]:
-    """What adding and removing directions did, by the same rule: the interval excludes the control."""
-    out = []
-    metric = "share diag above off"
-    random = {r.dose: r for r in find(rows, "validation", metric, control="random directions")}
-    for r in find(rows, "validation", metric, control=None):
-        null = random[r.dose]
-        paired = find(rows, "validation", f"{metric} minus random")[0]
-        shown = (paired.low or 0) > 0
-        text = (
-            f"in {_pct(r.value)} {_ci(r, True)} of openings x emotions its own words rise more than the mean of the others "
-            f"(random directions {_pct(null.value)} {_ci(null, True)}; difference {100 * paired.value:+.0f} points {_ci(paired, True)}), at block {r.layer}, dose {r.dose:g}, chosen on other openings."
-        )
-        for first in find(rows, "validation", "argmax", control=None):
-            text += (
-                f" They rise most of all in {_pct(first.value)} {_ci(first, True)} (chance {_pct(first.null_mean)})."
-            )
-        out.append(_li(shown, "Adding a direction makes the model say its word", text))
-    for r in find(rows, "validation", "diag minus off at equal KL, direction minus instruction"):
-        told = find(rows, "validation", "diag minus off at equal KL", control="instruction in words")[0]
-        own = find(rows, "validation", "diag minus off at equal KL", control=None)[0]
-        text = f"{own.value:.2f} nats against {told.value:.2f}; difference {r.value:+.2f} {_ci(r)}, the dose interpolated on the curve."
-        out.append(
-            _li((r.low or 0) > 0, "It does more than an instruction in words that changes neutral text as much", text)
-        )
-    for r in find(rows, "validation", "own score of the text minus random"):
-        text = f"z {r.value:+.2f} {_ci(r)} against text written with random directions; an unsteered model reads it."
-        out.append(_li((r.low or 0) > 0, "What is written with a direction reads more like its emotion", text))
-    claims = (
-        ("ablate loss, whole stream", "Taking a direction out of the whole stream costs the model part of the contrast", "of the clean-corrupted gap is lost"),
-        ("ablate loss", "Taking it out after every block does too", "of the gap is lost; attention still hands it to the MLP of its own block"),
-        ("patch recovery", "The part of the stream along a direction carries some of the contrast", "of the gap is recovered by it alone"),
-        ("add gain", "Adding the direction moves a prompt towards the other emotion", "of the gap is gained"),
-    )  # fmt: skip
-    for metric, claim, what in claims:
-        own = find(rows, "causal", metric, control=None)
-        for r in find(rows, "causal", f"{metric} minus random"):
-            text = f"{100 * own[0].value:.1f} % {what}; minus {escape(r.control or '')} {100 * r.value:+.1f} points [{100 * (r.low or 0):.1f}, {100 * (r.high or 0):.1f}]."
-            out.append(_li((r.low or 0) > 0, claim, text))
-    for r in find(rows, "causal", "top1 refitted minus shuffled"):
-        (random,) = find(rows, "causal", "top1 refitted minus random")
-        text = (
-            f"taken out by directions of the other topics only, what is left gives a classifier that is fitted afresh {100 * r.value:+.1f} points "
-            f"{_ci(r, True)} against directions from shuffled labels, and {100 * random.value:+.1f} {_ci(random, True)} against random subspaces "
-            "of the same rank and variance; shown if both intervals lie below 0."
-        )
-        shown = all((x.high or 0) < 0 for x in (r, random))
-        out.append(_li(shown, "Ablation leaves less emotion to be read", text))
-    return out
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -444,7 +255,7 @@ def _beside(rows: Sequence[Row]) -> str:
     lines = []
     for metric, what, other, control, name in BESIDE:
         own, theirs = (find(rows, "validation", m, control=c) for m, c in ((metric, None), (other or metric, control)))
-        cells = [f"{r.value:.2f} {_ci(r)}" for r in (*own, *theirs)]
+        cells = [f"{r.value:.2f} {interval(r)}" for r in (*own, *theirs)]
         lines.append(f"<tr><td>{what}</td>{''.join(f'<td>{c}</td>' for c in cells)}<td>{name}</td></tr>")
     head = "".join(f"<th>{h}</th>" for h in ("what", "directions [95 %]", "compared with", "which is"))
     return f"<div class='wide'><table><tr>{head}</tr>{''.join(lines)}</table></div>"
@@ -464,7 +275,7 @@ def _estimators(rows: Sequence[Row]) -> str:
                     if (r.control == control or (control is None and r.control == "shuffled labels"))
                     and (control is not None or r.readout == readout)
                 ]
-                cells.append(f"{own[0].value:.2f} {_ci(own[0])}" if own else "")
+                cells.append(f"{own[0].value:.2f} {interval(own[0])}" if own else "")
             if any(cells[1:]):
                 lines.append(
                     "<tr>" + "".join(f"<td class='{'n' if i else ''}'>{c}</td>" for i, c in enumerate(cells)) + "</tr>"
@@ -484,16 +295,16 @@ def _table(rows: Sequence[Row]) -> str:
         null = (
             ""
             if r.null_high is None and r.null_mean is None
-            else _num(r.null_mean)
-            + (f" (95 % below {_num(r.null_high)})" if r.null_high is not None else "")
+            else number(r.null_mean)
+            + (f" (95 % below {number(r.null_high)})" if r.null_high is not None else "")
             + (f" of {r.draws}" if r.draws else "")
         )
         cells = [
             what,
-            f"{_num(r.value, 3)} {_ci(r)}",
+            f"{number(r.value, 3)} {interval(r)}",
             escape(r.control or ""),
             null,
-            _num(r.p, 3),
+            number(r.p, 3),
             f"{r.n} {escape(r.unit_of_n or '')}" if r.n else "",
         ]
         lines.append(
@@ -525,7 +336,7 @@ def _lens(rows: Sequence[Row], lenses: Sequence[LogitLens]) -> str:
             parts.append(f"<p>At layer {lens.layer} the lens does not pass its test, so no words are shown.</p>")
             continue
         body = "".join(
-            f"<tr><td>{escape(e)}</td><td>{escape('  '.join(repr(w)[1:-1] for w in words))}</td><td class='n'>{_num(lens.auc[e])}</td></tr>"
+            f"<tr><td>{escape(e)}</td><td>{escape('  '.join(repr(w)[1:-1] for w in words))}</td><td class='n'>{number(lens.auc[e])}</td></tr>"
             for e, words in lens.words.items()
         )
         parts.append(
@@ -542,8 +353,8 @@ def _emotions(rows: Sequence[Row], directions: EmotionDirections) -> str:
         near = ", ".join(f"{escape(n)} {c:+.2f}" for n, c in directions[e].nearest(k=3))
         reliability = float(directions.reliability[i, slot])
         lines.append(
-            f"<tr><td>{escape(e)}</td><td class='n'>{f'{r.value:.2f} {_ci(r)}' if r else ''}</td><td class='n'>{_num(r.null_high) if r else ''}</td>"
-            f"<td class='n'>{_num(r.q, 3) if r else ''}</td><td class='n'>{_num(reliability)}</td><td>{near}</td></tr>"
+            f"<tr><td>{escape(e)}</td><td class='n'>{f'{r.value:.2f} {interval(r)}' if r else ''}</td><td class='n'>{number(r.null_high) if r else ''}</td>"
+            f"<td class='n'>{number(r.q, 3) if r else ''}</td><td class='n'>{number(reliability)}</td><td>{near}</td></tr>"
         )
     head = "".join(
         f"<th>{h}</th>"
@@ -580,17 +391,3 @@ def _provenance(p: dict[str, Any]) -> str:
 
 def _all_rows(rows: Sequence[Row]) -> str:
     return f"<details><summary>All {len(rows)} rows (as in results.json)</summary>{_table(rows)}</details>"
-
-
-def _pct(value: float | None) -> str:
-    return "?" if value is None else f"{100 * value:.0f} %"
-
-
-def _num(value: float | None, digits: int = 2) -> str:
-    return "" if value is None or not np.isfinite(value) else f"{value:z.{digits}f}"
-
-
-def _ci(r: Row, percent: bool = False) -> str:
-    if r.low is None or r.high is None:
-        return ""
-    return f"[{100 * r.low:.0f}, {100 * r.high:.0f}]" if percent else f"[{r.low:z.2f}, {r.high:z.2f}]"

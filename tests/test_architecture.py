@@ -28,7 +28,7 @@ FLOORS = [
     {"geometry", "steering", "patching", "baking"},
     {"sweeps", "generation"},
     {"experiments.__init__", "experiments.base"},
-    {"experiments.refit"},
+    {"verdicts", "experiments.refit"},
     {
         "experiments.causal",
         "experiments.languages",

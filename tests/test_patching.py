@@ -223,11 +223,12 @@ def test_counts_and_spans_of_several_pairs(tiny_model):
     clean, corrupted = [high, high, "one", high], [low, low, "one two three four", high]
     r = P.patch_resid_pre(tiny_model, clean=clean, corrupted=corrupted, metric=metric)
     assert r.labels == P.SPANS
-    assert r.dropped == 1
-    assert r.excluded == 1
+    assert (len(r.clean), r.dropped, r.excluded) == (2, 1, 1)
     assert r.pairs.tolist() == [[2 if span else 0 for span in (r.recovery[0] == r.recovery[0])]] * 3
-    assert "dropped" in repr(r)
-    assert (r.interval is None) == (len(r.clean) == 1)
+    assert "1 dropped" in repr(r)
+    assert r.interval is not None
+    one = P.patch_resid_pre(tiny_model, clean=CLEAN, corrupted=CORRUPTED, metric=metric)
+    assert one.interval is None
 
 
 def test_errors_say_what_is_wrong(model):

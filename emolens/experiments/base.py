@@ -79,6 +79,15 @@ def judged(value: float, null: NDArray[np.floating], control: str) -> dict[str, 
     return fields | {"null_high": float(np.percentile(null, 95)), "p": stats.permutation_p(value, null)}
 
 
+def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> list[Row]:
+    """Rows of a metric whose fields have the given values."""
+    return [
+        r
+        for r in rows
+        if r.experiment == experiment and r.metric == metric and all(getattr(r, k) == v for k, v in fields.items())
+    ]
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Other people's texts: with labels (GoEmotions) or with ratings (EmoBank)."""

@@ -23,6 +23,7 @@ from emolens.activations import collect_resid_post
 from emolens.emotion_sets import EmotionSet, load_emotion_set
 from emolens.experiments.base import Inputs, Row, judged, row
 from emolens.experiments.refit import Fit, Training, against_shuffled
+from emolens.verdicts import RULES
 
 NAME = "languages"
 Array = NDArray[np.floating]
@@ -63,14 +64,16 @@ class Languages:
 
     def __repr__(self) -> str:
         cells = {r.split: r for r in self.rows if r.primary}
-        width = 26
+        width, above_null = 26, RULES["above_null"]
         lines = [
             f"top-1 of {len(self.concepts)} emotions (chance {1 / len(self.concepts):.2f}), fitted in a row's language, read in a column's, topics held out",
             "".join(["".ljust(8), *(name.ljust(width) for name in self.names)]),
         ]
         for a in self.names:
             found = [cells[f"{a} -> {b}"] for b in self.names]
-            cell = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if _shown(r) else ' n.s.'}" for r in found]
+            cell = [
+                f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if above_null(r) == 'shown' else ' n.s.'}" for r in found
+            ]
             lines.append("".join([a.ljust(8), *(c.ljust(width) for c in cell)]))
         null = max((r.null_high for r in cells.values() if r.null_high is not None), default=float("nan"))
         form = self.matrix(control="form")
@@ -125,10 +128,6 @@ def compare_languages(
     out += _cosines(tongues)
     chosen = {t.name: tuple(t.inputs.acts.layers[k] for k in t.slots) for t in tongues}
     return Languages(tuple(names), out, tuple(concepts), tuple(topics), chosen)
-
-
-def _shown(r: Row) -> bool:
-    return r.p is not None and r.p < 0.05 and r.low is not None and r.null_high is not None and r.low > r.null_high
 
 
 def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> EmotionSet:
