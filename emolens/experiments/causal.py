@@ -60,11 +60,9 @@ from emolens.readout import first_tokens
 NAME = "causal"
 MIN_PAIRS = 8
 MIN_GAP = 1e-3  # logits; a smaller one is rounding, a negative one says that the model does not feel the fact as the pair means it
-N_PATCHED, N_ABLATED = (
-    20,
-    8,
-)  # random draws beside patching and adding, which begin at the layer, and beside ablation, which does not
-N_SHUFFLED, N_SUBSPACES = 4, 2  # draws a fold of the refit, each of which reads the stories again
+# random draws: beside patching and adding, which begin at the layer, and beside ablation, which begins at the first block and costs more
+N_PATCHED, N_ABLATED = 20, 8
+N_SHUFFLED, N_SUBSPACES = 2, 1  # draws a fold of the refit, each of which reads the stories again
 PRIMARY = "ablate loss, whole stream"
 NOTHING, SHUFFLED, SUBSPACE = "nothing ablated", "shuffled labels", "random subspaces, same variance"
 
