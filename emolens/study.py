@@ -219,13 +219,14 @@ def _ours(part: Path) -> bool:
         return False
     if part.name == "activations":
         return (part / MANIFEST).is_file() or not any(p.name != LOCK for p in part.iterdir())
+    files = [p for p in part.iterdir() if not p.name.endswith(".part")]
+    return all(p.suffix == ".json" for p in files) and (not files or any(map(_made_by_a_study, files)))
+
+
+def _made_by_a_study(file: Path) -> bool:
     try:
-        return all(
-            "made_by" in json.loads(p.read_text(encoding="utf-8"))
-            for p in part.iterdir()
-            if not p.name.endswith(".part")
-        )
-    except (OSError, ValueError, TypeError):
+        return "made_by" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # a damaged one is made again
         return False
 
 

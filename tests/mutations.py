@@ -132,7 +132,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("cross minus mixed, the other way round", "experiments/person.py", "bootstrap_mean(cross - mixed", "bootstrap_mean(mixed - cross", f"{C} -k third_person"),
     Edit("both halves are one person's", "experiments/person.py", "return [a[:h] + b[:k], a[h:] + b[k:]]", "return [a, b]", f"{C} -k third_person"),
     Edit('a half is fitted on itself', 'experiments/person.py', 'half.fit(labels).z(half.test)', 'Training(half.inputs, [t for t in half.inputs.topics if t not in half.held]).fit(labels).z(half.test)', f'{C} -k third_person'),
-    Edit("neutral components of the held-out topics", "experiments/base.py", "kept = tokens.select(lambda t: t.topic not in held_out)", "kept = tokens", f"{C} -k neutral_components"),
+    Edit("neutral components of the held-out topics", "experiments/base.py", "neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)", "neutral_components(tokens.rows, share)", f"{C} -k neutral_components"),
     # --- other people's text
     Edit("the ceiling is fitted on its own test folds", "experiments/transfer.py", ".fit((x[train] - mean) / scale, positive[train, k])", ".fit((x - mean) / scale, positive[:, k])", O),
     Edit('shuffled directions are the real ones', 'experiments/transfer.py', 'against_shuffled(figures, inputs.labels', 'against_shuffled(lambda y: figures(inputs.labels), inputs.labels', f'{C} -k what_was_planted'),
@@ -147,7 +147,7 @@ EDITS: tuple[Edit, ...] = (
     Edit('a ridge that saw the word', 'geometry.py', '.fit(x[train], norm[train])', '.fit(x, norm)', GEOMETRY),
     Edit("words are shown whatever the test says", "readout.py", "if p < 0.05:", "if p < 5:", f"{LENS} -k random_directions_are"),
     Edit('the lens of another layer is primary', 'experiments/lens.py', 'primary = layer == inputs.layer and', 'primary = layer != inputs.layer and', f'{C} -k primary_row'),
-    Edit("a token is coloured inside the band", "readout.py", "0.0 if abs(z) < band else", "0.0 if abs(z) < 0 else", f"{LENS} -k colour"),
+    Edit("a token is coloured inside the band", "readout.py", "0.0 if abs(z) <= band else", "0.0 if abs(z) < 0 else", f"{LENS} -k colour"),
     # --- steering and dose
     Edit("the worst layer and dose", "experiments/validation.py", "return max(found)[2:]", "return min(found)[2:]", O),
     Edit("no budget for damage", "experiments/validation.py", "BUDGET = 0.1", "BUDGET = 99.0", O),

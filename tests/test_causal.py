@@ -15,8 +15,8 @@ from emolens.experiments import causal, validation
 from emolens.experiments.base import Inputs, Row, row
 from emolens.interventions import orthonormal
 from emolens.materials import load_stems
-from emolens.report import _causes
 from emolens.sweeps import Cell, Sweep
+from emolens.verdicts import answers
 
 LAYER, DOSE = 1, 0.5
 
@@ -253,9 +253,9 @@ def test_less_emotion_is_left_only_where_both_nulls_say_so(shuffled, random, sho
         row("causal", f"top1 refitted minus {name}", np.mean(at), low=at[0], high=at[1])
         for name, at in (("shuffled", shuffled), ("random", random))
     ]
-    [line] = _causes(rows)
-    assert line.startswith("<li class='yes'>" if shown else "<li class='no'>")
-    assert f"{100 * np.mean(shuffled):+.1f} points" in line
+    [answer] = answers(rows, planted_set())
+    assert (answer.verdict == "shown") == shown
+    assert f"{100 * np.mean(shuffled):+.1f} points" in answer.text
 
 
 @pytest.mark.parametrize(("low", "shown"), [(0.05, True), (-0.05, False)])
@@ -264,9 +264,9 @@ def test_the_claim_of_ablation_is_that_of_the_whole_stream(low, shown):
         own = row("causal", metric, 0.2)
         return [own, row("causal", f"{metric} minus random", 0.1, low=low, high=0.3, control="random, same variance")]
 
-    stream, after = _causes([*of("ablate loss, whole stream", low), *of("ablate loss", 0.05)])
-    assert "out of the whole stream" in stream
-    assert stream.startswith("<li class='yes'>" if shown else "<li class='no'>")
-    assert after.startswith("<li class='yes'>")
-    assert "after every block" in after
-    assert stream.count("20.0 %") == 1
+    stream, after = answers([*of("ablate loss, whole stream", low), *of("ablate loss", 0.05)], planted_set())
+    assert "out of the whole stream" in stream.words
+    assert (stream.verdict == "shown") == shown
+    assert after.verdict == "shown"
+    assert "after every block" in after.words
+    assert stream.text.count("20.0 %") == 1

@@ -713,8 +713,8 @@ def test_a_directory_without_a_tokenizer_asks_for_one_and_takes_it(tiny: Tiny) -
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dtype": "int8"}, ValueError, r"dtype=torch\.int8; allowed: float32, float64, bfloat16, float16"),
-        ({"dtype": "float31"}, ValueError, "dtype=None; allowed: float32"),
+        ({"dtype": "int8"}, ValueError, r"dtype=\'int8\'; allowed: float32, float64, bfloat16, float16"),
+        ({"dtype": "float31"}, ValueError, "dtype='float31'; allowed: float32"),
         ({"backend": "vllm"}, ValueError, "backend='vllm'; allowed: 'hooked', 'bridge'"),
         ({"n_devices": 99}, ValueError, "n_devices=99, but this machine has"),
         ({"n_devices": 0}, ValueError, "n_devices=0, but this machine has"),
@@ -1124,6 +1124,7 @@ def test_the_blocks_of_several_devices_are_placed_where_was_asked(tiny: Tiny, mo
     from transformer_lens import HookedTransformer
 
     told: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (10**12, 10**12))
     monkeypatch.setattr(

@@ -26,7 +26,8 @@ def scores(text: str = HOSTILE, per: str = "token") -> Scores:
         texts=(text,),
         text_of=(0,) * len(spans),
         spans=spans,
-        band=1.0,
+        band=torch.ones(len(spans)),
+        rate=torch.full((len(spans),), 0.05),
         flags=((),),
         info={},
     )

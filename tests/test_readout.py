@@ -213,7 +213,7 @@ def test_the_repr_shows_text_label_and_highest_emotions(tiny_model, v):
 
 def test_table_and_view_say_the_same_and_grey_what_is_inside_the_band():
     values = torch.tensor([[2.0, 0.5, -1.0, 0.1], [0.9, 0.2, 0.1, 1.0]])
-    s = Scores(("joy", "fear", "anger", "awe"), values, values, "text", 1, ("One.", "Two."), (0, 1), ((0, 4), (0, 4)), 1.0, ((), ()), {})  # fmt: skip
+    s = Scores(("joy", "fear", "anger", "awe"), values, values, "text", 1, ("One.", "Two."), (0, 1), ((0, 4), (0, 4)), torch.ones(2), torch.full((2,), 0.05), ((), ()), {})  # fmt: skip
     first, second = s.table().splitlines()[1:]
     assert first.split("'")[2].split() == ["joy", "joy", "+2.0", "(fear", "+0.5)", "(awe", "+0.1)"]
     assert second.split("'")[2].split()[0] == "none"  # on the band is inside it

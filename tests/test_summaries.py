@@ -102,8 +102,8 @@ def test_scores_name_the_highest_and_nothing_inside_the_band():
     assert s.labels == ["fear", "none"]
     assert [[e for e, _ in row] for row in s.top(3)] == [["fear", "anger", "joy"], ["anger", "joy", "fear"]]
     lines = repr(s).splitlines()
-    assert lines[1].split() == ["'one", "text'", "fear", "fear", "+3.0", "anger", "+2.0", "joy", "+0.5"]
-    assert lines[2].split()[2:5] == ["none", "anger", "+0.9"]
+    assert lines[1].split() == ["'one", "text'", "fear", "fear", "+3.0", "anger", "+2.0", "(joy", "+0.5)"]
+    assert lines[2].split()[2:5] == ["none", "(anger", "+0.9)"]
     assert lines[2].endswith("[short]")
 
 

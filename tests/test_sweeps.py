@@ -303,7 +303,7 @@ def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(m
         try:
             with torch.no_grad():
                 tensor[..., -1] += 0.5
-            with pytest.raises(ValueError, match="is of another sweep; choose another file"):
+            with pytest.raises(ValueError, match="is of another sweep, or of something else; choose another file"):
                 sweep(model, STEMS, v, **options, allow_other_model=True)
         finally:
             with torch.no_grad():
@@ -383,7 +383,7 @@ def test_a_dose_is_lowered_until_what_is_written_keeps_its_budget_too(model, v):
     kl_only = calibrate_dose(model, v["glimmer"], NEUTRAL, **options)
     loose = calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=prompts, perplexity_budget=1e6, **options)
     assert loose.dose == kl_only.dose
-    tight = calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=prompts, perplexity_budget=1.001, **options)
+    tight = calibrate_dose(model, v["glimmer"], NEUTRAL, prompts=prompts, perplexity_budget=1.5, **options)
     assert tight.dose < kl_only.dose
     assert tight.n_prompts == 2
     assert "other prompts" in str(tight)
@@ -394,7 +394,7 @@ def test_a_dose_is_lowered_until_what_is_written_keeps_its_budget_too(model, v):
         r = sweep(
             model, chosen_on, v["glimmer"], layers=[1], doses=[dose], target_words=WORDS, controls={}, write=6, progress=False
         )  # fmt: skip
-        assert (float(r.perplexity_ratio.log().nanmean().exp()) <= 1.001) == inside
+        assert (float(r.perplexity_ratio.log().nanmean().exp()) <= 1.5) == inside
 
 
 def test_calibrate_dose_says_what_it_needs(model, v):
