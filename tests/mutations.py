@@ -201,13 +201,13 @@ def _tests(place: Path, tests: str) -> tuple[str, str]:
                     ["-q", "-x", "-p", "no:cacheprovider", "--tb=line", "-W", seen_before, f"tests/{file}", *options]
                 )
             failed = [line for line in out.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
-            report.write_text(f"{int(code)}\n{failed[0] if failed else out.getvalue()[-2000:]}")
+            report.write_text(f"{int(code)}\n{failed[0] if failed else out.getvalue()[-2000:]}", encoding="utf-8")
         except BaseException as error:
-            report.write_text(f"fork\n{error!r}\n{out.getvalue()[-2000:]}")
+            report.write_text(f"fork\n{error!r}\n{out.getvalue()[-2000:]}", encoding="utf-8")
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    code, words = report.read_text().split("\n", 1)
+    code, words = report.read_text(encoding="utf-8").split("\n", 1)
     if code not in ("0", "1"):  # pytest could not collect, or found no test
         return "ERROR", words
     return ("survived" if code == "0" else "killed"), words.split(" - ")[0].split("::")[-1] if code == "1" else ""

@@ -28,7 +28,7 @@ from emolens.verdicts import CLAIMS
 
 # Worlds in which the right answer to a claim is no. Directions of shuffled labels lie where real ones do, so removing or adding one still
 # does something to a model that uses that space: the three tests of pairs are judged where the model does not use it.
-PAIRS = {"ablation", "patching", "adding"}
+PAIRS = {"ablation", "ablation after blocks", "patching", "adding"}
 STEERING = {"steers", "steers: more than told", "writes", "vocabulary"}
 
 

@@ -205,7 +205,7 @@ def _in_the_platforms_encoding(tree: ast.AST) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("folder", ["emolens", "benchmarks"])
+@pytest.mark.parametrize("folder", ["emolens", "benchmarks", "tests"])
 def test_text_is_read_and_written_in_an_encoding_that_is_said(folder: str) -> None:
     wrong = {
         str(path.relative_to(PACKAGE.parent)): lines

@@ -146,14 +146,14 @@ def test_the_folder_is_complete_records_what_was_done_and_holds_no_pickle(tiny, 
     names = {p.name for p in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "emolens.json"} <= names
     assert not {n for n in names if n.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))}
-    record = json.loads((out / "emolens.json").read_text())
+    record = json.loads((out / "emolens.json").read_text(encoding="utf-8"))
     assert record["max_log_prob_difference"] == made.difference
     assert [h["hook_name"] for h in record["hooks"]] == ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
     assert "model.layers.1.mlp.gate_proj.bias" in made.changed
     assert made.hooks[0].kind == "steer"
     for file in out.glob("*.json"):
-        assert str(source) not in file.read_text()
-        assert str(tmp_path) not in file.read_text()
+        assert str(source) not in file.read_text(encoding="utf-8")
+        assert str(tmp_path) not in file.read_text(encoding="utf-8")
 
 
 def test_half_precision_says_what_rounding_costs(tiny, tmp_path):
@@ -170,11 +170,11 @@ def test_nothing_is_overwritten_unless_asked(tiny, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         bake(source, hooks, out)
     bake(source, ABLATIONS["attn"](), out, overwrite=True)
-    assert json.loads((out / "emolens.json").read_text())["hooks"][0]["kind"] == "ablate"
+    assert json.loads((out / "emolens.json").read_text(encoding="utf-8"))["hooks"][0]["kind"] == "ablate"
     with pytest.raises(ValueError, match="holds the model"):
         bake(out, hooks, out, overwrite=True)
     (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "one.txt").write_text("dear")
+    (tmp_path / "letters" / "one.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match="no checkpoint"):
         bake(source, hooks, tmp_path / "letters", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "out"]
@@ -197,4 +197,4 @@ def test_a_gguf_model_is_saved_as_plain_safetensors(tmp_path, real_model):
     made = bake("smollm2-135m-instruct-q4", hooks, tmp_path / "out")
     assert made.difference < 1e-3  # float32 noise of 30 blocks; see ALLOWED
     assert made.moved > 100 * made.difference
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))

@@ -113,13 +113,19 @@ def test_without_a_command_the_help_is_shown(arguments):
 def test_importing_loads_nothing_heavy(code):
     heavy = ("torch", "transformer_lens", "transformers", "sklearn", "matplotlib", "scipy", "numpy", "pandas")
     script = f"import sys; {code}; sys.stdout.write(','.join(m for m in {heavy!r} if m in sys.modules))"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, encoding="utf-8"
+    )
     assert (result.stdout, result.returncode) == ("", 0), result.stderr
 
 
 def test_the_module_runs_as_the_command_does():
     result = subprocess.run(
-        [sys.executable, "-m", "emolens", "sets", "show", "nowhere"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "emolens", "sets", "show", "nowhere"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
     )
     assert result.returncode == 2
     assert result.stdout == ""
@@ -183,10 +189,10 @@ def test_sets_check_exits_with_1_on_a_violation_and_says_which_text(emolens, toy
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
     file = tmp_path / "stories" / "glimmer.jsonl"
-    first, *rest = file.read_text().splitlines()
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
     story = json.loads(first)
     story["text"] = story["text"] + " I was [b]happy[/b]."  # names the emotion, in what rich would take for markup
-    file.write_text("\n".join([json.dumps(story), *rest]))
+    file.write_text("\n".join([json.dumps(story), *rest]), encoding="utf-8")
     code, out, _ = emolens("sets", "check", tmp_path)
     assert code == 1
     assert f"violation: {story['id']}: names the emotion: happy" in out
@@ -194,11 +200,11 @@ def test_sets_check_exits_with_1_on_a_violation_and_says_which_text(emolens, toy
 
 
 def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
-    spec = yaml.safe_load((toy_set / "set.yaml").read_text())
+    spec = yaml.safe_load((toy_set / "set.yaml").read_text(encoding="utf-8"))
     for e in spec["emotions"]:
-        e["stories"] = [json.loads(line) for line in (toy_set / e["stories"]).read_text().splitlines()]
+        e["stories"] = [json.loads(line) for line in (toy_set / e["stories"]).read_text(encoding="utf-8").splitlines()]
         e["family"] = "[red]x[/red]"
-    (tmp_path / "set.yaml").write_text(yaml.safe_dump(spec | {"neutral": None, "topics": yaml.safe_load((toy_set / "topics.yaml").read_text())["topics"]}))  # fmt: skip
+    (tmp_path / "set.yaml").write_text(yaml.safe_dump(spec | {"neutral": None, "topics": yaml.safe_load((toy_set / "topics.yaml").read_text(encoding="utf-8"))["topics"]}), encoding="utf-8")  # fmt: skip
     code, out, _ = emolens("sets", "show", tmp_path)
     assert code == 0
     assert "[red]x[/red]" in out
@@ -255,7 +261,7 @@ def test_a_usage_error_is_exit_2(emolens):
 
 def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path):
     in_the_way = tmp_path / "file"
-    in_the_way.write_text("")
+    in_the_way.write_text("", encoding="utf-8")
     code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", in_the_way / "study")
     assert code == 3
     assert "cannot write there" in one_line(err)
@@ -321,7 +327,8 @@ def test_extract_from_a_file_keeps_its_shards_and_continues(emolens, tiny, tmp_p
             json.dumps({"text": f"Number {i} {deed} on day {i}.", "emotion": e, "topic": f"t{i % 4}"}) + "\n"
             for i in range(8)
             for e, deed in deeds.items()
-        )
+        ),
+        encoding="utf-8",
     )
     command = ["extract", "-m", tiny("llama", tokenizer="chat"), "--texts", texts, "-o", out, "--shards", shards, "--shard-texts", "4"]  # fmt: skip
     code, said, _ = emolens(*command)
@@ -396,9 +403,11 @@ def test_score_reads_every_text_of_a_file_and_of_a_pipe(emolens, banded, tiny, t
     import io
 
     texts = [f"Number {i} was waiting at the door, as on every day of the week." for i in range(50)]
-    (tmp_path / "c.csv").write_text("comment;id\n" + "".join(f"{t};{i}\n" for i, t in enumerate(texts)))
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    (tmp_path / "c.txt").write_text("\n".join(texts))
+    (tmp_path / "c.csv").write_text(
+        "comment;id\n" + "".join(f"{t};{i}\n" for i, t in enumerate(texts)), encoding="utf-8"
+    )
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    (tmp_path / "c.txt").write_text("\n".join(texts), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\r\n".join(texts).encode("utf-8-sig"))))
     said = set()
     for given in ((tmp_path / "c.csv", "--column", "Comment"), (tmp_path / "c.jsonl",), (tmp_path / "c.txt",), ("-",)):
@@ -430,9 +439,9 @@ def test_score_reads_every_text_of_a_file_and_of_a_pipe(emolens, banded, tiny, t
 )  # fmt: skip
 def test_score_refuses_before_the_model_is_opened(emolens, banded, tiny, tmp_path, monkeypatch, given, message):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("opened"))
-    (tmp_path / "c.csv").write_text("comment,id\nThe door.,1\n")
+    (tmp_path / "c.csv").write_text("comment,id\nThe door.,1\n", encoding="utf-8")
     (tmp_path / "c.xlsx").write_bytes(b"PK")
-    (tmp_path / "notes.html").write_text("<p>mine</p>")
+    (tmp_path / "notes.html").write_text("<p>mine</p>", encoding="utf-8")
     code, _, err = emolens(
         "score",
         "-v",
@@ -441,13 +450,14 @@ def test_score_refuses_before_the_model_is_opened(emolens, banded, tiny, tmp_pat
     )
     assert code == 2
     assert message in one_line(err)
-    assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
+    assert (tmp_path / "notes.html").read_text(encoding="utf-8") == "<p>mine</p>"
 
 
 def test_a_text_too_long_is_named_cut_or_left_out(emolens, banded, tiny, tmp_path):
     file = tmp_path / "c.txt"
     file.write_text(
-        "Number 1 was waiting at the door.\n" + "They laughed and nobody said why. " * 60 + "\nNumber 3 was not.\n"
+        "Number 1 was waiting at the door.\n" + "They laughed and nobody said why. " * 60 + "\nNumber 3 was not.\n",
+        encoding="utf-8",
     )
     command = ("score", "-v", banded, "-m", tiny("llama", tokenizer="chat"), file)
     code, _, err = emolens(*command)
@@ -471,7 +481,7 @@ def labelled(tmp_path) -> Path:
     rows = [
         f"Number {i} {deed} on day {i}.,{e},t{i}" for i in range(4) for e, deed in (("a", "laughed"), ("b", "wept"))
     ]
-    file.write_text("\n".join(["text,emotion,topic", *rows]))
+    file.write_text("\n".join(["text,emotion,topic", *rows]), encoding="utf-8")
     return file
 
 
@@ -536,9 +546,10 @@ def test_extract_refuses_before_the_model_is_opened(
     emolens, tiny, toy_set, labelled, tmp_path, monkeypatch, given, message
 ):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("opened"))
-    (tmp_path / "one.csv").write_text("text,emotion\nThe door.,a\nThe house.,a\n")
+    (tmp_path / "one.csv").write_text("text,emotion\nThe door.,a\nThe house.,a\n", encoding="utf-8")
     (tmp_path / "test.jsonl").write_text(
-        '{"text": "a b", "emotion": "a", "split": "test"}\n{"text": "b", "emotion": "b", "split": "test"}\n'
+        '{"text": "a b", "emotion": "a", "split": "test"}\n{"text": "b", "emotion": "b", "split": "test"}\n',
+        encoding="utf-8",
     )
     _without_neutral(toy_set, tmp_path / "own")
     given = [x.replace("TMP", str(tmp_path)).replace("SET", str(toy_set)) for x in given]
@@ -550,8 +561,8 @@ def test_extract_refuses_before_the_model_is_opened(
 
 def _without_neutral(toy_set: Path, folder: Path) -> None:
     shutil.copytree(toy_set, folder)
-    spec = yaml.safe_load((folder / "set.yaml").read_text()) | {"neutral": None, "name": "own"}
-    (folder / "set.yaml").write_text(yaml.safe_dump(spec))
+    spec = yaml.safe_load((folder / "set.yaml").read_text(encoding="utf-8")) | {"neutral": None, "name": "own"}
+    (folder / "set.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
 
 
 def test_a_set_without_neutral_texts_gives_directions_that_say_what_they_cannot_do(emolens, tiny, toy_set, tmp_path):
@@ -568,11 +579,11 @@ def test_a_study_refuses_before_the_model_is_opened(emolens, tiny, toy_set, tmp_
     _without_neutral(toy_set, tmp_path / "own")
     project = tmp_path / "project"
     (project / "experiments").mkdir(parents=True)
-    (project / "experiments" / "mine.py").write_text("my work")
+    (project / "experiments" / "mine.py").write_text("my work", encoding="utf-8")
     vectors = tmp_path / "vectors"
     vectors.mkdir()
     (vectors / "vectors.safetensors").write_bytes(b"mine")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for set_, out, message in (
         (tmp_path / "own", tmp_path / "study", "set 'own' has no neutral texts"),
         (toy_set, project, "holds something else (experiments) that a study would replace"),
@@ -582,26 +593,26 @@ def test_a_study_refuses_before_the_model_is_opened(emolens, tiny, toy_set, tmp_
         code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", set_, "-o", out)
         assert code in (2, 3)
         assert message in one_line(err)
-    assert (project / "experiments" / "mine.py").read_text() == "my work"
+    assert (project / "experiments" / "mine.py").read_text(encoding="utf-8") == "my work"
     assert (vectors / "vectors.safetensors").read_bytes() == b"mine"
 
 
 def test_other_files_are_not_replaced_by_what_is_written(emolens, tiny, toy_set, tmp_path, monkeypatch):
     mine = tmp_path / "mine.json"
-    mine.write_text("my work")
+    mine.write_text("my work", encoding="utf-8")
     monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was opened"))
     code, _, err = emolens("languages", "-m", tiny("llama"), "--sets", f"{toy_set},core_de", "-o", mine)
     assert (code, "mine.json already holds something that is no result of this command" in one_line(err)) == (2, True)
     code, _, err = emolens("write-stories", "-s", toy_set, "--export-prompts", mine)
     assert (code, "mine.json already holds other prompts, or something else" in one_line(err)) == (2, True)
-    assert mine.read_text() == "my work"
+    assert mine.read_text(encoding="utf-8") == "my work"
     for _ in range(2):  # the same again is no loss
         assert emolens("write-stories", "-s", toy_set, "--export-prompts", mine, "--overwrite")[0] == 0
     assert emolens("write-stories", "-s", toy_set, "--export-prompts", mine)[0] == 0
-    (tmp_path / "topics.yaml").write_text("mine")
+    (tmp_path / "topics.yaml").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match="something else under a name that a set needs"):
         em.save_emotion_set(em.load_emotion_set(toy_set), tmp_path)
-    assert (tmp_path / "topics.yaml").read_text() == "mine"
+    assert (tmp_path / "topics.yaml").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_saved_value_does_not_replace_another(vectors, tmp_path):
@@ -654,7 +665,7 @@ def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path,
     )
     assert code == 0
     assert re.search(r"separability +emotion top1 +0\.500 \[0\.40, 0\.60\] +shuffled labels", out)
-    provenance = json.loads((out_folder / "results.json").read_text())["provenance"]
+    provenance = json.loads((out_folder / "results.json").read_text(encoding="utf-8"))["provenance"]
     assert provenance["seed"] == 3
     assert provenance["command"].startswith("emolens study -m ")
     assert f"{home}{os.sep}" not in provenance["command"]
@@ -736,7 +747,7 @@ def test_write_stories_writes_counts_and_says_when_nothing_is_usable(emolens, ti
     assert code == 1, err
     assert "2 asked" in out
     assert "not one topic has a usable story of every emotion" in out
-    assert len((tmp_path / "own" / "dropped.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "own" / "dropped.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     code, _, err = emolens("write-stories", *options, "-o", tmp_path / "own", "--seed", "5")
     assert code == 2
     assert "differs in: seed" in one_line(err)
@@ -746,10 +757,10 @@ def test_prompts_go_out_and_texts_come_back(emolens, toy_set, tmp_path):
     some = ("-s", toy_set, "--emotions", "glimmer,brindle", "--topics", "train")
     code, out, _ = emolens("write-stories", *some, "--export-prompts", tmp_path / "prompts.jsonl")
     assert (code, "2 prompts" in out) == (0, True)
-    prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     told = "The kettle was on the table and nobody had put it there. {} and I walked to the window and counted four buses in the rain."
     lines = [{"id": p["id"], "text": told.format(who)} for p, who in zip(prompts, ("Ann", "Bo"), strict=True)]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
     back = ("--import-texts", tmp_path / "texts.jsonl", "--length", "15,60", "-o", tmp_path / "own")
     code, _, err = emolens("write-stories", *some, *back)
     assert (code, "--writer" in one_line(err)) == (2, True)
@@ -766,21 +777,21 @@ def test_a_wrong_length_says_what_is_allowed(emolens, toy_set, tmp_path, length,
 
 
 def test_languages_prints_the_matrix_and_writes_every_row(emolens, tiny, toy_set, tmp_path):
-    spec = yaml.safe_load((toy_set / "set.yaml").read_text())
+    spec = yaml.safe_load((toy_set / "set.yaml").read_text(encoding="utf-8"))
     german = tmp_path / "toy_de"
     shutil.copytree(toy_set, german)
-    (german / "set.yaml").write_text(yaml.safe_dump(spec | {"name": "toy_de", "language": "de"}))
+    (german / "set.yaml").write_text(yaml.safe_dump(spec | {"name": "toy_de", "language": "de"}), encoding="utf-8")
     code, out, err = emolens("languages", "-m", tiny("llama", tokenizer="chat"), "--sets", f"{toy_set},{german}", "-o", tmp_path / "l.json")  # fmt: skip
     assert code == 0, err
     assert re.search(r"(?m)^de +\d\.\d\d \[", out)
-    data = json.loads((tmp_path / "l.json").read_text())
+    data = json.loads((tmp_path / "l.json").read_text(encoding="utf-8"))
     assert {r["split"] for r in data["rows"] if r["primary"]} == {"en -> en", "en -> de", "de -> en", "de -> de"}
 
 
 def test_sets_import_makes_a_set_of_a_corpus(emolens, tmp_path):
     plain = "The {} stood by the door for the third time that week and the lamp was on the table where it had been left since Monday."
     told = [{"job_id": e, "kind": "emotion_story", "emotion": e, "topic": "a fence", "segments": [plain.format(e)]} for e in ("joyful", "sad")]  # fmt: skip
-    (tmp_path / "stories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in told))
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in told), encoding="utf-8")
     code, out, err = emolens("sets", "import", tmp_path, "--form", "emovecllm", "-o", tmp_path / "set")
     assert code == 0, err
     assert "2 used" in out

@@ -60,7 +60,9 @@ def test_a_table_is_read_however_a_spreadsheet_wrote_it(tmp_path, name, options)
 
 
 def test_json_lines_are_read_with_keys_in_any_case(tmp_path):
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps({k.upper(): v for k, v in r.items()}) + "\n" for r in ROWS))
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({k.upper(): v for k, v in r.items()}) + "\n" for r in ROWS), encoding="utf-8"
+    )
     assert read(tmp_path / "t.jsonl") == EXPECTED
 
 
@@ -74,7 +76,7 @@ def test_another_column_can_be_the_text(tmp_path):
     assert read(file, column="comment") == EXPECTED
     with pytest.raises(ValueError, match=r"t\.csv:1: no column 'text'; there are: comment, emotion, topic; say which"):
         read(file)
-    (tmp_path / "t.jsonl").write_text(json.dumps({"comment": "The door.", "text": 3}))
+    (tmp_path / "t.jsonl").write_text(json.dumps({"comment": "The door.", "text": 3}), encoding="utf-8")
     assert read(tmp_path / "t.jsonl", column="comment") == [("The door.", None, None, "")]
 
 
@@ -109,23 +111,23 @@ def test_a_file_of_another_kind_and_a_folder_are_named(tmp_path, toy_set):
         open_corpus(toy_set)
     with pytest.raises(ValueError, match="is a folder; give the files in it"):
         open_corpus(tmp_path)
-    (tmp_path / "t.json").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "t.json").write_text(json.dumps(ROWS, indent=1), encoding="utf-8")
     with pytest.raises(ValueError, match=r"t\.json:1: .*one record a line is read"):
         read(tmp_path / "t.json")
 
 
 def test_an_empty_cell_is_no_label(tmp_path):
-    (tmp_path / "t.csv").write_text("text,emotion,topic\nThe door.,,\nThe house.,joy,t1\n")
+    (tmp_path / "t.csv").write_text("text,emotion,topic\nThe door.,,\nThe house.,joy,t1\n", encoding="utf-8")
     assert read(tmp_path / "t.csv") == [("The door.", None, None, ""), ("The house.", "joy", "t1", "main")]
 
 
 def test_texts_of_the_split_train_are_what_directions_are_made_from(tiny_model, tmp_path):
     file = tmp_path / "t.jsonl"
     rows = [r | ({"split": "train"} if i < 6 else {}) for i, r in enumerate(ROWS)] + [ROWS[0] | {"split": "test"}]
-    file.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     v = em.mean_difference(em.collect_resid_post(tiny_model, file, progress=False), remove_neutral=None)
     assert v.info["n_per_emotion"] == {"joy": 4, "fear": 4}
-    file.write_text("\n".join(json.dumps(r | {"split": "test"}) for r in ROWS))
+    file.write_text("\n".join(json.dumps(r | {"split": "test"}) for r in ROWS), encoding="utf-8")
     with pytest.raises(
         ValueError, match=r"at least two emotions, found 0: .* \(8 texts with an emotion are of the split test"
     ):
@@ -138,7 +140,7 @@ def test_texts_of_the_split_train_are_what_directions_are_made_from(tiny_model, 
 def test_a_name_is_never_taken_for_a_text(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fear").mkdir()
-    (tmp_path / "my notes").write_text("x")
+    (tmp_path / "my notes").write_text("x", encoding="utf-8")
     for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv"):  # fmt: skip
         for call in (
             lambda: em.collect_resid_post(tiny_model, name, progress=False),  # noqa: B023
@@ -317,7 +319,7 @@ LONG = "They laughed and nobody said why. " * 60
 def test_a_text_longer_than_the_context_is_refused_before_the_first_pass(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("emolens.activations._Pass.run", lambda *a: pytest.fail("a pass was made"))
     file = tmp_path / "t.txt"
-    file.write_text("\n".join([*TEXTS, LONG]))
+    file.write_text("\n".join([*TEXTS, LONG]), encoding="utf-8")
     for given, place in (([*TEXTS, LONG], ""), (file, r" \(.*t\.txt:9\)")):
         message = (
             rf"text 8 has \d+ tokens; this model reads 256{place}: shorten it, or choose long='truncate' or 'skip'"

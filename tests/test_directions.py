@@ -750,7 +750,7 @@ def test_files_of_others_are_refused_by_name(tmp_path: Path, world: World) -> No
     world.acts.save(tmp_path / "acts.safetensors")
     with pytest.raises(ValueError, match=r"this is emolens\.activations\.2, not emolens\.directions\.1"):
         dirs.load_directions(tmp_path / "acts.safetensors")
-    (tmp_path / "text.safetensors").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello", encoding="utf-8")
     with pytest.raises(ValueError, match=r"not a safetensors file, or a truncated one"):
         dirs.load_directions(tmp_path / "text.safetensors")
 

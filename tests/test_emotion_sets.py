@@ -170,10 +170,10 @@ def test_a_wrong_set_says_what_is_wrong_and_where(tmp_path: Path, what: str) -> 
 
 def test_the_line_of_an_error_is_the_line_of_its_key(tmp_path: Path) -> None:
     path = write(tmp_path, make_spec())
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     at = next(i for i, line in enumerate(lines) if "adjective: sad" in line)
     lines.insert(at, "  intensity: 9")
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}:{at + 1}: emotions\.1\.intensity: "):
         es.load_emotion_set(path)
 
@@ -189,7 +189,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path, key: str) -> None:
 def test_a_neutral_text_on_an_unknown_topic_is_an_error(tmp_path: Path) -> None:
     path = write_files(tmp_path / "own")
     file = path.parent / "neutral" / "stories.jsonl"
-    file.write_text(file.read_text().replace("train", "tram"))
+    file.write_text(file.read_text(encoding="utf-8").replace("train", "tram"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"neutral text 'neutral-1': unknown topic 'tram'; did you mean 'train'\?"):
         es.load_emotion_set(path)
 
@@ -209,9 +209,9 @@ def test_a_neutral_text_on_an_unknown_topic_is_an_error(tmp_path: Path) -> None:
 def test_a_broken_line_of_stories_is_named_by_its_number(tmp_path: Path, line: str, message: str) -> None:
     path = write_files(tmp_path / "own")
     file = path.parent / "stories" / "joy.jsonl"
-    stories = file.read_text().splitlines()
+    stories = file.read_text(encoding="utf-8").splitlines()
     stories[1] = line
-    file.write_text("\n".join(stories))
+    file.write_text("\n".join(stories), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         es.load_emotion_set(path)
 
@@ -219,7 +219,7 @@ def test_a_broken_line_of_stories_is_named_by_its_number(tmp_path: Path, line: s
 def test_a_dialogue_needs_two_turns(tmp_path: Path) -> None:
     path = write_files(tmp_path / "own")
     one = {"id": "d", "topic": "train", "turns": [{"speaker": "A", "text": "hello"}]}
-    (path.parent / "neutral" / "dialogues.jsonl").write_text("\n" + json.dumps(one))
+    (path.parent / "neutral" / "dialogues.jsonl").write_text("\n" + json.dumps(one), encoding="utf-8")
     with pytest.raises(ValueError, match=r"dialogues\.jsonl:2: turns: list should have at least 2 items"):
         es.load_emotion_set(path)
 
@@ -247,7 +247,7 @@ LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}
     ],
 )
 def test_a_file_that_is_no_set_gives_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "set.yaml").write_text(text)
+    (tmp_path / "set.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         es.load_emotion_set(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'set.yaml'}:")
@@ -256,7 +256,7 @@ def test_a_file_that_is_no_set_gives_one_clear_error(tmp_path: Path, text: str, 
 @pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir", "python/name:os.mkdir"])
 def test_yaml_tags_are_refused_and_run_nothing(tmp_path: Path, tag: str) -> None:
     made = tmp_path / "made"
-    (tmp_path / "set.yaml").write_text(f"name: a\nsource: !!{tag} ['{made}']\n")
+    (tmp_path / "set.yaml").write_text(f"name: a\nsource: !!{tag} ['{made}']\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r":2: not valid YAML: could not determine a constructor for the tag"):
         es.load_emotion_set(tmp_path)
     assert not made.exists()
@@ -283,7 +283,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path, where: str) -> None:
     path = write_files(tmp_path / "own")
     file = path.parent / where
-    (tmp_path / "outside.jsonl").write_text(file.read_text())
+    (tmp_path / "outside.jsonl").write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
     file.unlink()
     file.symlink_to(tmp_path / "outside.jsonl")
     with pytest.raises(ValueError, match=r"a set may only name files inside its own folder"):
@@ -327,9 +327,9 @@ def test_an_antonym_that_the_view_itself_names_must_be_in_the_view(tmp_path: Pat
 def test_a_view_speaks_the_language_of_its_set(tmp_path: Path) -> None:
     path = _view(tmp_path)
     base = tmp_path / "small" / "set.yaml"
-    base.write_text("language: ja\n" + base.read_text())
+    base.write_text("language: ja\n" + base.read_text(encoding="utf-8"), encoding="utf-8")
     assert es.load_emotion_set(path).language == "ja"
-    path.write_text("language: de\n" + path.read_text())
+    path.write_text("language: de\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     assert es.load_emotion_set(path).language == "de"
 
 
@@ -403,7 +403,7 @@ def test_the_fingerprint_changes_with_any_text_and_with_whose_it_is(tmp_path: Pa
     found = [load(tmp_path, edit).fingerprint for edit in edits]
     found.append(small.fingerprint)  # with neutral texts
     dialogue = tmp_path / "small" / "neutral" / "dialogues.jsonl"
-    dialogue.write_text(dialogue.read_text().replace('"A"', '"Ann"'))
+    dialogue.write_text(dialogue.read_text(encoding="utf-8").replace('"A"', '"Ann"'), encoding="utf-8")
     found.append(es.load_emotion_set(tmp_path / "small").fingerprint)
     assert len(set(found)) == len(found)
 
@@ -427,14 +427,14 @@ def test_every_norm_key_of_core_is_a_row_of_a_table() -> None:
 
 def test_a_table_of_ones_own_is_read_with_comments_and_without_a_match_column(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
-    path.write_text("# mine\nword,valence,arousal,dominance,note\n# half\njoy,1,0.5,-0.25,x\n")
+    path.write_text("# mine\nword,valence,arousal,dominance,note\n# half\njoy,1,0.5,-0.25,x\n", encoding="utf-8")
     assert es.load_norms(path) == {"joy": es.Norm(1.0, 0.5, -0.25)}
 
 
 @pytest.mark.parametrize("cell", ["high", "", "nan", "inf"])
 def test_a_cell_that_is_not_a_number_is_named_by_line_and_word(tmp_path: Path, cell: str) -> None:
     path = tmp_path / "own.csv"
-    path.write_text(f"# mine\n# too\nword,valence,arousal,dominance\njoy,1,2,3\nfear,1,{cell},3\n")
+    path.write_text(f"# mine\n# too\nword,valence,arousal,dominance\njoy,1,2,3\nfear,1,{cell},3\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"own\.csv:5: 'fear': not a number"):
         es.load_norms(path)
 
@@ -479,10 +479,10 @@ def test_told_are_the_topics_that_have_stories(toy_set: Path) -> None:
 
 def test_a_table_that_is_not_a_table_is_refused_by_column_name_or_encoding(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
-    path.write_text("word,valence,arousal\njoy,1,2\n")
+    path.write_text("word,valence,arousal\njoy,1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"own\.csv: column 'dominance' is missing; needed: word, valence, arousal"):
         es.load_norms(path)
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"own\.csv: column 'arousal' is missing"):
         es.load_norms(path)
     path.write_bytes(b"word,valence,arousal,dominance\ncaf\xe9,1,2,3\n")
@@ -569,7 +569,7 @@ def test_the_pool_has_the_papers_words() -> None:
     words = Path(__file__).parents[2] / "shared" / "data" / "emotions171.txt"
     if not words.is_file():
         pytest.skip("the paper's word list lies outside the project")
-    assert list(es.load_emotion_set("emotions171").names) == words.read_text().split("\n")[:171]
+    assert list(es.load_emotion_set("emotions171").names) == words.read_text(encoding="utf-8").split("\n")[:171]
 
 
 @pytest.mark.parametrize("language", ["zh", "ja", "de"])

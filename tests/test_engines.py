@@ -97,7 +97,9 @@ def launcher(kind: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["accelerate", "torchrun"])
 def test_two_ranks_give_what_one_gives(request_, expected, tmp_path, kind):
     out = tmp_path / "v.safetensors"
-    done = subprocess.run([*launcher(kind), *extract(request_, out)], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*launcher(kind), *extract(request_, out)], env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     same(tmp_path / "c", expected)
     v = em.load_directions(out)
@@ -106,21 +108,23 @@ def test_two_ranks_give_what_one_gives(request_, expected, tmp_path, kind):
 
 def test_a_rank_killed_in_the_middle_ends_the_run_and_the_next_one_continues(request_, expected, tmp_path):
     command = [*launcher("torchrun"), *extract(request_, tmp_path / "v.safetensors")]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     killed_when(tmp_path / "c", 4, lambda: psutil.Process(process.pid).children(), process)
     process.communicate()
     assert process.returncode != 0
     assert 4 <= len(list((tmp_path / "c").glob("*.safetensors"))) < 28
-    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8")
     assert again.returncode == 0, again.stderr[-2000:]
     same(tmp_path / "c", expected)
 
 
 def test_an_error_of_the_first_rank_ends_all_with_its_words(request_, tmp_path):
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "thesis.tex").write_text("years of work")
+    (tmp_path / "c" / "thesis.tex").write_text("years of work", encoding="utf-8")
     command = [*launcher("torchrun"), *extract(request_, tmp_path / "v.safetensors")]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, encoding="utf-8")
     assert done.returncode != 0
     assert done.stderr.count("holds other files (thesis.tex)") == 2
 
@@ -128,7 +132,9 @@ def test_an_error_of_the_first_rank_ends_all_with_its_words(request_, tmp_path):
 @needs("ray")
 def test_ray_gives_what_one_process_gives_and_survives_the_loss_of_an_actor(request_, expected, tmp_path):
     command = collecting("ray", request_, tmp_path / "c")
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
     def actors() -> list[psutil.Process]:
         family = psutil.Process(process.pid).children(recursive=True)
@@ -165,7 +171,8 @@ def test_submitted_jobs_give_what_one_process_gives_and_a_lost_one_is_submitted_
         "                return\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "if any('submitit' in a for a in __import__('sys').orig_argv):\n"
-        "    threading.Thread(target=watch, daemon=True).start()\n"
+        "    threading.Thread(target=watch, daemon=True).start()\n",
+        encoding="utf-8",
     )
     monkeypatch.setenv("PYTHONPATH", f"{hook.parent}:{ENVIRONMENT['PYTHONPATH']}")
     collect_on("slurm", request_, tmp_path / "c", workers=2, slurm={"cluster": "local"})
@@ -178,7 +185,7 @@ def test_a_job_that_raises_says_why_and_is_not_submitted_again(tiny, tmp_path, m
     for key in ("OMP_NUM_THREADS", "PYTHONPATH"):
         monkeypatch.setenv(key, ENVIRONMENT[key])
     texts = tmp_path / "texts.jsonl"
-    texts.write_text(json.dumps({"text": "word " * 2000, "emotion": "a"}) + "\n")
+    texts.write_text(json.dumps({"text": "word " * 2000, "emotion": "a"}) + "\n", encoding="utf-8")
     request = Request(str(tiny("llama", tokenizer="chat")), texts=str(texts), device="cpu")
     with pytest.raises(RuntimeError, match=r"a job failed, what is done stays: ValueError: text 0 has \d+ tokens"):
         collect_on("slurm", request, tmp_path / "c", slurm={"cluster": "local"})

@@ -176,7 +176,7 @@ def test_the_readers_of_materials(place, kind, line, field, value, drop):
     else:
         records[1][name] = value
     file = place / f"{kind}.jsonl"
-    file.write_text("\n".join(map(json.dumps, records)))
+    file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     survives(MATERIALS[kind], file)
 
 
@@ -184,7 +184,7 @@ def test_the_readers_of_materials(place, kind, line, field, value, drop):
 @given(lines=st.lists(st.fixed_dictionaries({"kind": st.sampled_from(["emotion_story", "neutral_dialogue"])}, optional={"job_id": st.text(max_size=3), "topic": st.text(max_size=3), "emotion": st.text(max_size=3), "segments": st.lists(st.text(max_size=80) | st.just("word " * 20), max_size=3) | VALUES}), max_size=4))  # fmt: skip
 def test_the_reader_of_emovecllm(place, lines):
     """200 inputs."""
-    (place / "stories.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (place / "stories.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     survives(em.read_emovecllm, place)
 
 
@@ -273,7 +273,7 @@ def test_yaml_that_would_run_code_or_fill_memory_does_neither(tmp_path):
         "- " * 50_000,
         "? " * 50_000,
     ):  # fmt: skip
-        (tmp_path / "set.yaml").write_text(content)
+        (tmp_path / "set.yaml").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=r"not valid YAML|expected a mapping"):
             load_emotion_set(tmp_path)
     assert not mark.exists()

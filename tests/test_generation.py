@@ -85,13 +85,13 @@ def test_a_broken_batch_is_written_again_and_another_run_is_refused(
     _write(tiny_model, toy, tmp_path / "run")
     file = tmp_path / "run" / "texts" / "00001.jsonl"
     before = file.read_bytes()
-    file.write_text('{"id": "glimmer-kitchen-1"')
+    file.write_text('{"id": "glimmer-kitchen-1"', encoding="utf-8")
     _write(tiny_model, toy, tmp_path / "run")
     assert file.read_bytes() == before
     with pytest.raises(FileExistsError, match=r"already holds another run \(differs in: seed, temperature\)"):
         _write(tiny_model, toy, tmp_path / "run", seed=1, temperature=0.5)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "mine" / "thesis.txt").write_text("x", encoding="utf-8")
     with pytest.raises(FileExistsError, match="is not empty and holds no run of this kind"):
         _write(tiny_model, toy, tmp_path / "mine")
 
@@ -115,14 +115,18 @@ def test_every_text_is_counted_once_and_the_set_is_balanced(toy: EmotionSet, tmp
     texts["brindle-kitchen-1"] = "Too short."
     del texts["brindle-kitchen-2"]
     file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps({"id": k, "text": v, "usage": 3}) + "\n" for k, v in texts.items()))
+    file.write_text(
+        "".join(json.dumps({"id": k, "text": v, "usage": 3}) + "\n" for k, v in texts.items()), encoding="utf-8"
+    )
     options: dict[str, Any] = {"per_topic": 2, "emotions": ["glimmer", "brindle"], "topics": ["kitchen", "train"]}
     made = em.import_texts(file, toy, tmp_path / "out", writer="an engine", lengths=(20, 120), **options)
     assert made.counts == {
         "asked": 8, "kept": 2, "refusal": 1, "set aside": 1, "names the emotion": 1, "too short": 1, "missing": 1, "duplicate": 1,
     }  # fmt: skip
     assert sum(made.counts.values()) - made.counts["asked"] == made.counts["asked"]
-    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    dropped = [
+        json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {d["id"]: d["reason"] for d in dropped}["brindle-kitchen-2"] == "missing"
     assert len(dropped) == 6
     s = load_emotion_set(tmp_path / "out" / "set")
@@ -139,7 +143,7 @@ def test_every_text_is_counted_once_and_the_set_is_balanced(toy: EmotionSet, tmp
 
 def test_where_nothing_is_usable_there_is_no_set_but_the_reasons(toy: EmotionSet, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
-    file.write_text('{"id": "glimmer-kitchen-1", "text": ""}\n')
+    file.write_text('{"id": "glimmer-kitchen-1", "text": ""}\n', encoding="utf-8")
     made = em.import_texts(file, toy, tmp_path / "out", writer="x", emotions=["glimmer", "brindle"], topics=["kitchen"])
     assert made.emotions is None
     assert made.counts == {"asked": 2, "too short": 1, "missing": 1}
@@ -157,7 +161,7 @@ def test_where_nothing_is_usable_there_is_no_set_but_the_reasons(toy: EmotionSet
 )
 def test_texts_that_were_not_asked_for_are_named(toy: EmotionSet, tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "texts.jsonl"
-    file.write_text(line + "\n")
+    file.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         em.import_texts(file, toy, tmp_path / "out", writer="x")
 
@@ -165,7 +169,7 @@ def test_texts_that_were_not_asked_for_are_named(toy: EmotionSet, tmp_path: Path
 def test_exported_prompts_come_back_by_their_ids(toy: EmotionSet, tmp_path: Path) -> None:
     prompts = em.story_prompts(toy)
     em.export_prompts(prompts, tmp_path / "prompts.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == [p.id for p in prompts]
     assert set(lines[0]) == {"id", "emotion", "topic", "person", "prompt"}
 
@@ -217,7 +221,7 @@ def test_smollm2_writes_english_to_a_prompt_of_core(real_model: Any, tmp_path: P
     assert made.counts["asked"] == 2
     assert sum(made.counts.values()) == 4  # each of the two has one fate
     (file,) = (tmp_path / "own" / "texts").iterdir()
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         assert len(json.loads(line)["text"].split()) > 10
 
 

@@ -60,7 +60,7 @@ def _pair(**change: str) -> str:
 
 def test_pairs_of_ones_own_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
-    path.write_text(_pair() + "\n" + _pair(id="b", clean="Ünal felt"))
+    path.write_text(_pair() + "\n" + _pair(id="b", clean="Ünal felt"), encoding="utf-8")
     assert [(p.id, p.clean) for p in materials.load_pairs(path)] == [("a", "x"), ("b", "Ünal felt")]
     assert materials.load_pairs(str(path))[0].emotion_corrupted == "fear"
 
@@ -80,7 +80,7 @@ def test_pairs_of_ones_own_are_read_from_a_file(tmp_path: Path) -> None:
 )
 def test_a_wrong_pair_is_named_by_line_and_field(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "own.jsonl"
-    path.write_text(lines)
+    path.write_text(lines, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         materials.load_pairs(path)
 
@@ -99,7 +99,7 @@ def test_a_wrong_pair_is_named_by_line_and_field(tmp_path: Path, lines: str, mes
 )
 def test_wrong_stems_are_named_by_line_and_field(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "own.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         materials.load_stems(path)
 
@@ -180,14 +180,14 @@ def test_a_wrong_record_is_named_and_the_right_one_is_read(
     tmp_path: Path, load: str, good: dict, change: dict, message: str
 ) -> None:
     path, read = tmp_path / "own.jsonl", getattr(materials, f"load_{load}")
-    path.write_text(json.dumps(good) + "\n")
+    path.write_text(json.dumps(good) + "\n", encoding="utf-8")
     assert len(read(path)) == 1
-    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"id": "b"} | change) + "\n")
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"id": "b"} | change) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"own\.jsonl:2: .*" + message):
         read(path)
 
 
 def test_an_empty_file_of_materials_is_no_material(tmp_path: Path) -> None:
-    (tmp_path / "own.jsonl").write_text("\n")
+    (tmp_path / "own.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"own\.jsonl: empty"):
         materials.load_scenarios(tmp_path / "own.jsonl")

@@ -68,7 +68,7 @@ def test_the_circuits_view_shows_the_tokens_that_have_no_score():
 
 
 def test_a_view_does_not_replace_a_file_of_another_kind(tmp_path):
-    (tmp_path / "view.html").write_text("<p>mine</p>")
+    (tmp_path / "view.html").write_text("<p>mine</p>", encoding="utf-8")
     with pytest.raises(FileExistsError, match="holds something that emolens did not write"):
         plots.explore_tokens(scores()).save(tmp_path / "view.html")
     plots.explore_tokens(scores()).save(tmp_path / "view.html", overwrite=True)
@@ -77,7 +77,7 @@ def test_a_view_does_not_replace_a_file_of_another_kind(tmp_path):
 
 def test_a_saved_view_is_a_whole_page(tmp_path):
     plots.explore_tokens(scores(), emotions=["fear"]).save(tmp_path / "view.html")
-    page = (tmp_path / "view.html").read_text()
+    page = (tmp_path / "view.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert page.endswith("</html>")
 

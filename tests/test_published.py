@@ -78,9 +78,9 @@ def _emovec(folder: Path, topics: dict[str, list[str]]) -> Path:
             lines.append({"job_id": f"{e}-{k}", "kind": "emotion_story", "emotion": e, "topic": t, "topic_idx": k, "segments": segments, "raw": "x"})  # fmt: skip
     talk = "You are brief.\n\nHuman: What is 2 plus 2?\n\nAssistant: It is 4.\n\nHuman: And 3?\n\nAssistant: Then 5."
     lines.append({"job_id": "n-0", "kind": "neutral_dialogue", "emotion": None, "topic": "sums", "segments": [talk, "no turns"], "raw": talk})  # fmt: skip
-    (deep / "stories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (deep / "stories.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
     jobs = [{"job_id": x["job_id"], "kind": x["kind"], "seed": 1} for x in lines] + [{"job_id": "lost", "kind": "x"}]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in jobs))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in jobs), encoding="utf-8")
     return deep
 
 

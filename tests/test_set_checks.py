@@ -151,7 +151,7 @@ def test_leaks_are_found_by_stem_in_german_and_anywhere_in_chinese() -> None:
 def test_a_neutral_speaker_who_answers_themselves_is_a_violation(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "small").parent
     file = folder / "neutral" / "dialogues.jsonl"
-    file.write_text(file.read_text().replace('"B"', '"A"'))
+    file.write_text(file.read_text(encoding="utf-8").replace('"B"', '"A"'), encoding="utf-8")
     violations = sc.check_emotion_set(es.load_emotion_set(folder), words=False).violations
     assert "talk-1: a speaker answers themselves" in violations
 

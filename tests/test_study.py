@@ -244,7 +244,7 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["activations", "experiments"]
     finished = {p.stem for p in (tmp_path / "experiments").iterdir()}
     assert finished == {e.NAME for e in (separability, person, transfer, norms, validation)}
-    (tmp_path / "experiments" / f"{norms.NAME}.json").write_text("{")  # damaged: made again
+    (tmp_path / "experiments" / f"{norms.NAME}.json").write_text("{", encoding="utf-8")  # damaged: made again
 
     collect_slice = emolens.activations._collect_slice
 
@@ -338,7 +338,7 @@ def test_a_results_file_of_something_else_is_refused(tiny_model, stories, tmp_pa
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_loads(stories, tmp_path):
     file = tmp_path / "file"
-    file.write_text("in the way")
+    file.write_text("in the way", encoding="utf-8")
     for out in (file, file / "below"):
         with pytest.raises(OSError, match=r"file.*: cannot write there \(.*\); choose another folder"):
             run_study("pythia-70m", stories, out=out)
@@ -468,7 +468,7 @@ def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:
 )
 def test_a_bad_goemotions_file_names_its_line(tmp_path, content, line):
     file = tmp_path / "goemotions_test.tsv"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"goemotions_test\.tsv:{line}: expected text, label ids 0\.\.27 and an id"):
         transfer.load_goemotions(file)
 
@@ -492,7 +492,7 @@ def test_goemotions_texts_are_read_as_they_are(tmp_path):
 )
 def test_a_bad_emobank_file_says_what_is_expected(tmp_path, content):
     file = tmp_path / "emobank.csv"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"emobank\.csv: expected a CSV file with the columns split, V, A and text"):
         transfer.load_emobank(file)
 

@@ -183,7 +183,7 @@ def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps._Run, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, STEMS, v, out=file, **options)
-    with file.open("a") as f:
+    with file.open("a", encoding="utf-8") as f:
         f.write('{"cell": {"dire')  # as a kill in the middle of a line leaves it
     calls.clear()
     monkeypatch.setattr(sweeps._Run, "measure", lambda self, *a: calls.append(1) or measure(self, *a))
@@ -290,7 +290,7 @@ def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
             prepend_bos=False,
             progress=False,
         )
-    assert json.loads(file.read_text().splitlines()[0])["sweep"]
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["sweep"]
 
 
 def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(model, v, tmp_path):

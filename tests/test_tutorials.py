@@ -13,7 +13,9 @@ SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 
 def test_the_notebooks_match_their_scripts():
     pytest.importorskip("jupytext", reason="needs the notebooks extra")
-    done = subprocess.run([sys.executable, str(FOLDER / "check.py")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "check.py")], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -29,6 +31,7 @@ def test_a_tutorial_runs_from_start_to_end(script, tmp_path):
         cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "agg"},
         timeout=1200,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
