@@ -60,7 +60,7 @@ def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
 
 
 def readouts(rows: Sequence[Row]) -> Figure:
-    """The same vectors read in four ways: what centring is worth."""
+    """The same vectors read in five ways: what centring is worth."""
     figure, axes = _figure(height=2.4)
     names = ["uncentred", "uncentred cosine", "neutral-centred", "centred", "calibrated"]
     found = [(n, find(rows, "separability", "emotion top1", readout=n, estimator="mean_difference")) for n in names]

@@ -110,7 +110,7 @@ def render(
         parts += ["<h2>From “I” to “she”</h2>", _table([r for r in rows if r.experiment == "person"])]
     if find(rows, "transfer", "auc by label"):
         parts += [
-            "<h2>On other people's text</h2><p>Directions, layer and spread are frozen on the stories; nothing is fitted on the texts below.</p>",
+            "<h2>On other people's text</h2><p>Directions, layer and spread are frozen on the stories; nothing but the supervised ceiling is fitted on the texts below.</p>",
             _figure(plots.transfer_by_label(rows), "Transfer to GoEmotions",
                 "Area under the ROC curve for each label on Reddit comments (GoEmotions, Demszky et al. 2020). Diamonds: TF-IDF centroids from the same stories."),
             "<details><summary>All transfer rows</summary>" + _table([r for r in rows if r.experiment == "transfer" and r.metric != "auc by label"]) + "</details>",
@@ -163,7 +163,7 @@ def _limits(model: dict[str, Any]) -> str:
         "<b>What this does not show.</b> Reading is not causing: that a direction can be read does not mean that the model uses it; "
         "steering, ablation and patching below are separate tests, of words that name feelings. The stories were written by a language model, so a margin on them says less than one on other "
         f"people's text. It is one model, {escape(model['name'])} ({escape(str(model['source']))}, {escape(model['dtype'])}), one set and one seed. "
-        "“Shown” means that the 95 % interval excludes the control (for a shuffled control: lies above 95 % of its draws), not that the effect is large; “not shown” that it does not; “the opposite” that it "
+        "“Shown” means that the 95 % interval excludes the control (for a shuffled control: lies above 95 % of its draws; of a loss: excludes five points) and, where a p is given, that p < .05; not that the effect is large; “not shown” that it does not; “the opposite” that it "
         "excludes it on the other side; “not asked” that a figure or a condition that the question needs is missing."
     )
 
@@ -377,7 +377,7 @@ def _provenance(p: dict[str, Any]) -> str:
         "model": f"{m['name']} ({m['source']}, {m['architecture']}, {m['n_layers']} layers, d_model {m['d_model']}, {m['dtype']}, backend {m['backend']})",
         "weights": f"fingerprint {m['fingerprint']}, processing: {', '.join(map(str, processing))}",
         "set": f"{p['set']['name']}, sha256 {p['set']['sha256'][:16]}; {p['set']['source']}",
-        "reading": f"mean over ordinary tokens from the {p['pooling']['skip']}th on, resid_post, layer {p['layer']} frozen by topic-held-out accuracy on the stories",
+        "reading": f"mean over ordinary tokens after the first {p['pooling']['skip']} (of a shorter text: its second half), resid_post, layer {p['layer']} frozen by topic-held-out accuracy on the stories",
         "attention sink": f"first token {np.median(p['sink_ratio']):.0f} times the median norm (median over layers); left out",
         "folds": "; ".join(", ".join(f) for f in p["folds"]),
         "seed": str(p["seed"]),

@@ -105,7 +105,7 @@ def bootstrap_mean(values: Array, groups: Sequence[object], *, n: int = 2000, se
 
 
 def bootstrap_two_way(values: Array, *, n: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of a table with an interval that resamples its rows and its columns at once (say stems and emotions), NaN left out.
+    """Mean of a table with an interval that resamples every axis of it at once (say stems and emotions, or draws too), NaN left out.
 
     >>> e = bootstrap_two_way(np.ones((4, 3)))
     >>> (e.value, e.low, e.high)
@@ -115,11 +115,9 @@ def bootstrap_two_way(values: Array, *, n: int = 2000, seed: int = 0) -> Estimat
         Owen 2007, *The pigeonhole bootstrap*, arXiv 0712.1111.
     """
     rng = np.random.default_rng(seed)
-    rows, columns = values.shape
     draws = []
     for _ in range(n):
-        r, c = rng.integers(rows, size=rows), rng.integers(columns, size=columns)
-        draws.append(np.nanmean(values[np.ix_(r, c)]))
+        draws.append(np.nanmean(values[np.ix_(*(rng.integers(size, size=size) for size in values.shape))]))
     low, high = np.percentile(draws, [2.5, 97.5])
     return Estimate(float(np.nanmean(values)), float(low), float(high))
 

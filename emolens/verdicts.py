@@ -224,7 +224,9 @@ def _form(r: Row, rows: Sequence[Row], k: int) -> str:
 def _zero_shot(r: Row, rows: Sequence[Row], k: int) -> str:
     found = [c for c in find(rows, "transfer", "macro auc") if (c.control or "").startswith("supervised")]
     more = f" A regression fitted on these comments finds {found[0].value:.2f} at the same layer: what there was to be read." if found else ""  # fmt: skip
-    return f"macro-AUC {r.value:.2f} {interval(r)} against {number(r.null_mean)} (95 % below {number(r.null_high)}), p = {number(r.p, 3)}; chance is .50.{more}"
+    n = len({x.emotion for x in find(rows, "transfer", "auc by label")})
+    labels = f" over {n} labels (resampled are comments, not labels)" if n else ""
+    return f"macro-AUC {r.value:.2f} {interval(r)}{labels} against {number(r.null_mean)} (95 % below {number(r.null_high)}), p = {number(r.p, 3)}; chance is .50.{more}"
 
 
 def _axis(r: Row, rows: Sequence[Row], k: int) -> str:
@@ -264,7 +266,7 @@ def _gap(metric: str, what: str) -> Callable[[Row, Sequence[Row], int], str]:
 
 _TRIAD = (
     ("ablation", "Taking a direction out of the whole stream costs the model part of the contrast", "ablate loss, whole stream", "of the clean-corrupted gap is lost"),
-    ("ablation after blocks", "Taking it out after every block does too", "ablate loss", "of the gap is lost; attention still hands it to the MLP of its own block"),
+    ("ablation after blocks", "Taking it out after every block costs part of it too", "ablate loss", "of the gap is lost (attention still hands it to the MLP of its own block)"),
     ("patching", "The part of the stream along a direction carries some of the contrast", "patch recovery", "of the gap is recovered by it alone"),
     ("adding", "Adding the direction moves a prompt towards the other emotion", "add gain", "of the gap is gained"),
 )  # fmt: skip
@@ -286,10 +288,12 @@ def _too_few_pairs(rows: Sequence[Row], k: int) -> str:
 
 def _refitted(r: Row, rows: Sequence[Row], k: int) -> str:
     [random] = find(rows, "causal", "top1 refitted minus random")
+    left, whole = (find(rows, "causal", "top1 refitted", control=c) for c in (None, "nothing ablated"))
+    says = f"a fresh classifier reads {percent(left[0].value)} {interval(left[0], True)}, {percent(whole[0].value)} with nothing taken out; " if left and whole else ""  # fmt: skip
     return (
-        f"taken out by directions of the other topics only, what is left gives a classifier that is fitted afresh {100 * r.value:+.1f} points "
-        f"{interval(r, True)} against directions from {escape(r.control or '')}, and {100 * random.value:+.1f} {interval(random, True)} "
-        f"against {escape(random.control or '')}; shown if both intervals lie below 0."
+        f"{says}taken out by directions of the other topics only, that is {100 * r.value:+.1f} points {interval(r, True)} against directions from "
+        f"{escape(r.control or '')}, and {100 * random.value:+.1f} {interval(random, True)} against {escape(random.control or '')}; "
+        "shown if both intervals lie below 0."
     )
 
 
@@ -309,7 +313,7 @@ def _nothing_to_lose(rows: Sequence[Row], k: int) -> str:
 def _component(r: Row, rows: Sequence[Row], k: int) -> str:
     few = "underpowered" in (r.unit_of_n or "")
     warn = f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set." if few else ""  # fmt: skip
-    return f"{escape(r.metric)} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum of |r| over components and layers.{warn}"
+    return f"{escape(r.metric)} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum of |r| over components, layers and tables.{warn}"
 
 
 def _vocabulary(r: Row, rows: Sequence[Row], k: int) -> str:
@@ -332,7 +336,8 @@ CLAIMS: tuple[Claim, ...] = (
     *(Claim(f"{axis} axis", f"The {axis} axis reads the {axis} of EmoBank's sentences", "above_null",
             _of("transfer", "r", emotion=axis, **_MAIN), _axis, "it reads the other way round") for axis in ("valence", "arousal")),
     Claim("steers", "Adding a direction makes the model say its word", "above_zero",
-          _of("validation", "share diag above off minus random"), _steers, "random directions do more"),
+          _of("validation", "share diag above off minus random"), _steers, "random directions do more",
+          also=_of("validation", "share diag above off minus shuffled")),
     Claim("steers: more than told", "It does more than an instruction in words that changes neutral text as much", "above_zero",
           _of("validation", "diag minus off at equal KL, direction minus instruction"), _instruction, "the instruction does more"),
     Claim("writes", "What is written with a direction reads more like its emotion", "above_zero",
@@ -344,5 +349,5 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("person", "Directions from “I” read “she” as well, and the other way round", "no_loss",
           _of("person", "top1 cross minus mixed"), _persons, "the change of person costs something", _nothing_to_lose),
     Claim("valence", "A leading component lines up with human valence", "rejected_maximum", _primary("geometry"), _component),
-    Claim("vocabulary", "The directions write emotion words on the vocabulary", "rejected", _primary("logit_lens"), _vocabulary, "random directions write"),
+    Claim("vocabulary", "Through the lens an emotion's own words lie above other emotions' words", "rejected", _primary("logit_lens"), _vocabulary, "shuffled labels do more"),
 )  # fmt: skip

@@ -52,9 +52,13 @@ def test_own_margins_are_those_of_the_named_emotion():
 
 def test_a_share_of_the_gap_is_a_ratio_of_means_over_the_pairs_with_a_gap():
     effect, gap = torch.tensor([[1.0, 1.0, 50.0], [3.0, 1.0, 50.0]]), torch.tensor([1.0, 4.0, -1.0])
-    e = causal._share(effect, gap, gap > 0)
+    e = causal._share(effect, gap=gap, used=gap > 0, groups=["a", "b", "c"])
     assert e.value == pytest.approx((2 / 5 + 4 / 5) / 2)  # not the mean of the ratios
     assert 0.2 <= e.low <= e.value <= e.high <= 3.0
+    together = causal._share(
+        effect[:1], gap=gap, used=gap > 0, groups=["a", "a", "c"]
+    )  # one contrast: nothing to resample
+    assert together.low == together.value == together.high == pytest.approx(2 / 5)
 
 
 def test_the_ceiling_is_judged_on_texts_that_it_did_not_see():

@@ -140,7 +140,7 @@ plots.cosine_matrix(v)
 import numpy as np
 
 held_out = {"swim", "repair", "night", "clinic"}  # two first-person topics, two third-person
-train = acts.select(lambda t: t.topic not in held_out)
+train = acts.without(held_out)  # no story, neutral text or neutral token of theirs
 test = acts.select(lambda t: t.topic in held_out and t.split == "main" and t.emotion is not None)
 names = list(stories.names)
 truth = np.array([names.index(t.emotion) for t in test.texts])

@@ -186,8 +186,13 @@ for name, direction in (("nothing", None), ("joy - sadness", contrast), ("random
 # %% [markdown]
 # Ablation is *affine* by default: it sets the projection to that of the mean story, not to zero, which would also remove what all text shares.
 # It leaves the attention sink alone. Here next to nothing is lost: this is one layer, and earlier ones have already passed the fact on to
-# where later ones find it. The study takes directions out at every block, over sixty pairs, beside random directions that remove as much
-# variance; its report says how much that costs.
+# where later ones find it. `em.ablate_stream` takes a direction out of every place where a block could read it, each with the mean that was
+# measured there (`em.collect_stream`). The study does that over sixty pairs, beside random directions that remove as much variance; its
+# report says how much that costs.
+#
+# One trap to know: take directions out that were fitted on *all* stories, fit a classifier afresh on what is left, and it fails on held-out
+# stories too. That looks like strong evidence and is leakage: the directions have seen the stories that judge them. An early version of the
+# study reported it. Fitted without the held-out topics, the drop is gone.
 
 # %% [markdown]
 # ## 6. Where does the difference travel?

@@ -195,7 +195,7 @@ plt.show()
 # stored reference of the other language would shift every score.
 
 # %%
-found = em.compare_languages(model, ["core", "core_de"], layers=[10, LAYER], n_shuffles=50, progress=False)
+found = em.compare_languages(model, ["core", "core_de"], layers=[10, LAYER], n_shuffles=100, progress=False)
 found
 
 # %% [markdown]

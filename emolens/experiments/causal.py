@@ -7,7 +7,7 @@ of the gap recovered;
 *ablate* - v taken out of both runs (affinely, sinks left alone), after every block only, and from the whole stream: share of the gap lost;
 *add* - v added to the corrupted run: change of d in gaps. Beside each, random directions that remove as much variance of ordinary tokens
 (ablate), or point anywhere (patch, add), through the same calls. Shares are ratios of means over pairs that pass `MIN_GAP`
-(`patching.passing`); intervals resample pairs and draws. A map by layer and span of the prompt shows where the whole stream carries the gap.
+(`patching.passing`); intervals resample whole contrasts, whose pairs share v and words, and draws. A map by layer and span of the prompt shows where the whole stream carries the gap.
 
 Then the emotions' whole subspace is taken out of the stream while the stories are read again, and a classifier is fitted *afresh* on what is
 left (an old one fails by construction), beside shuffled labels and random subspaces of the same rank and removed variance, with the
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ MIN_PAIRS = 8
 MIN_GAP = 1e-3  # logits; a smaller one is rounding, a negative one says that the model does not feel the fact as the pair means it
 # random draws: beside patching and adding, which begin at the layer, and beside ablation, which begins at the first block and costs more
 N_PATCHED, N_ABLATED = 20, 8
-N_SHUFFLED, N_SUBSPACES = 2, 1  # draws a fold of the refit, each of which reads the stories again
+N_SHUFFLED, N_SUBSPACES = 3, 2  # draws a fold of the refit, each of which reads the stories again
 PRIMARY = "ablate loss, whole stream"
 NOTHING, SHUFFLED, SUBSPACE = "nothing ablated", "shuffled labels", "random subspaces, same variance"
 
@@ -157,11 +158,13 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
     say = {"hook": "resid_post", "layer": layer, "seed": seed, "estimator": "mean_difference", "unit_of_n": "pairs"}
     out = [
         row(NAME, "pairs with a gap", n_used, n=len(pairs), split=f"{dropped} dropped for their length", **say),
-        row(NAME, "gap in logits", stats.bootstrap_mean(gap.numpy(), range(len(gap))), n=len(pairs), **say),
-        row(NAME, "gap in logits", stats.bootstrap_mean(control.numpy(), range(len(gap))), control="another fact swapped", n=len(pairs), **say),
+        row(NAME, "gap in logits", stats.bootstrap_mean(gap.numpy(), groups), n=len(pairs), **say),
+        row(NAME, "gap in logits", stats.bootstrap_mean(control.numpy(), groups), control="another fact swapped", n=len(pairs), **say),
     ]  # fmt: skip
+
+    share = partial(_share, gap=gap, used=used, groups=groups)
     # at all positions the whole stream would be the clean run itself
-    whole = _share(patched(None, last)[None], gap, used)
+    whole = share(patched(None, last)[None])
     out.append(row(NAME, "patch recovery, whole stream of the last token", whole, n=n_used, **say))
     tests: tuple[
         tuple[str, Callable[[EmotionDirections], Tensor], list[EmotionDirections], str, dict[str, Any]], ...
@@ -175,25 +178,23 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
         own, null = test(v)[None], torch.stack([test(u) for u in others])
         fields = say | {"n": n_used, "split": None} | more
         drawn = fields | {"control": against, "split": f"{len(others)} draws"}
-        out.append(row(NAME, metric, _share(own, gap, used), **fields))
-        out.append(row(NAME, metric, _share(null, gap, used), **drawn))
-        out.append(
-            row(NAME, f"{metric} minus random", _share(own - null, gap, used), primary=metric == PRIMARY, **drawn)
-        )
+        out.append(row(NAME, metric, share(own), **fields))
+        out.append(row(NAME, metric, share(null), **drawn))
+        out.append(row(NAME, f"{metric} minus random", share(own - null), primary=metric == PRIMARY, **drawn))
         for group in dict.fromkeys(groups):
             here = used & torch.tensor([g == group for g in groups])
             for values, of in ((own, None), (null, against)):
                 if here.sum() >= 2:
-                    share = float(values.mean(0)[here].sum() / gap[here].sum())
+                    of_these = float(values.mean(0)[here].sum() / gap[here].sum())
                     by = fields | {"n": int(here.sum()), "control": of}
-                    out.append(row(NAME, f"{metric} by contrast", share, emotion=group, **by))
+                    out.append(row(NAME, f"{metric} by contrast", of_these, emotion=group, **by))
     return out, [p for p, u in zip(pairs, used.tolist(), strict=True) if u]
 
 
-def _share(effect: Tensor, gap: Tensor, used: Tensor) -> stats.Estimate:
-    """Ratio of means over the used pairs of a table `[draw pair]`, pairs and draws resampled."""
+def _share(effect: Tensor, *, gap: Tensor, used: Tensor, groups: Sequence[str]) -> stats.Estimate:
+    """Ratio of means over the used pairs of a table `[draw pair]`; draws and whole contrasts, whose pairs share v and words, are resampled."""
     e, g = effect[:, used].double().numpy(), gap[used].double().numpy()
-    return stats.bootstrap_draws(e, range(len(g)), of=g)
+    return stats.bootstrap_draws(e, [c for c, u in zip(groups, used.tolist(), strict=True) if u], of=g)
 
 
 def _like(v: EmotionDirections, random: EmotionDirections) -> EmotionDirections:
@@ -337,7 +338,7 @@ def _refit(inputs: Inputs, stream: Stream, layer: int, names: list[str], *, prim
         row(NAME, "top1 refitted", stats.bootstrap_draws(values, topics), control=what, split=split[what], **say)
         for what, values in right.items()
     ]
-    for what, name in ((SHUFFLED, "shuffled"), (SUBSPACE, "random")):
+    for what, name in ((SHUFFLED, "shuffled"), (SUBSPACE, "random"), (NOTHING, "nothing ablated")):
         paired = stats.bootstrap_draws(right[None] - right[what], topics)
         mine = primary and what == SHUFFLED
         out.append(

@@ -135,7 +135,8 @@ def _plane(inputs: Inputs, rated: dict[int, Any], at: dict) -> list[Row]:
     points = np.array([[n.valence, n.arousal] for n in rated.values()])
     points = (points - points.mean(0)) / points.std(0)
     rho, p = geometry.rsa(vectors.numpy(), points, seed=inputs.seed)
-    scores = geometry.components(vectors)[0].numpy()
+    every = geometry.components(v.vectors[:, v.slot(inputs.layer)])[0].numpy()  # of all emotions, as everywhere else
+    scores = every[list(rated)]
     disparity, p2 = geometry.procrustes(scores[:, :2], points, seed=inputs.seed)
     ids, rng = list(range(len(points))), np.random.default_rng(inputs.seed)
 

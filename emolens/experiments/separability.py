@@ -1,7 +1,7 @@
 """Do directions tell emotions apart on topics they never saw, and better than words alone?
 
 Outer folds are whole topics. Inside a fold everything is fitted on training topics: vectors, neutral components, reference mean,
-spread, layer, TF-IDF vocabulary. Margins are paired, like against like: mean difference with TF-IDF centroids and embedding
+spread, layer, TF-IDF vocabulary. Margins are paired, like against like: centred mean difference with TF-IDF centroids and embedding
 centroids, logistic with TF-IDF logistic and embedding logistic, on the same held-out texts with a bootstrap over topics. The null is this
 whole procedure with labels shuffled within topic (`refit.against_shuffled`); regressions, which are slow, go through it with `full`. A third
 twin sees only how a story is built (`stats.form_features`): what it reads, a direction may be reading too. It is not a clean null: in
@@ -65,7 +65,7 @@ def run(inputs: Inputs) -> list[Row]:
             primary=primary,
             null=null,
         )
-        out += _margins(what, calibrated, twins, labels, inputs, tag | {"layer": "nested", "readout": "calibrated"})
+        out += _margins(what, nested["centred"], twins, labels, inputs, tag | {"layer": "nested", "readout": "centred"})
         if what == "emotion":
             for readout, scores in nested.items():
                 if readout != "calibrated":
@@ -184,7 +184,7 @@ def _margins(what: str, scores: Array, twins: dict[str, Array], labels: Labels, 
 
 
 def _by_layer(folds: Sequence[Training], labels: Labels, k: int, inputs: Inputs, tag: dict, embed: Array) -> list[Row]:
-    """The curve over layers (each layer reported as it is: no choice, so no selection), and its shuffled-label band."""
+    """The curve over layers (each layer reported as it is: no choice, so no selection), neutral components of each fold's own."""
     y = torch.from_numpy(labels)
     scores = np.zeros((len(labels), k, len(inputs.acts.layers)))
     for fold in folds:

@@ -5,9 +5,8 @@ emotion's target words, all of them and whole; "diag" is the change of the steer
 Block and dose are chosen on one half of the openings (largest mean diag - off with a KL divergence on neutral text within `BUDGET`; for
 speed by six emotions and each emotion's shortest words), everything else is reported on the other half, for every emotion that has
 words, beside random directions, directions from shuffled labels, and the other emotions' directions (argmax).
-Beside it, for six emotions and (short form) every second opening: the dose curve into collapse; an instruction in words at the same KL,
-for which the curve is interpolated; what is written, as the unsteered model reads it; and the direct path alone, the same vector added
-after the last block.
+Beside it the direct path alone, the same vector added after the last block; and for six emotions and (short form) every second opening:
+the dose curve into collapse; an instruction in words, at whose KL the curve is interpolated; what is written, as the unsteered model reads it.
 
 Fitted on | judged on: directions on the stories (shuffled ones on the same, with shuffled labels); block and dose on one half of the openings
 and two neutral texts | the other half and four others. Neutral components come from all neutral texts, which the KL is measured on.
@@ -128,7 +127,7 @@ def _main_rows(main: Sweep, names: list[str], few: list[str], draws: list[str], 
     several = np.stack([own_margins(main, few, control) for control in draws])  # [draw prompt emotion]
     unit = "cells (opening x emotion)"
     out = []
-    # a random direction has no emotion of its own: it stands in for each; draws are averaged before anything is resampled
+    # a random direction has no emotion of its own: it stands in for each
     for control, table, n in (
         (None, own[None], own.size),
         (RANDOM, null, null.size),
@@ -141,20 +140,27 @@ def _main_rows(main: Sweep, names: list[str], few: list[str], draws: list[str], 
             "split": f"{len(table)} draws" if control else None,
             **say,
         }
-        out.append(row(NAME, "share diag above off", stats.bootstrap_two_way(above(table).mean(0)), **fields))
-        out.append(row(NAME, "diag minus off", stats.bootstrap_two_way(table.mean(0)), **fields))
+        out.append(row(NAME, "share diag above off", stats.bootstrap_two_way(above(table)), **fields))
+        out.append(row(NAME, "diag minus off", stats.bootstrap_two_way(table), **fields))
     for control, highest, n in (
         (None, own_highest(main, names), own.size),
-        (SHUFFLED, np.mean([own_highest(main, few, control) for control in draws], 0), several.size),
+        (SHUFFLED, np.stack([own_highest(main, few, control) for control in draws]), several.size),
     ):
         fields = {"control": control, "n": n, "unit_of_n": unit, "null_mean": 1 / len(main.emotions), **say}
         out.append(row(NAME, "argmax", stats.bootstrap_two_way(highest), **fields))
     inside = [names.index(e) for e in few]
     for control, paired in (
-        (RANDOM, above(own) - above(null).mean(0)),
-        (SHUFFLED, above(own[:, inside]) - above(several).mean(0)),
+        (RANDOM, above(own) - above(null)),
+        (SHUFFLED, above(own[:, inside]) - above(several)),
     ):
-        fields = {"control": control, "n": paired.size, "unit_of_n": unit, "primary": control == RANDOM, **say}
+        fields = {
+            "control": control,
+            "n": paired[0].size,
+            "unit_of_n": unit,
+            "draws": len(paired),
+            "primary": control == RANDOM,
+            **say,
+        }
         metric = f"share diag above off minus {control.split()[0]}"
         out.append(row(NAME, metric, stats.bootstrap_two_way(paired), **fields))
     of_emotion = null.mean(1)  # [draw emotion]
@@ -165,7 +171,7 @@ def _main_rows(main: Sweep, names: list[str], few: list[str], draws: list[str], 
         estimate = stats.bootstrap_mean(own[:, k], list(range(len(own))))
         out.append(
             row(NAME, "diag minus off by emotion", estimate, emotion=name, null_mean=low, null_high=high, p=p[k], q=float(q[k]),
-                control=RANDOM, split=f"{len(of_emotion)} draws, p at least {1 / (len(of_emotion) + 1):.3f}", n=len(own), unit_of_n="openings", **say)
+                control=RANDOM, split=f"p at least {1 / (len(of_emotion) + 1):.3f}", draws=len(of_emotion), n=len(own), unit_of_n="openings", **say)
         )  # fmt: skip
     change = main.select(control=None).change.mean(1)
     for i, name in enumerate(names):
