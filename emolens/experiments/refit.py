@@ -1,7 +1,7 @@
 """The mean difference of the stories under any labelling of them: what the experiments fit, and the null that is made of it.
 
 A null that skips a step of the estimator (neutral components, scaling, the choice of the layer) has another spread than the
-estimator, and its 95 % point says nothing. So there is one way to fit, `Training.fit`, and one way to make a null, `against_shuffled`:
+estimator, and its 95 % point says nothing. So what is read from stories has one way to fit, `Training.fit`, and one way to make a null, `against_shuffled`:
 the very function that gave the value, called with labels shuffled within topic. What depends on no label is made once for all of them.
 """
 
