@@ -451,7 +451,7 @@ def _base(source: _Source, adapter: lora.Adapter) -> _Source:
     if _has(source, "config.json"):
         return replace(source, name=source.label, adapter=adapter.kind)
     try:
-        base = _resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, None)
+        base = _resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, adapter.revision)
     except (ValueError, OSError) as error:
         raise type(error)(f"{source.label}: the model of this adapter, by its {lora.CONFIG}: {error}") from error
     return replace(base, name=source.label, adapter=adapter.kind)
@@ -778,8 +778,8 @@ def _stop_tokens(hf_model: Any, tokenizer: Any) -> dict[str, int]:
     for owner in (tokenizer, *configs):
         found = getattr(owner, "eos_token_id", None)
         ids += [] if found is None else [found] if isinstance(found, int) else list(found)
-    name = (lambda i: f"<{i}>") if tokenizer is None else (lambda i: str(tokenizer.convert_ids_to_tokens(i)))
-    return {name(i): i for i in dict.fromkeys(ids)}
+    own = {} if tokenizer is None else {i: token for token, i in tokenizer.get_vocab().items()}
+    return {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
 
 
 # buffers of earlier versions of transformers, which its models make anew
