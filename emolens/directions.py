@@ -460,6 +460,7 @@ def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 
     labels = np.array([names.index(t.emotion or "") for t in main.texts])
     topics, rng = [t.topic or "" for t in main.texts], np.random.default_rng(seed)
     kept = [names.index(e) for e in v.emotions]
+    together: list[int] = []
     for _ in range(SHUFFLES):  # of few texts a draw can be the truth itself, or the truth under other names
         shuffled = stats.shuffle_within(labels, topics, rng)
         together = [k for k in kept if _stays(labels == k, shuffled)]

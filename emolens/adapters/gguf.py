@@ -45,7 +45,12 @@ _LIKE_GPT2 = {
     "default", "gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
 }  # fmt: skip
 _LLAMA3 = {"llama3", "llama-v3", "llama-bpe"}  # to which llama.cpp adds a BOS where the file does not say
-_SPLITS = ("tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
+# those that transformers splits by their own rule
+_SPLIT = {
+    "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "megrez", "qwen35", "gpt-4o",
+    "llama4",
+}  # fmt: skip
+_KEYS = ("tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
 _STOPS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
@@ -96,9 +101,7 @@ class Header:
         Raises:
             ConversionError: it splits texts in a way that transformers does not know, which would give other tokens.
         """
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-        if self.pre is not None and self.pre not in _LIKE_GPT2 | GGUF_PRE_TOKENIZER_SPLITS.keys():
+        if self.pre is not None and self.pre not in _LIKE_GPT2 | _LLAMA3 | _SPLIT:
             raise ConversionError(
                 f"{self.file}: tokenizer.ggml.pre = {self.pre!r} is not converted; give the tokenizer of the Hugging Face checkpoint (tokenizer=)"
             )
@@ -177,7 +180,7 @@ def read(path: Path) -> Header:
         0 if tokens is None else len(tokens.data),
         None if factors is None else np.asarray(factors.data, dtype=np.float64),
         list(dict.fromkeys(int(reader.fields[k].contents()) for k in _STOPS if k in reader.fields)),
-        *(reader.fields[k].contents() if k in reader.fields else None for k in _SPLITS),
+        *(reader.fields[k].contents() if k in reader.fields else None for k in _KEYS),
     )
 
 
