@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -30,9 +31,14 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CHUNK = 2**20  # elements copied at once
 # facts of the config that no tensor holds, under the names of a HookedTransformerConfig
 FACTS = (
-    "act_fn", "eps", "rotary_dim", "rotary_base", "use_NTK_by_parts_rope", "NTK_by_parts_factor",
+    "act_fn", "eps", "n_heads", "parallel_attn_mlp", "rotary_dim", "rotary_base", "use_NTK_by_parts_rope", "NTK_by_parts_factor",
     "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_original_ctx_len",
 )  # fmt: skip
+# keys of a config of Hugging Face by which no logit changes
+_SAYS_NOTHING = re.compile(
+    r"_|(dtype|torch_dtype|transformers_version|architectures|use_cache|quantization_config|id2label|label2id|problem_type|return_dict"
+    r"|tie_word_embeddings|is_decoder|chunk_size_feed_forward|vocab_size)$|.*(token_id|dropout|dropout_prob|pdrop|initializer_range)$|(output_|summary_|task_)"
+)
 
 
 def fingerprints(model: Any, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
@@ -204,19 +210,28 @@ def _facts(model: Any) -> dict[str, Any]:
     if is_hooked(model):
         found = {name: getattr(model.cfg, name, None) for name in FACTS}
         if model.cfg.positional_embedding_type != "rotary":
-            found = {"act_fn": found["act_fn"], "eps": found["eps"]}
+            found = {name: value for name, value in found.items() if "NTK" not in name and "rotary" not in name}
     else:
         hf_model = getattr(model, "original_model", model)
         config = hf_model.config
         try:
             found = FAMILIES[type(hf_model).__name__].config(config)
         except (KeyError, ConversionError):
-            names = ("hidden_act", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_parameters")
-            return {name: getattr(config, name, None) for name in names}
+            return _said(config.to_dict())
     found = {name: found.get(name) for name in FACTS}
     if not found["use_NTK_by_parts_rope"]:
         found = {name: value for name, value in found.items() if "NTK" not in name}
-    return {name: float(v) if isinstance(v, int | float) else v for name, v in found.items() if v is not None}
+    # False is what a family's config leaves unsaid
+    return {name: float(v) if isinstance(v, int | float) else v for name, v in found.items() if v not in (None, False)}
+
+
+def _said(config: dict[str, Any]) -> dict[str, Any]:
+    """All that a config of Hugging Face says, but for names, types, training, and the tokens of a text."""
+    return {
+        name: _said(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not _SAYS_NOTHING.match(name)
+    }
 
 
 # --- files of earlier versions ----------------------------------------------------------------------------------------

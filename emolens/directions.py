@@ -35,6 +35,7 @@ UNCALIBRATED = (
     "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
     "score with the ones they were made from, or use directions.project for raw projections"
 )
+SHUFFLES = 100  # draws until one is a control
 POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
 BAND = 0.95  # share of neutral texts (and tokens) whose highest score lies inside the neutral band
 FOLDS = 4  # groups of topics, each read by directions without it, for the band
@@ -448,25 +449,34 @@ def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 
     """Mean differences of the same texts with the emotion labels shuffled within each topic: what the texts give whatever they mean.
 
     Texts without a topic are shuffled among themselves. Neutral components are removed as for `v`. Named after the emotions whose label
-    they got, without calibration.
+    they got, without calibration. No emotion of `v` keeps its texts together, under whatever name: that would be the effect itself
+    (of two emotions, the same axis turned round).
 
     Raises:
-        ValueError: every topic has one emotion only, so that shuffling would give the directions themselves.
+        ValueError: every topic has one emotion only, or the texts are so few that an emotion's stay together however they are shuffled.
     """
     main = acts.select(is_main)
     names = acts.moments().emotions
     labels = np.array([names.index(t.emotion or "") for t in main.texts])
     topics, rng = [t.topic or "" for t in main.texts], np.random.default_rng(seed)
-    shuffled = stats.shuffle_within(labels, topics, rng)
-    while np.array_equal(shuffled, labels):  # of few texts a draw can be the truth itself
+    kept = [names.index(e) for e in v.emotions]
+    together: list[int] = []
+    for _ in range(SHUFFLES):  # of few texts a draw can be the truth itself, or the truth under other names
         shuffled = stats.shuffle_within(labels, topics, rng)
+        together = [k for k in kept if _stays(labels == k, shuffled)]
+        if not together:
+            break
+    else:
+        raise ValueError(
+            f"the {int((labels == together[0]).sum())} texts of {names[together[0]]!r} stay together in {SHUFFLES} shuffles within topics, which "
+            "is no control: more texts of several emotions in each topic are needed (or give no topics, to shuffle over all texts)"
+        )
     means = class_means(main.rows, torch.from_numpy(shuffled))
     vectors = means - means.mean(0)
     share = v.info["remove_neutral"]
     if share:
         assert acts.neutral_tokens is not None  # v was made from these activations
         vectors = remove_components(vectors, neutral_components(acts.neutral_tokens.rows, share))
-    kept = [names.index(e) for e in v.emotions]
     k = [acts.layers.index(layer) for layer in v.layers]
     return replace(
         v,
@@ -475,6 +485,11 @@ def shuffled_directions(acts: Activations, v: EmotionDirections, *, seed: int = 
         calibration=None,
         among=None,
     )
+
+
+def _stays(own: NDArray[np.bool_], shuffled: NDArray[np.integer]) -> bool:
+    """Whether the texts of one emotion have one label, and no other text has it."""
+    return len(np.unique(shuffled[own])) == 1 and bool(((shuffled == shuffled[own][0]) == own).all())
 
 
 # --- the estimators ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from emolens import __version__
 from emolens._files import Strict, Word, read_jsonl, unknown
 from emolens._typing import HookedModel
 from emolens.emotion_sets import EmotionSet, Person, Story, load_emotion_set, save_emotion_set
-from emolens.models import model_info
+from emolens.models import present_info
 from emolens.set_checks import CHARACTERS, language_of, leaks, length
 from emolens.shards import vacant, written_whole
 from emolens.steering import generate
@@ -182,7 +182,7 @@ def write_stories(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1")
     prompts = story_prompts(s, per_topic=per_topic, emotions=emotions, topics=topics)
-    info = model_info(model)
+    info = present_info(model)
     spec = {
         "model": info.name,
         "fingerprint": info.fingerprint,

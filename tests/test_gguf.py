@@ -59,6 +59,8 @@ def write(
     keys: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     without: tuple[str, ...] = (),
+    pre: str = "llama-bpe",
+    adds_bos: bool | None = True,
 ) -> Path:
     """The model and the test tokenizer as a GGUF file; `keys` are metadata under the architecture's name."""
     c, arch, tokenizer = hf_model.config, hf_model.config.model_type, tiny_tokenizer("bos")
@@ -76,7 +78,7 @@ def write(
     w.add_file_type(0)
     vocabulary = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])]
     w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("llama-bpe")
+    w.add_tokenizer_pre(pre)
     w.add_token_list(vocabulary + [f"[PAD{i}]" for i in range(len(vocabulary), 310)])
     w.add_token_types([3 if i < 3 else 1 for i in range(310)])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
@@ -84,7 +86,8 @@ def write(
     w.add_bos_token_id(0)
     w.add_eos_token_id(1)
     w.add_pad_token_id(2)
-    w.add_add_bos_token(True)
+    if adds_bos is not None:
+        w.add_add_bos_token(adds_bos)
 
     def permuted(x: np.ndarray, n: int) -> np.ndarray:
         return x.reshape(n, 2, x.shape[0] // n // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
@@ -263,6 +266,24 @@ def test_the_tokenizer_has_no_token_that_the_file_has_not(tmp_path: Path) -> Non
         model, ["She came <|endoftext|> home late."], pooling=em.mean_over_tokens(skip=1), progress=False
     )
     assert len(acts.texts) == 1
+
+
+def test_a_way_of_splitting_texts_that_transformers_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
+    """transformers would split as GPT-2 does, and the tokens would be others."""
+    path = write(tmp_path / "m.gguf", hf_of(**PLAIN), pre="deepseek-llm")
+    with pytest.raises(
+        adapters.ConversionError, match=r"tokenizer\.ggml\.pre = 'deepseek-llm' is not converted; .*tokenizer="
+    ):
+        em.load_model(path)
+    assert em.load_model(path, tokenizer=tiny_tokenizer("bos")) is not None
+
+
+@pytest.mark.parametrize(("adds_bos", "first"), [(None, "<s>"), (True, "<s>"), (False, "The")], ids=str)
+def test_a_llama_3_file_that_says_nothing_of_the_bos_has_one(tmp_path: Path, adds_bos: bool | None, first: str) -> None:
+    model = em.load_model(write(tmp_path / "m.gguf", hf_of(**PLAIN), adds_bos=adds_bos))
+    [e] = em.models.encode(model, ["The door"])
+    assert model.tokenizer.convert_ids_to_tokens(e.ids)[0] == first
+    assert e.ids[1:].count(0) == 0
 
 
 # of the published config.json: theta, size of a head, factor, low, high, original context

@@ -1159,6 +1159,19 @@ def test_both_backends_ablate_the_stream_alike(family, tiny, toy_set):
     assert (logits[1] - logits[0]).abs().max() > 0.1
 
 
+def test_directions_and_stream_of_one_checkpoint_in_two_precisions_go_together(family, tiny, toy_set, own):
+    half = em.load_model(tiny(family), dtype="bfloat16")
+    stream = em.collect_stream(half, em.load_emotion_set(toy_set), progress=False)
+    assert len(em.ablate_stream(own["glimmer"], stream)) == len(list(stream.places()))
+
+
+def test_a_bare_direction_of_a_stream_has_its_width_and_no_layer(stream):
+    with pytest.raises(ValueError, match=r"a direction of width 7 for a stream of width 32"):
+        em.ablate_stream(torch.ones(7), stream)
+    with pytest.raises(ValueError, match=r"direction_from=1, but a bare tensor knows no layers: leave it out"):
+        em.ablate_stream(torch.ones(32), stream, direction_from=1)
+
+
 def test_a_part_of_the_stream_is_refused(own, stream, model, family):
     pre, *rest = stream.sites
     with pytest.raises(ValueError, match=r"resid_pre of block 0 is missing"):

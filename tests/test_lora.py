@@ -158,3 +158,25 @@ def test_the_adapters_own_tokenizer_is_taken_before_that_of_its_model(tiny: Tiny
     assert em.load_model(tmp_path / "a").tokenizer.chat_template is None
     tiny_tokenizer("chat").save_pretrained(tmp_path / "a")
     assert em.load_model(tmp_path / "a").tokenizer.chat_template is not None
+
+
+def test_the_revision_of_the_model_that_an_adapter_was_made_for_is_taken(tiny: Tiny, tmp_path: Path) -> None:
+    adapted(tiny("llama"), tmp_path / "a")
+    _edit(tmp_path / "a", base_model_name_or_path="EleutherAI/pythia-70m", revision="step7")
+    with pytest.raises(ValueError, match="'step7' is not a published Pythia checkpoint"):
+        em.load_model(tmp_path / "a")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's own, when the test makes the adapter
+def test_an_adapter_without_a_merged_form_or_with_nan_is_refused_by_name(tiny: Tiny, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapted(tiny("llama"), tmp_path / "biased", lora_bias=True)
+    adapted(tiny("llama"), tmp_path / "damaged")
+    file = tmp_path / "damaged" / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    for name in ("biased", "damaged"):
+        with pytest.raises(adapters.ConversionError, match=f"{name}: this adapter cannot be merged"):
+            em.load_model(tmp_path / name)

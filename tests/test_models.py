@@ -1081,6 +1081,59 @@ def test_a_fact_of_the_config_that_no_tensor_holds_changes_the_fingerprint(tiny:
     assert len(set(seen)) == len(changes)
 
 
+def test_parallel_and_serial_blocks_of_the_same_tensors_are_two_models(tiny: Tiny) -> None:
+    for backend in ("hooked", "bridge")[not HAS_HOOKED :]:
+        prints = {
+            em.model_info(em.load_model(tiny("neox", use_parallel_residual=parallel), backend=backend)).fingerprint
+            for parallel in (True, False)
+        }
+        assert len(prints) == 2, backend
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change"),
+    [
+        ("GPT2", {"n_head": 2}), ("GPT2", {"activation_function": "relu"}), ("GPT2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("Gemma2", {"attn_logit_softcapping": 3.0}), ("Gemma2", {"query_pre_attn_scalar": 16}), ("Mistral", {"sliding_window": 8}),
+    ],
+)  # fmt: skip
+def test_any_fact_of_the_config_of_a_model_that_is_bridged_only_changes_the_fingerprint(
+    architecture: str, change: dict[str, Any], tmp_path: Path
+) -> None:
+    import transformers
+
+    if architecture == "GPT2":
+        config: dict[str, Any] = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}
+    else:
+        config = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "head_dim": 8,
+        }
+        config |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": None}
+    config |= {"vocab_size": 320, "bos_token_id": None, "eos_token_id": None}
+    made = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{architecture}Config")(**config))
+    seen = []
+    for name, other in (("one", {}), ("other", change)):
+        made.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        said = json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8")) | other
+        (tmp_path / name / "config.json").write_text(json.dumps(said), encoding="utf-8")
+        loads = [em.load_model(tmp_path / name, backend="bridge", dtype=d) for d in ("float32", "bfloat16")]
+        infos = [em.model_info(model).to_dict() for model in loads]
+        assert same_weights(*infos)
+        seen.append(infos[0]["fingerprint"])
+    assert seen[0] != seen[1]
+
+
+def test_every_stop_token_counts_also_where_the_tokenizer_has_no_name_for_it(tiny: Tiny, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny("llama"), tmp_path / "stops")
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [315, 316, -1]}), encoding="utf-8")
+    assert em.model_info(em.load_model(path)).stop_tokens == {"</s>": 1, "<315>": 315, "<316>": 316}
+
+
 @needs_hooked
 @pytest.mark.parametrize("family", ["llama", "qwen2", "neox"])
 def test_the_users_own_hooked_transformer_of_the_same_weights_is_the_same_model(tiny: Tiny, family: str) -> None:

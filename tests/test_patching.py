@@ -300,6 +300,8 @@ def test_joining_mirrored_pairs_leaves_one_out_as_sweeping_them_does(model):
 def test_pairs_of_which_none_passes_are_refused_with_the_fix(model):
     high, low = ordered(model)
     for patch in (P.patch_resid_pre, P.attribution_patching):
+        with pytest.raises(ValueError, match=r"of 1 pairs none has clean - corrupted above 0"):
+            patch(model, clean=high, corrupted=high, metric=metric)  # no difference to recover: a table of NaN
         with pytest.raises(ValueError, match=r"of 2 pairs none has clean - corrupted above 0: .*Swap its sides"):
             patch(model, clean=[low, low], corrupted=[high, high], metric=metric)
         with pytest.raises(ValueError, match=r"none has clean - corrupted above 1000: .*lower min_gap"):

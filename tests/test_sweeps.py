@@ -293,6 +293,19 @@ def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
     assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["sweep"]
 
 
+def test_a_sweep_that_is_read_by_another_calibration_does_not_go_on_in_the_same_file(model, v, tmp_path):
+    options = {"layers": [1], "doses": [0.1], "target_words": WORDS, "progress": False, "out": tmp_path / "sweep.jsonl"}
+    sweep(model, STEMS[:1], v, write=2, read=v, **options)
+    assert v.calibration is not None
+    for other in (
+        replace(v, calibration=replace(v.calibration, token_mean=v.calibration.token_mean + 5)),
+        replace(v, calibration=replace(v.calibration, token_std=v.calibration.token_std * 2)),
+        replace(v, reference=v.reference + 1),
+    ):
+        with pytest.raises(ValueError, match="is of another sweep"):
+            sweep(model, STEMS[:1], v, write=2, read=other, **options)
+
+
 def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(model, v, tmp_path):
     options = {"layers": [1], "doses": [0.1], "target_words": WORDS, "progress": False, "out": tmp_path / "sweep.jsonl"}
     sweep(model, STEMS, v, **options)
@@ -487,12 +500,27 @@ def test_labels_that_cannot_move_are_no_control(model, topics):
         shuffled_directions(acts, v)
 
 
-def test_a_shuffle_is_never_the_truth_itself(model):
-    """Two texts of one topic: every second permutation is the identity."""
-    acts = labelled(model, ["joy", "fear"], ["a", "a"])
+@pytest.mark.parametrize("emotions", [["joy", "fear"] * 2, ["joy", "fear", "calm"] * 2], ids=["two", "three"])
+def test_a_shuffle_is_never_the_truth_itself_nor_the_truth_under_other_names(model, emotions):
+    """Two topics with a text of each emotion: half of the shuffles of two only turn the axis round."""
+    acts = labelled(model, emotions, ["a"] * (len(emotions) // 2) + ["b"] * (len(emotions) // 2))
     v = em.mean_difference(acts, remove_neutral=None)
     for seed in range(8):
-        torch.testing.assert_close(shuffled_directions(acts, v, seed=seed).vectors, -v.vectors)
+        shuffled = shuffled_directions(acts, v, seed=seed)
+        for own in v.vectors:
+            assert torch.nn.functional.cosine_similarity(own, shuffled.vectors, dim=-1).abs().max() < 0.99
+
+
+@pytest.mark.parametrize(
+    ("emotions", "topics"),
+    [(["joy", "fear"], ["a", "a"]), (["joy", "fear", "calm"], None), (["joy", "fear"] * 2 + ["calm"] * 2, ["a"] * 4 + ["b"] * 2)],
+    ids=["one text each", "one text each, no topics", "an emotion with a topic of its own"],
+)  # fmt: skip
+def test_texts_that_stay_together_however_they_are_shuffled_are_no_control(model, emotions, topics):
+    acts = labelled(model, emotions, topics)
+    v = em.mean_difference(acts, remove_neutral=None)
+    with pytest.raises(ValueError, match=r"texts of '(joy|calm)' stay together in 100 shuffles"):
+        shuffled_directions(acts, v)
 
 
 def test_directions_drawn_from_rows_that_span_no_more_are_no_control(model):

@@ -136,6 +136,7 @@ FORGETS = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}
         (STRICT, [USER, USER], r"refuses chat 0: Conversation roles must alternate; .* in alternation"),
         ("{{ messages[0]['content'].nothing() }}", [USER], r"refuses chat 0: .*nothing"),
         ("{% for m in messages %}", [USER], r"refuses chat 0: "),
+        (FORGETS, [{"role": "system", "content": "Hi"}, {"role": "user", "content": "Hi, who are you?"}], r"leaves out message 0 of chat 0"),
         (FORGETS, [{"role": "system", "content": "Be kind."}, USER], r"leaves out message 0 of chat 0 \(role 'system'\)"),
         (FORGETS, [USER, {"role": "tool", "content": "42"}], r"leaves out message 1 of chat 0 \(role 'tool'\); it may not know the role 'tool'"),
         (FORGETS, [USER, BEGUN], r"refuses chat 0: "),

@@ -39,6 +39,18 @@ _ROPE = {
     "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length",
     "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
+# names of `tokenizer.ggml.pre` that split a text before its bytes are merged as GPT-2 does, or nearly (digits one by one, which no
+# merge of theirs joins); transformers takes this for all that it does not know
+_LIKE_GPT2 = {
+    "default", "gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
+}  # fmt: skip
+_LLAMA3 = {"llama3", "llama-v3", "llama-bpe"}  # to which llama.cpp adds a BOS where the file does not say
+# those that transformers splits by their own rule
+_SPLIT = {
+    "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "megrez", "qwen35", "gpt-4o",
+    "llama4",
+}  # fmt: skip
+_KEYS = ("tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
 _STOPS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
@@ -70,7 +82,8 @@ _NEUTRAL: dict[str, Callable[[Any, int], bool]] = {
 @dataclass(frozen=True)
 class Header:
     """What a GGUF file says beside its weights: keys of its architecture, the shapes of its tensors,
-    rotary factors if it has them, and the tokens at which a text or a turn ends."""
+    rotary factors if it has them, the tokens at which a text or a turn ends, and how its tokenizer splits and begins a text
+    (None where it does not say)."""
 
     file: str
     arch: str
@@ -79,6 +92,21 @@ class Header:
     n_tokens: int
     factors: Any
     stops: list[int]
+    pre: str | None
+    adds_bos: bool | None
+
+    def complete_tokenizer(self, tokenizer: Any) -> None:
+        """Let the tokenizer that transformers made of this file begin a text as the file means it.
+
+        Raises:
+            ConversionError: it splits texts in a way that transformers does not know, which would give other tokens.
+        """
+        if self.pre is not None and self.pre not in _LIKE_GPT2 | _LLAMA3 | _SPLIT:
+            raise ConversionError(
+                f"{self.file}: tokenizer.ggml.pre = {self.pre!r} is not converted; give the tokenizer of the Hugging Face checkpoint (tokenizer=)"
+            )
+        if self.pre in _LLAMA3 and self.adds_bos is None and tokenizer.bos_token_id is not None:
+            tokenizer.add_bos_token = True
 
     def complete(self, config: Any) -> None:
         """Put into the config that transformers made of this file what it has left out.
@@ -152,6 +180,7 @@ def read(path: Path) -> Header:
         0 if tokens is None else len(tokens.data),
         None if factors is None else np.asarray(factors.data, dtype=np.float64),
         list(dict.fromkeys(int(reader.fields[k].contents()) for k in _STOPS if k in reader.fields)),
+        *(reader.fields[k].contents() if k in reader.fields else None for k in _KEYS),
     )
 
 

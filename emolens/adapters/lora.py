@@ -29,12 +29,14 @@ class Adapter:
     Attributes:
         label: Its folder or repository, never a path.
         base: The model that it was made for, in its own words.
+        revision: Of that model, where the adapter names one.
         kind: For files and people: label, kind and rank.
     """
 
     label: str
     folder: Path
     base: str
+    revision: str | None
     kind: str
 
 
@@ -65,9 +67,8 @@ def find(location: str, revision: str | None, label: str) -> Adapter | None:
         weights = Path(cached_file(location, WEIGHTS, revision=revision) or WEIGHTS)
     if not weights.is_file():
         raise FileNotFoundError(f"{label}: {CONFIG} is there, but no {WEIGHTS} (pickled weights are not read)")
-    return Adapter(
-        label, weights.parent, str(config.get("base_model_name_or_path") or ""), f"{label} (LoRA, r={config.get('r')})"
-    )
+    base, kind = str(config.get("base_model_name_or_path") or ""), f"{label} (LoRA, r={config.get('r')})"
+    return Adapter(label, weights.parent, base, config.get("revision"), kind)
 
 
 @contextmanager
@@ -120,7 +121,12 @@ def merge(hf_model: Any, adapter: Adapter) -> Any:
         ids = torch.arange(1, 17, device=hf_model.device)[None] % hf_model.config.get_text_config().vocab_size
         with torch.inference_mode():
             wanted = adapted(ids).logits.float().log_softmax(-1)
-        merged = adapted.merge_and_unload(safe_merge=True)
+        try:
+            merged = adapted.merge_and_unload(safe_merge=True)
+        except (RuntimeError, ValueError) as error:  # NaN; kinds that have no merged form
+            raise ConversionError(
+                f"{adapter.label}: this adapter cannot be merged: {str(error).splitlines()[0]}"
+            ) from error
         with torch.inference_mode():
             difference = (merged(ids).logits.float().log_softmax(-1) - wanted).abs().max().item()
     # float32: two orders of the same sums; a half precision rounds each merged weight
