@@ -721,11 +721,18 @@ class _Asked:
             raise ValueError(
                 f"{what}: directions need texts of at least two emotions (split main), found {', '.join(names) or 'none'} in {len(labels)} texts "
                 f"(splits: {', '.join(splits) or 'none'})"
+                + (
+                    ""
+                    if corpus.info["set"] or any(x["emotion"] for x in labels)
+                    else "; a file names them in a column 'emotion'"
+                )
             )
         if self.share and not (corpus.has_neutral and any(x["split"] == "neutral" for x in labels)):
             raise ValueError(
-                f"{what} has no neutral texts{'' if corpus.has_neutral else ' of a set'}, and what they vary in was to be taken out: "
-                "add neutral texts, or give --remove-neutral 0"
+                f"{what} has no neutral texts, and what they vary in was to be taken out: add neutral texts, or give --remove-neutral 0"
+                if corpus.has_neutral
+                else f"{what}: what neutral texts vary in was to be taken out, and only those of a set (--set) are kept for that; "
+                "give --remove-neutral 0"
             )
         if self.method == "antonym_contrast" and not corpus.info["antonyms"]:
             raise ValueError(f"{what} names no antonyms, which antonym_contrast needs; choose another --method")

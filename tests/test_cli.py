@@ -530,7 +530,8 @@ def test_extract_never_replaces_other_vectors_unless_told_to(
     [
         (("--texts", "TMP/one.csv"), "directions need texts of at least two emotions (split main), found a in 2 texts (splits: main)"),
         (("--texts", "TMP/test.jsonl"), "found none in 2 texts (splits: test)"),
-        (("--texts", "TMP/t.csv", "--remove-neutral", "0.5"), "has no neutral texts"),
+        (("--texts", "TMP/label.csv"), "found none in 2 texts (splits: none); a file names them in a column 'emotion'"),
+        (("--texts", "TMP/t.csv", "--remove-neutral", "0.5"), "only those of a set (--set) are kept for that; give --remove-neutral 0"),
         (("--texts", "TMP/t.csv", "--method", "antonym_contrast"), "names no antonyms, which antonym_contrast needs"),
         (("--texts", "TMP/t.csv", "--column", "comment"), "no column 'comment'; there are: text, emotion, topic"),
         (("-s", "TMP/own"), "set 'own' has no neutral texts, and what they vary in was to be taken out: add neutral texts, or give --remove-neutral 0"),
@@ -547,6 +548,7 @@ def test_extract_refuses_before_the_model_is_opened(
 ):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("opened"))
     (tmp_path / "one.csv").write_text("text,emotion\nThe door.,a\nThe house.,a\n", encoding="utf-8")
+    (tmp_path / "label.csv").write_text("text,label\nThe door.,a\nThe house.,b\n", encoding="utf-8")
     (tmp_path / "test.jsonl").write_text(
         '{"text": "a b", "emotion": "a", "split": "test"}\n{"text": "b", "emotion": "b", "split": "test"}\n',
         encoding="utf-8",
