@@ -366,6 +366,7 @@ def steer(
     import math
 
     from emolens import interventions
+    from emolens.corpus import names_a_file, several
     from emolens.directions import load_directions, random_directions
     from emolens.models import load_model
     from emolens.steering import generate
@@ -376,6 +377,12 @@ def steer(
         raise ValueError(f"--dose {dose}; give a finite number of median norms, such as 0.1")
     if not math.isfinite(temperature):
         raise ValueError(f"--temperature {temperature}; give a finite number, 0 or more")
+    several(prompts)  # none is empty
+    for prompt in prompts:
+        if (kind := names_a_file(prompt)) is not None:
+            raise ValueError(
+                f"{prompt!r} is the name of a {kind}, and steer continues texts: give the text that is in it"
+            )
     v = load_directions(vectors)
     at = v.layers[v.slot(layer)]
     verb = getattr(interventions, f"{'steer' if method == 'add' else method}_{v.hook_point}")

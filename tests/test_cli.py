@@ -734,6 +734,23 @@ def test_steer_refuses_before_the_model_is_loaded(emolens, vectors, monkeypatch,
     assert message in one_line(err)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("own.txt", "'own.txt' is the name of a file, and steer continues texts: give the text that is in it"),
+        ("mine", "'mine' is the name of a folder"),
+        (" ", "text 0 is empty"),
+    ],
+)
+def test_steer_takes_no_name_for_a_text(emolens, vectors, tmp_path, monkeypatch, prompt, message):
+    monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    code, _, err = emolens("steer", "-v", vectors, "-e", "glimmer", prompt)
+    assert code == 2
+    assert message in one_line(err)
+
+
 def test_steer_without_a_vectors_file(emolens, tmp_path):
     code, _, err = emolens("steer", "-v", tmp_path / "none.safetensors", "-e", "joy", "The door")
     assert code == 2
