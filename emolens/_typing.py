@@ -53,7 +53,7 @@ def block_number(layer: Any, wrong: str = ": layers are block numbers, such as 1
         ValueError: it is no whole number; `wrong` ends the sentence.
     """
     try:
-        if not isinstance(layer, bool):
+        if not isinstance(layer, bool) and "bool" not in str(getattr(layer, "dtype", "")):  # of torch, an index too
             return operator.index(layer)
     except TypeError:
         pass

@@ -995,6 +995,8 @@ def check_layers(model: HookedModel, hook_point: HookPoint, layers: Blocks | Non
     points = model.hook_dict  # one look: a bridge makes it anew at each
     if not layers:
         raise ValueError("layers is empty; give block indices, or None for all")
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        raise ValueError(f"layer {twice[0]} is there twice; name each layer once")
     for layer in layers:
         if not 0 <= layer < n:
             raise ValueError(f"layer {layer}{wrong}")

@@ -366,6 +366,7 @@ def steer(
     import math
 
     from emolens import interventions
+    from emolens.corpus import names_a_file, several
     from emolens.directions import load_directions, random_directions
     from emolens.models import load_model
     from emolens.steering import generate
@@ -376,6 +377,12 @@ def steer(
         raise ValueError(f"--dose {dose}; give a finite number of median norms, such as 0.1")
     if not math.isfinite(temperature):
         raise ValueError(f"--temperature {temperature}; give a finite number, 0 or more")
+    several(prompts)  # none is empty
+    for prompt in prompts:
+        if (kind := names_a_file(prompt)) is not None:
+            raise ValueError(
+                f"{prompt!r} is the name of a {kind}, and steer continues texts: give the text that is in it"
+            )
     v = load_directions(vectors)
     at = v.layers[v.slot(layer)]
     verb = getattr(interventions, f"{'steer' if method == 'add' else method}_{v.hook_point}")
@@ -721,11 +728,18 @@ class _Asked:
             raise ValueError(
                 f"{what}: directions need texts of at least two emotions (split main), found {', '.join(names) or 'none'} in {len(labels)} texts "
                 f"(splits: {', '.join(splits) or 'none'})"
+                + (
+                    ""
+                    if corpus.info["set"] or any(x["emotion"] for x in labels)
+                    else "; a file names them in a column 'emotion'"
+                )
             )
         if self.share and not (corpus.has_neutral and any(x["split"] == "neutral" for x in labels)):
             raise ValueError(
-                f"{what} has no neutral texts{'' if corpus.has_neutral else ' of a set'}, and what they vary in was to be taken out: "
-                "add neutral texts, or give --remove-neutral 0"
+                f"{what} has no neutral texts, and what they vary in was to be taken out: add neutral texts, or give --remove-neutral 0"
+                if corpus.has_neutral
+                else f"{what}: what neutral texts vary in was to be taken out, and only those of a set (--set) are kept for that; "
+                "give --remove-neutral 0"
             )
         if self.method == "antonym_contrast" and not corpus.info["antonyms"]:
             raise ValueError(f"{what} names no antonyms, which antonym_contrast needs; choose another --method")

@@ -26,7 +26,7 @@ from pydantic_core import from_json
 
 from emolens._files import decoded, table
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
-from emolens.tokens import Text
+from emolens.tokens import Text, whole
 
 MAX_LINE = 1_000_000  # bytes of one line: a text is far shorter, and hostile input stays small
 LABELS = ("id", "emotion", "topic", "person", "split")
@@ -36,7 +36,7 @@ LINES = (".txt", ".text")
 JSON = (".jsonl", ".ndjson", ".json", "")
 # files that are not read here; by all of these endings a name is known for a file's
 FOREIGN = (
-    ".gz", ".md", ".zip", ".parquet", ".arrow", ".xls", ".xlsx", ".ods", ".pdf", ".docx", ".html", ".xml", ".yaml", ".yml", ".npy", ".npz",
+    ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".rar", ".log", ".dat", ".tab", ".md", ".rst", ".zip", ".parquet", ".arrow", ".xls", ".xlsx", ".ods", ".pdf", ".doc", ".docx", ".odt", ".rtf", ".htm", ".html", ".xml", ".yaml", ".yml", ".npy", ".npz",
     ".pkl", ".pt", ".safetensors", ".gguf",
 )  # fmt: skip
 ENDINGS = (*TABLES, *LINES, *filter(None, JSON), *FOREIGN)
@@ -223,7 +223,7 @@ def plain_text(text: Any, number: int) -> Text:
     if isinstance(text, str):
         if not text.strip():
             raise ValueError(f"text {number} is empty")
-        return str(text)
+        return whole(str(text), f"text {number}")
     if text is None or _missing(text):
         raise ValueError(f"text {number} is missing (found {text!r}): leave it out")
     if not isinstance(text, Sequence) or isinstance(text, bytes):
@@ -382,7 +382,7 @@ def records(raw: BinaryIO, name: str, column: str, ending: str) -> Iterator[tupl
     found = (
         _rows(lines, name, column, TABLES[ending])
         if ending in TABLES
-        else ((at, {column: line.rstrip("\r\n")}) for at, line in lines if line.strip())
+        else ((at, {column: _one_line(line, at)}) for at, line in lines if line.strip())
         if ending in LINES
         else _objects(lines)
     )
@@ -412,7 +412,7 @@ def _rows(
             yield line
 
     text = told()
-    names, separator = table(next((line for line in text if line.strip()), ""), separators)
+    names, separator = table(_one_line(next((line for line in text if line.strip()), ""), place), separators)
     wanted = column.strip().lower()
     if twice := [c for c in (wanted, *LABELS) if names.count(c) > 1]:
         raise ValueError(f"{place}: there is more than one column {twice[0]!r}")
@@ -434,6 +434,16 @@ def _rows(
             )
     except csv.Error as error:
         raise ValueError(f"{place}: not a table: {error}") from error
+
+
+def _one_line(line: str, at: str) -> str:
+    """A line without its end; what old Macs wrote would be one line, and a header that swallows its rows."""
+    line = line.rstrip("\r\n")
+    if "\r" in line:
+        raise ValueError(
+            f"{at}: a carriage return parts this line, as in files of old Macs; save it with line feeds (LF)"
+        )
+    return line
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:

@@ -812,7 +812,7 @@ def _moments(acts: Activations | Collection) -> Moments:
 class _Neutral:
     """What is known of the neutral texts (None where it was not collected): pooled whole, single tokens of theirs, pooled beginnings.
 
-    `topic` has the topic of each row of each part; one without a topic has a part of its own, by its text.
+    `topic` and `text` have the topic and the text's sha256 of each row of each part; a text without a topic is a topic of its own.
     """
 
     rows: Tensor
@@ -821,6 +821,7 @@ class _Neutral:
     prefixes: Tensor | None
     length: Tensor | None
     topic: dict[str, NDArray[np.str_]]
+    text: dict[str, NDArray[np.str_]]
 
     @staticmethod
     def of(acts: Activations | Collection) -> _Neutral:
@@ -832,9 +833,13 @@ class _Neutral:
                     parts[name].append(part)
         rows = {k: torch.cat([p.rows for p in found]) if found else None for k, found in parts.items()}
         at = {k: torch.cat([p.row_position for p in found]) if found else None for k, found in parts.items()}
-        topic = {k: np.array([_topic(p, i) for p in found for i in p.row_text.tolist()]) for k, found in parts.items()}
+        texts = {k: [p.texts[i] for p in found for i in p.row_text.tolist()] for k, found in parts.items()}
+        topic = {
+            k: np.array([t.topic if t.topic is not None else f"#{t.sha256}" for t in of]) for k, of in texts.items()
+        }
+        text = {k: np.array([t.sha256 for t in of]) for k, of in texts.items()}
         assert rows["rows"] is not None  # there is at least one chunk
-        return _Neutral(rows["rows"], rows["tokens"], at["tokens"], rows["prefixes"], at["prefixes"], topic)
+        return _Neutral(rows["rows"], rows["tokens"], at["tokens"], rows["prefixes"], at["prefixes"], topic, text)
 
     def components(self, share: float | int | None, keep: NDArray[np.bool_] | None = None) -> list[Tensor] | None:
         """The neutral components, of all tokens or of some."""
@@ -845,11 +850,6 @@ class _Neutral:
                 "remove_neutral needs neutral texts: collect an emotion set that has them, or pass remove_neutral=None"
             )
         return neutral_components(self.tokens if keep is None else self.tokens[torch.from_numpy(keep)], share)
-
-
-def _topic(part: Activations, text: int) -> str:
-    t = part.texts[text]
-    return t.topic if t.topic is not None else f"#{t.sha256}"
 
 
 def _common(
@@ -957,7 +957,7 @@ def _calibrate(
     """Held-out scores of the stories gave mean and spread; neutral texts and tokens of held-out topics give the band of "none"."""
     outside, (k, n), bins = outside or [], mean.shape, len(POSITION_EDGES)
     names = [name for name, rows in vars(neutral).items() if name in neutral.topic and rows is not None and outside]
-    fold = {name: _fold_of(neutral.topic[name], [topics for topics, _, _ in outside]) for name in names}
+    fold = _folds_of(neutral, names, [topics for topics, _, _ in outside])
     scores = {name: torch.zeros(len(fold[name]), k, n) for name in names}
     for f, (_, vectors, reference) in enumerate(outside):
         if share and not (fold["tokens"] != f).any():
@@ -1007,14 +1007,17 @@ def _unknown(mean: Tensor, std: Tensor) -> Calibration:
     return Calibration(mean, std, band, rate, token_mean, token_std, token_band, token_rate)
 
 
-def _fold_of(topic: NDArray[np.str_], folds: list[tuple[str, ...]]) -> NDArray[np.intp]:
-    """The fold of each neutral row: that of its topic; topics that no story has are dealt out, a single one text by text."""
+def _folds_of(neutral: _Neutral, names: list[str], folds: list[tuple[str, ...]]) -> dict[str, NDArray[np.intp]]:
+    """The fold of each neutral row of each part: that of its topic; topics that no story has are dealt out.
+
+    Where all neutral texts are of one such topic, its texts are dealt out instead, each with all its rows.
+    """
     of = {t: f for f, fold in enumerate(folds) for t in fold}
-    others = sorted(set(topic.tolist()) - set(of))
-    if len(others) == 1 and not set(of) & set(topic.tolist()):
-        return np.arange(len(topic)) % len(folds)
-    of |= {t: i % len(folds) for i, t in enumerate(others)}
-    return np.array([of[t] for t in topic.tolist()], dtype=int)
+    unit, others = neutral.topic, {t for name in names for t in neutral.topic[name].tolist()}
+    if len(others) == 1 and not others & set(of):
+        unit, others = neutral.text, {t for name in names for t in neutral.text[name].tolist()}
+    of |= {t: i % len(folds) for i, t in enumerate(sorted(others - set(of)))}
+    return {name: np.array([of[t] for t in unit[name].tolist()], dtype=int) for name in names}
 
 
 def _band(highest: Float[Tensor, "row layer"], fold: NDArray[np.intp]) -> tuple[Tensor, Tensor]:

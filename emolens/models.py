@@ -35,7 +35,7 @@ from emolens._identity import fingerprints, is_quantised, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
 from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
-from emolens.tokens import EncodedText, Text, render, tokenize
+from emolens.tokens import EncodedText, Text, render, tokenize, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -946,7 +946,7 @@ def encode(
         if not chat and not isinstance(given, str):
             raise TypeError(f"text {number} is {given!r}: give a string, or a list of chat messages")
         text = render(tokenizer, given, f"chat {number}") if chat else str(given)
-        e = tokenize(tokenizer, text, special=not chat, prepend_bos=prepend_bos)
+        e = tokenize(tokenizer, whole(text, f"text {number}"), special=not chat, prepend_bos=prepend_bos)
         if not e.ids:
             raise ValueError(f"text {number} is empty")
         if len(e.ids) > model.cfg.n_ctx and not any_length:

@@ -77,12 +77,13 @@ class Scores:
         For example ``none below 2.1 to 3.4 by length; 4 to 6 % of neutral texts of unknown topics lie above``.
         """
         what = "texts" if self.per == "text" else "tokens"
-        known = self.rate[~self.rate.isnan()]
+        known, n = self.rate[~self.rate.isnan()], len(self)
         by = " by length" if self.per == "text" else " by position"
         band = f"none below {_range(self.band, '.1f', by)}"
         if not len(known):
-            return f"{band}; how many neutral {what} lie above was not measured: collect again with this version"
-        return f"{band}; {_range(100 * known, '.0f')} % of neutral {what} of held-out topics lie above"
+            return f"{band}; how many neutral {what} lie above was not measured: too few were collected, or by an earlier version"
+        rest = f" (not measured for {n - len(known)} of {n} {what})" if len(known) < n else ""
+        return f"{band}; {_range(100 * known, '.0f')} % of neutral {what} of held-out topics lie above{rest}"
 
     def top(self, k: int = 3) -> list[list[tuple[str, float]]]:
         """The k highest emotions of each row with their z."""
@@ -134,23 +135,22 @@ class Scores:
         """A self-contained view: coloured tokens, or a bar for each emotion of a text.
 
         Args:
-            emotions: Rows of the token view; None takes the three that rise highest in each text.
+            emotions: Rows of the token view, bars of a text; None takes the three that are highest in each text.
             limit: The z that gets the full colour.
         """
         style = "font:14px/1.7 system-ui,sans-serif;color:#1d2433;background:#fff;padding:8px;max-width:52em"
-        parts = [f'<div style="{style}">']
+        parts, asked = [f'<div style="{style}">'], None if emotions is None else [self.column(e) for e in emotions]
         for t, text in enumerate(self.texts):
             rows = [i for i, owner in enumerate(self.text_of) if owner == t]
             if not rows:
                 continue
             if self.per == "text":
-                parts.append(self._text_html(rows[0], text))
+                parts.append(self._text_html(rows[0], text, asked))
                 continue
             values = self.values[rows]
-            if emotions is None:  # the mean of the five highest tokens, so that one odd token does not choose
+            order = asked
+            if order is None:  # the mean of the five highest tokens, so that one odd token does not choose
                 order = values.topk(min(5, len(rows)), dim=0).values.mean(0).argsort(descending=True)[:3].tolist()
-            else:
-                order = [self.column(e) for e in emotions]
             for e in order:
                 spans = [self.spans[i] for i in rows]
                 parts.append(f'<div style="margin:4px 0"><b>{escape(self.emotions[e])}</b> ')
@@ -162,17 +162,20 @@ class Scores:
         )
         return "".join(parts)
 
-    def _text_html(self, row: int, text: str) -> str:
+    def _text_html(self, row: int, text: str, asked: Sequence[int] | None) -> str:
         label = self.labels[row]
         flags = "".join(f' <small style="color:#a40">[{escape(f)}]</small>' for f in self.flags[self.text_of[row]])
         shown = escape(text if len(text) < 600 else text[:600] + " ...")
+        best = (
+            self.top(SHOWN)[row] if asked is None else [(self.emotions[e], float(self.values[row, e])) for e in asked]
+        )
         bars = "".join(
             f'<div style="display:flex;align-items:center"><span style="width:8em">{escape(e)}</span>'
             f'<span style="background:{"#d9622b" if z > float(self.band[row]) else "#c9ccd3"};height:9px;width:{max(0.0, min(z, 6.0)) * 2.2:.2f}em"></span>'
             f'<span style="margin-left:6px;color:#667">{z:+.1f}</span></div>'
-            for e, z in self.top(SHOWN)[row]
+            for e, z in best
         )
-        return f'<div style="margin:8px 0"><div>{shown}</div><b>{escape(label)}</b>{flags}{bars}</div>'
+        return f'<div style="margin:8px 0"><div><bdi>{shown}</bdi></div><b>{escape(label)}</b>{flags}{bars}</div>'
 
 
 def _range(values: Tensor, form: str, by: str = "") -> str:

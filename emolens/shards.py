@@ -50,6 +50,7 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
     path = Path(path).expanduser()
+    path = path.resolve() if path.is_symlink() else path  # a link stays, and what it leads to is written
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     part = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
@@ -73,10 +74,13 @@ def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: 
         FileExistsError: it is a folder, or a file that holds something else.
     """
     path = Path(path).expanduser()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
+    for folder in (path.parent, path.resolve().parent):  # of the file, and of what a link leads to
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no file but a device or a pipe; give the name of a file")
     if path.exists() and not overwrite and (held := other(path)) is not None:
         raise FileExistsError(f"{path} already holds {held}; choose another file, or overwrite=True (--overwrite)")
     return path

@@ -146,6 +146,19 @@ def _dated(template: str) -> str:
 # --- texts to tokens --------------------------------------------------------------------------------------------------
 
 
+def whole(text: str, name: str) -> str:
+    """A text of whole characters; a ValueError that begins with `name` for one with half of a pair, which no tokenizer reads.
+
+    Such a text was decoded with another encoding than its own.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at place {error.start}"
+        raise ValueError(f"{name} holds half a character ({found}): read it as UTF-8, or take that out") from None
+    return text
+
+
 def tokenize(tokenizer: Any, text: str, *, special: bool = True, prepend_bos: bool | None = None) -> EncodedText:
     """Tokens of a text, and of what the tokenizer puts before it; never of what it puts behind it.
 

@@ -530,7 +530,8 @@ def test_extract_never_replaces_other_vectors_unless_told_to(
     [
         (("--texts", "TMP/one.csv"), "directions need texts of at least two emotions (split main), found a in 2 texts (splits: main)"),
         (("--texts", "TMP/test.jsonl"), "found none in 2 texts (splits: test)"),
-        (("--texts", "TMP/t.csv", "--remove-neutral", "0.5"), "has no neutral texts"),
+        (("--texts", "TMP/label.csv"), "found none in 2 texts (splits: none); a file names them in a column 'emotion'"),
+        (("--texts", "TMP/t.csv", "--remove-neutral", "0.5"), "only those of a set (--set) are kept for that; give --remove-neutral 0"),
         (("--texts", "TMP/t.csv", "--method", "antonym_contrast"), "names no antonyms, which antonym_contrast needs"),
         (("--texts", "TMP/t.csv", "--column", "comment"), "no column 'comment'; there are: text, emotion, topic"),
         (("-s", "TMP/own"), "set 'own' has no neutral texts, and what they vary in was to be taken out: add neutral texts, or give --remove-neutral 0"),
@@ -547,6 +548,7 @@ def test_extract_refuses_before_the_model_is_opened(
 ):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("opened"))
     (tmp_path / "one.csv").write_text("text,emotion\nThe door.,a\nThe house.,a\n", encoding="utf-8")
+    (tmp_path / "label.csv").write_text("text,label\nThe door.,a\nThe house.,b\n", encoding="utf-8")
     (tmp_path / "test.jsonl").write_text(
         '{"text": "a b", "emotion": "a", "split": "test"}\n{"text": "b", "emotion": "b", "split": "test"}\n',
         encoding="utf-8",
@@ -728,6 +730,23 @@ def test_steer_stacks_on_a_narrow_terminal_and_shows_the_text_as_it_is_written(e
 def test_steer_refuses_before_the_model_is_loaded(emolens, vectors, monkeypatch, options, message):
     monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     code, _, err = emolens("steer", "-v", vectors, *options, "The door")
+    assert code == 2
+    assert message in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("own.txt", "'own.txt' is the name of a file, and steer continues texts: give the text that is in it"),
+        ("mine", "'mine' is the name of a folder"),
+        (" ", "text 0 is empty"),
+    ],
+)
+def test_steer_takes_no_name_for_a_text(emolens, vectors, tmp_path, monkeypatch, prompt, message):
+    monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    code, _, err = emolens("steer", "-v", vectors, "-e", "glimmer", prompt)
     assert code == 2
     assert message in one_line(err)
 

@@ -94,6 +94,8 @@ def test_another_column_can_be_the_text(tmp_path):
         (b"text,emotion,split\nThe door,joy,dev\n", r"t\.csv:2: split: split 'dev'; allowed: main, other_person, neutral, test, validation \(or train"),
         (b"text,emotion,split\nThe door,joy,neutral\n", r"t\.csv:2: split 'neutral' and the emotion 'joy'"),
         (b"", "no column 'text'; there are: none"),
+        (b"text,emotion\rThe door,joy\rThe house,fear\r", r"t\.csv:1: a carriage return parts this line.*save it with line feeds"),
+        (b"text,emotion\rThe door,joy\nThe house,fear\n", r"t\.csv:1: a carriage return parts this line"),
     ],
     ids=lambda v: str(v)[:30],
 )  # fmt: skip
@@ -101,6 +103,14 @@ def test_a_table_that_cannot_be_read_is_named_with_its_line(tmp_path, content, m
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "t.csv")
+
+
+def test_lines_of_an_old_mac_are_not_read_as_one_text(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"The door.\rThe house.\r")
+    with pytest.raises(ValueError, match=r"t\.txt:1: a carriage return parts this line"):
+        read(tmp_path / "t.txt")
+    (tmp_path / "t.txt").write_bytes(b"The door.\r\nThe house.\r\n")
+    assert [text for text, *_ in read(tmp_path / "t.txt")] == ["The door.", "The house."]
 
 
 def test_a_file_of_another_kind_and_a_folder_are_named(tmp_path, toy_set):
@@ -141,7 +151,7 @@ def test_a_name_is_never_taken_for_a_text(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fear").mkdir()
     (tmp_path / "my notes").write_text("x", encoding="utf-8")
-    for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv"):  # fmt: skip
+    for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv", "comments.dat", "a.log", "t.csv.bz2", "t.jsonl.zst"):  # fmt: skip
         for call in (
             lambda: em.collect_resid_post(tiny_model, name, progress=False),  # noqa: B023
             lambda: em.generate(tiny_model, name, max_new_tokens=1),  # noqa: B023
@@ -242,6 +252,7 @@ def test_labels_that_are_no_list_are_refused(tiny_model, given, message):
         (["The door.", float("nan")], r"text 1 is missing \(found nan\): leave it out"),
         (["The door.", None], "text 1 is missing"),
         (["The door.", "  "], "text 1 is empty"),
+        (["The door.", "caf\udce9"], r"text 1 holds half a character \('\\udce9' at place 3\): read it as UTF-8"),
         (["The door.", 3], "text 1 is of type int: a text is a string, or a list of chat messages"),
         ([b"The door."], "text 0 is of type bytes"),
         ({"The door.", "The house."}, "a set has no order of texts"),
@@ -303,12 +314,22 @@ def test_layers_of_numpy_and_torch_are_taken_everywhere(tiny_model, v, call):
     call(tiny_model, v)
 
 
-@pytest.mark.parametrize("layer", [True, 1.0, "2", np.float64(2), None])
+@pytest.mark.parametrize("layer", [True, 1.0, "2", np.float64(2), None, np.bool_(True), torch.tensor(True)])
 def test_what_is_no_layer_is_refused(tiny_model, v, layer):
     with pytest.raises(ValueError, match="layer"):
         em.collect_resid_post(tiny_model, TEXTS, layers=[layer], progress=False)
     with pytest.raises(ValueError, match="layer"):
         v.at([layer])
+
+
+def test_a_layer_is_named_once(tiny_model):
+    with pytest.raises(ValueError, match="layer 1 is there twice; name each layer once"):
+        em.collect_resid_post(tiny_model, TEXTS, layers=[0, 1, np.int64(1)], progress=False)
+
+
+def test_half_a_character_in_a_chat_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="text 0 holds half a character"):
+        em.collect_resid_post(tiny_model, [[{"role": "user", "content": "caf\udce9"}]], progress=False)
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------

@@ -483,6 +483,30 @@ def test_the_band_holds_for_every_length_on_topics_that_the_calibration_never_sa
     assert torch.equal(between[1], between[2])
 
 
+def test_neutral_texts_of_one_topic_of_their_own_are_dealt_out_text_by_text() -> None:
+    """What is fitted outside a fold has no token of a text that is judged in it, and every length is known."""
+    acts = planted(seed=3).acts
+
+    def moved(a: Activations) -> Activations:
+        return replace(a, texts=tuple(replace(t, topic="nature") if t.split == "neutral" else t for t in a.texts))
+
+    whole = replace(
+        moved(acts), neutral_tokens=moved(acts.neutral_tokens), neutral_prefixes=moved(acts.neutral_prefixes)
+    )
+    neutral = dirs._Neutral.of(whole)
+    names = ["rows", "tokens", "prefixes"]
+    for k in (2, 4, 8):
+        fold = dirs._folds_of(neutral, names, [(f"f{i}",) for i in range(k)])
+        of = dict(zip(neutral.text["rows"].tolist(), fold["rows"].tolist(), strict=True))
+        assert set(of.values()) == set(range(k))
+        for name in names:
+            assert fold[name].tolist() == [of[t] for t in neutral.text[name].tolist()]
+    c = dirs.mean_difference(whole).calibration
+    assert c is not None
+    assert c.band.isfinite().all()
+    assert c.band_rate.isfinite().all()
+
+
 def test_too_few_neutral_texts_give_no_band(world: World) -> None:
     few = world.acts.select(lambda t: t.split != "neutral" or t.id < "neutral-1")
     v = dirs.mean_difference(few)

@@ -168,6 +168,11 @@ def test_the_band_is_said_with_what_was_measured(tiny_model, v):
     )
     old = replace(v, calibration=replace(v.calibration, band_rate=torch.full_like(v.calibration.band_rate, torch.nan)))
     assert "how many neutral texts lie above was not measured" in repr(em.score(tiny_model, old, NEW, layer=1))
+    rate = v.calibration.token_rate.clone()
+    rate[0] = torch.nan  # the first three positions
+    part = replace(v, calibration=replace(v.calibration, token_rate=rate))
+    scores = em.score(tiny_model, part, NEW, per="token", layer=1)
+    assert f"lie above (not measured for 3 of {len(scores)} tokens)" in repr(scores)
 
 
 def _scores(
@@ -250,8 +255,11 @@ def test_the_view_shows_the_emotions_that_are_asked_for(tiny_model, v):
     s = em.score(tiny_model, v, NEW, per="token")
     assert re.findall(r"<b>(\w+)</b>", s.to_html(["tarrow", "glimmer"])) == ["tarrow", "glimmer"]
     assert len(re.findall(r"<b>(\w+)</b>", s.to_html())) == 3
-    with pytest.raises(KeyError, match="no emotion 'joy' here; there are: glimmer, gloamer, brindle, tarrow"):
-        s.to_html(["joy"])
+    whole = em.score(tiny_model, v, NEW)
+    assert re.findall(r'width:8em">(\w+)<', whole.to_html(["tarrow", "glimmer"])) == ["tarrow", "glimmer"]
+    for scores in (s, whole):
+        with pytest.raises(KeyError, match="no emotion 'joy' here; there are: glimmer, gloamer, brindle, tarrow"):
+            scores.to_html(["joy"])
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -393,6 +401,7 @@ def test_a_hostile_text_is_inert_and_complete_in_the_token_view(tiny_model, v, t
 def test_a_hostile_text_is_inert_and_complete_in_the_text_view(tiny_model, v, text):
     page = em.score(tiny_model, v, text).to_html()
     assert _text_of(page).startswith(text)
+    assert page.count("<bdi>") == page.count("</bdi>") == 1
 
 
 def test_hostile_texts_and_names_are_inert_in_a_browser(tiny_model, v, tmp_path):

@@ -588,3 +588,23 @@ def test_a_model_moved_or_cast_in_part_is_refused(tiny):
     model.blocks[-1].to(torch.bfloat16)
     with pytest.raises(ValueError, match="float32 in its embedding and bfloat16 in its last block: load it in one"):
         em.collect_resid_post(model, ["A text."], progress=False)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    for said in ("once", "twice"):
+        path = shards.vacant(tmp_path / "link", lambda _: None)
+        with shards.written_whole(path) as part:
+            part.write_text(said, encoding="utf-8")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "target").read_text(encoding="utf-8") == said
+    (tmp_path / "away").symlink_to("nowhere/target")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        shards.vacant(tmp_path / "away", lambda _: None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_neither_file_nor_folder_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe is no file but a device or a pipe"):
+        shards.vacant(tmp_path / "pipe", lambda _: None, overwrite=True)

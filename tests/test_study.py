@@ -24,7 +24,7 @@ from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
 from emolens.experiments.base import Inputs, Labelled, Row, row
 from emolens.report import render
-from emolens.study import Study, run_study
+from emolens.study import Study, check_request, run_study
 from emolens.sweeps import Cell, Sweep
 
 ROWS = ("separability", "person", "transfer", "geometry", "logit_lens", "validation", "causal")
@@ -810,6 +810,14 @@ def test_a_set_whose_neutral_texts_are_held_out_together_is_refused_before_the_m
         with pytest.raises(ValueError, match="all neutral texts are of topics that are held out together"):
             run_study("smollm2-135m-instruct-q4", _neutral_apart(stories, of), out=tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_a_set_told_in_one_person_is_studied(stories, tmp_path):
+    """Nothing is read across persons then, so no topics are held out for that."""
+    one = replace(stories, topics=tuple(t.model_copy(update={"person": "third"}) for t in stories.topics))
+    assert set(one.told.values()) == {"third"}
+    assert person.run(replace(planted(stories, signal=1.0), emotions=one)) == []
+    assert check_request(one, tmp_path / "study") == tmp_path / "study"
 
 
 def test_a_readout_that_a_fold_cannot_have_is_an_error_not_a_missing_row(stories):
