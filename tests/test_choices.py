@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,11 @@ from emolens._typing import hook_name
 from emolens.experiments import causal, transfer, validation
 from emolens.experiments.base import Row, find
 from emolens.sweeps import Cell, Sweep
+
+# on a bridge resid_mid is only what the MLP reads, and patching it is refused
+needs_hooked = pytest.mark.skipif(
+    int(version("transformer-lens").split(".")[0]) >= 4, reason="transformer-lens 4 has no HookedTransformer"
+)
 
 
 def pilot(effect: dict[tuple[int, float], float], kl: dict[tuple[int, float], float]) -> Sweep:
@@ -106,6 +112,7 @@ def test_rows_are_found_by_every_field():
     assert find(rows, "a", "m", control=None) == []
 
 
+@needs_hooked
 def test_patching_between_attention_and_mlp_is_not_patching_what_attention_writes(tiny_model):
     clean, corrupted = "He lost 3 cats today.", "He lost 7 cats today."
     metric = lambda logits: logits[:, 5] - logits[:, 9]  # noqa: E731
@@ -123,7 +130,20 @@ def test_patching_between_attention_and_mlp_is_not_patching_what_attention_write
         assert float(r.values[0, layer, -1]) == pytest.approx(float(metric(logits).detach()), abs=1e-4)
 
 
-@pytest.mark.parametrize("point", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "resid_pre",
+        pytest.param("resid_mid", marks=needs_hooked),
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "z",
+        "q",
+        "k",
+        "v",
+    ],
+)
 def test_every_sweep_patches_the_site_of_its_name(tiny_model, point):
     run = getattr(em, f"patch_{point}")
     r = run(tiny_model, clean="a cat", corrupted="a dog", metric=lambda x: x[:, 5], layers=[1])
