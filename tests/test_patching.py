@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import emolens as em
+from emolens import interventions
 from emolens import patching as P
 from emolens._typing import hook_name
 from emolens.directions import EmotionDirections
@@ -110,10 +111,14 @@ def test_patching_everything_gives_the_clean_run(model):
 
 
 def test_clean_into_clean_changes_nothing(model):
-    r = P.patch_resid_pre(model, clean=CLEAN, corrupted=CLEAN, metric=metric)
-    assert np.allclose(r.values, r.clean[0], rtol=TOLERANCE, atol=TOLERANCE)
-    assert np.isnan(r.recovery).all()
-    assert r.top(3) == []
+    clean, _ = both(model)
+    want, cache = model.run_with_cache(clean)
+    for layer in range(model.cfg.n_layers):
+        hooks = interventions.patch_resid_pre(cache[f"blocks.{layer}.hook_resid_pre"], layer=layer)
+        got = model.run_with_hooks(clean, fwd_hooks=hooks)
+        assert torch.allclose(got, want, rtol=TOLERANCE, atol=TOLERANCE)
+    with pytest.raises(ValueError, match="of 1 pairs none has clean - corrupted above 0"):  # no share of no gap
+        P.patch_resid_pre(model, clean=CLEAN, corrupted=CLEAN, metric=metric)
 
 
 @pytest.mark.parametrize("point", ["resid_pre", "attn_out", "mlp_out", "z"])
