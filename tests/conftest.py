@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import random
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +37,17 @@ SENTENCES = (
 )
 TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
+_NONE = types.SimpleNamespace(params={})
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For several processes: a file goes to one of them with its fixtures, a tutorial to any; the tutorials, which last longest, start first."""
     for item in items:
+        # a set of several has another order in another process, and so has the name of its test
+        assert not any(
+            isinstance(value, set) and len(value) > 1 for value in getattr(item, "callspec", _NONE).params.values()
+        )
         alone = item.get_closest_marker("notebook")
         item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("notebook") is None)

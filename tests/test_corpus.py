@@ -255,7 +255,7 @@ def test_labels_that_are_no_list_are_refused(tiny_model, given, message):
         (["The door.", "caf\udce9"], r"text 1 holds half a character \('\\udce9' at place 3\): read it as UTF-8"),
         (["The door.", 3], "text 1 is of type int: a text is a string, or a list of chat messages"),
         ([b"The door."], "text 0 is of type bytes"),
-        ({"The door.", "The house."}, "a set has no order of texts"),
+        ({"The door."}, "a set has no order of texts"),
         (7, "texts are a string or a list of them, not of type int"),
     ],
     ids=str,
