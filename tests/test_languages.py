@@ -31,12 +31,16 @@ def _set(language: str, *, order: tuple[str, ...] = CONCEPTS, topics: tuple[Topi
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activations of a text: its concept's direction, an offset of its language, a little of its topic, and noise."""
+    """Activations of a text: its concept's direction, an offset of its language, a little of its topic, and noise.
+
+    "pa" and "pb" tell the same plots (a concept in a topic, loudly) and have no direction of an emotion in common.
+    """
     generator = torch.Generator().manual_seed(0)
-    d = 24
+    d = 64
     direction = {c: torch.randn(d, generator=generator) for c in CONCEPTS}
-    own = {c: torch.randn(d, generator=generator) for c in CONCEPTS}  # what "xx" has instead
-    offset = {lang: 5 * torch.randn(d, generator=generator) for lang in ("en", "de", "xx")}
+    own = {lang: {c: torch.randn(d, generator=generator) for c in CONCEPTS} for lang in ("xx", "pa", "pb")}
+    offset = {lang: 5 * torch.randn(d, generator=generator) for lang in ("en", "de", "xx", "pa", "pb")}
+    plot = {(c, t.name): 3 * torch.randn(d, generator=generator) for c in CONCEPTS for t in TOPICS}
     topic = {t.name: 0.5 * torch.randn(d, generator=generator) for t in TOPICS}
 
     def collect(model: Any, s: EmotionSet, **_: Any) -> em.Activations:
@@ -46,7 +50,9 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
         for e in s.names:
             for story in s.stories[e]:
                 language, concept, t = story.text.split()
-                signal = own[concept] if language == "xx" else direction[concept]
+                signal = own.get(language, direction)[concept]
+                if language in ("pa", "pb"):
+                    signal = signal + plot[concept, t]
                 noise = 0.3 * torch.randn(2, d, generator=generator)
                 rows.append(torch.stack([signal * 0, signal]) + offset[language] + topic[t] + noise)
                 infos.append(TextInfo(story.id, e, t, story.person, "main", story.id, 9))
@@ -81,6 +87,17 @@ def test_a_shared_direction_is_read_in_the_other_language_and_a_private_one_is_n
     assert same["en -> de"].value > 0.9
     assert "n.s." in repr(found)
     assert "en      " in repr(found)
+
+
+def test_plots_that_two_languages_share_are_no_direction_that_they_share(planted: None) -> None:
+    """Both sides fitted on the same topics, the plots of parallel stories alone give a cosine."""
+    found = em.compare_languages(None, [_set("pa"), _set("pb")], n_shuffles=20)  # type: ignore[arg-type]
+    same = {r.split: r for r in found.rows if r.metric == "cosine of the same emotion"}
+    across = same["pa -> pb"]
+    assert across.value == pytest.approx(0, abs=0.1)
+    assert across.readout == "other topics"
+    assert same["pa -> pa"].value > 0.3  # a direction that is there is found on either half
+    assert set(same) == {"pa -> pa", "pa -> pb", "pb -> pb"}
 
 
 def test_concepts_line_up_whatever_the_order_of_the_emotions(planted: None) -> None:

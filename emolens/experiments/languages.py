@@ -5,7 +5,9 @@ Directions, reference mean, neutral components and layer come from the training 
 language are read. Read with the stored reference of the training language a change of language shifts every score, so each cell is
 given twice: "training reference", and "language-centred", by the unlabelled mean of the read language's training topics. Beside it the
 embedding twin, TF-IDF within a language, the same procedure with labels shuffled within topic, and a twin that sees only how a story is built:
-a translation keeps its sentences and its speech, so form crosses languages too. Primary rows: language-centred top-1, one a cell.
+a translation keeps its sentences and its speech, so form crosses languages too. Parallel stories also share their plots, so the cosine of two
+languages' directions is of directions fitted on different topics; that of one language with itself says how high it can be, with half of
+the topics on a side. Primary rows: language-centred top-1, one a cell.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from emolens._typing import HookedModel
 from emolens.activations import collect_resid_post
 from emolens.emotion_sets import EmotionSet, load_emotion_set
 from emolens.experiments.base import Inputs, Row, judged, row
-from emolens.experiments.refit import Fit, Training, against_shuffled
+from emolens.experiments.refit import Fit, Training, against_shuffled, fitted
 from emolens.verdicts import RULES
 
 NAME = "languages"
@@ -124,8 +126,8 @@ def compare_languages(
         cut = _aligned(s, concepts, topics)
         acts = collect_resid_post(model, cut, layers=layers, progress=progress)
         tongues.append(_Tongue(Inputs(model, cut, acts, None, -1, seed), folds))  # type: ignore[arg-type]  # fitted by fold
-    out = [r for a in tongues for r in _row_of_cells(a, tongues, n_shuffles)]
-    out += _cosines(tongues)
+    same = _cosines(tongues, {t: person[t] for t in topics})
+    out = [r for a in tongues for r in _row_of_cells(a, tongues, n_shuffles)] + same
     chosen = {t.name: tuple(t.inputs.acts.layers[k] for k in t.slots) for t in tongues}
     return Languages(tuple(names), out, tuple(concepts), tuple(topics), chosen)
 
@@ -157,10 +159,14 @@ class _Tongue:
         """Layer, directions and reference of every fold, from its training topics."""
         return [fold.fit(labels) for fold in self.training]
 
-    def whole(self, slot: int) -> Array:
-        """Unit vectors `[emotion d_model]` from all topics."""
-        vectors = Training(self.inputs).at(self.y, [slot])[:, 0]
-        return torch.nn.functional.normalize(vectors.double(), dim=-1).numpy()
+    def without(self, topics: Sequence[str], slot: int) -> Array:
+        """Unit vectors `[emotion d_model]` from the stories and neutral texts of all topics but these."""
+        rest = torch.from_numpy(~np.isin(np.asarray(self.inputs.topics), list(topics)))
+        components = self.inputs.neutral_components(tuple(topics))
+        vectors = fitted(self.rows[rest][:, [slot]], torch.from_numpy(self.y)[rest], components and [components[slot]])[
+            0
+        ]
+        return torch.nn.functional.normalize(vectors[:, 0].double(), dim=-1).numpy()
 
 
 def _scores(fits: list[Fit], b: _Tongue, readout: str) -> Array:
@@ -230,23 +236,27 @@ def _twin(a: _Tongue, b: _Tongue, x: Array, z: Array) -> Array:
     return out
 
 
-def _cosines(tongues: list[_Tongue]) -> list[Row]:
-    """Cosine of the same emotion's directions in two languages, against other pairings of the emotions, at the first one's usual layer."""
+def _cosines(tongues: list[_Tongue], topics: dict[str, str | None]) -> list[Row]:
+    """Cosine of the same emotion's directions in two languages, against other pairings of the emotions, at the first one's usual layer.
+
+    Parallel stories have one plot, so the sides are fitted on the two halves of the topics, (a_1 . b_2 + a_2 . b_1) / 2: what they share is
+    no plot. Halves scatter more than the whole; a language with itself (a_1 . a_2) says by how much.
+    """
     slot = sorted(tongues[0].slots)[len(tongues[0].slots) // 2]
-    layer = tongues[0].inputs.acts.layers[slot]
-    fitted = [t.whole(slot) for t in tongues]
+    layer, seed = tongues[0].inputs.acts.layers[slot], tongues[0].inputs.seed
+    halves = stats.topic_folds(topics, n_folds=2, seed=seed)
+    found = [[t.without(half, slot) for half in halves] for t in tongues]
     out = []
-    for i in range(len(tongues)):
-        for j in range(i + 1, len(tongues)):
-            cosine = fitted[i] @ fitted[j].T
-            rng = np.random.default_rng(tongues[0].inputs.seed)
-            order = np.arange(len(cosine))
+    for i, a in enumerate(tongues):
+        for j in range(i, len(tongues)):
+            cosine = (found[i][0] @ found[j][1].T + found[i][1] @ found[j][0].T) / 2
+            rng, order = np.random.default_rng(seed), np.arange(len(cosine))
             null = [cosine[order, rng.permutation(order)].mean() for _ in range(1000)]
-            same = stats.bootstrap_mean(np.diag(cosine), list(order), seed=tongues[0].inputs.seed)
+            same = stats.bootstrap_mean(np.diag(cosine), list(order), seed=seed)
             out.append(
                 row(
-                    NAME, "cosine of the same emotion", same, split=f"{tongues[i].name} -> {tongues[j].name}", layer=layer,
-                    hook=tongues[i].inputs.acts.hook_point, estimator="mean_difference", n=len(order), unit_of_n="emotions",
+                    NAME, "cosine of the same emotion", same, split=f"{a.name} -> {tongues[j].name}", layer=layer, readout="other topics",
+                    hook=a.inputs.acts.hook_point, estimator="mean_difference", n=len(order), unit_of_n="emotions",
                     **judged(same.value, np.array(null), "permuted emotions"),
                 )
             )  # fmt: skip
