@@ -253,6 +253,42 @@ def test_directions_of_shuffled_stories_read_nothing_in_other_texts(
     assert not beats(the(rows, "r", emotion="valence", control="shuffled labels"))
 
 
+def test_twins_are_centred_and_scaled_as_the_directions_are(effect: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parity: embeddings in place of the stream, through the public estimators. Some of them loud, so that the scale matters."""
+    embed = effect.acts.embed.clone() * torch.linspace(0.2, 5, effect.acts.embed.shape[1])
+    embed += 3 * torch.nn.functional.one_hot(
+        torch.tensor([int((t.topic or "t0")[1:]) % 7 for t in effect.acts.texts]), embed.shape[1]
+    )
+    for k, e in enumerate(effect.emotions.names):  # an emotion told from a few dimensions each
+        embed[[t.emotion == e for t in effect.acts.texts], 5 * k : 5 * k + 3] += 2.0
+    inputs = replace(effect, acts=replace(effect.acts, embed=embed))
+    external = planted_external(effect, monkeypatch, signal=0.0)
+    judge = transfer.EmoBank(inputs, external["emobank.csv"])
+    monkeypatch.setattr(transfer, "_collect", lambda inputs, texts: judge.acts)
+    tables = transfer._tables(inputs, judge.acts, judge.texts)
+    seen = replace(
+        inputs.acts,
+        rows=embed[:, None],
+        layers=(0,),
+        sinks=inputs.acts.sinks[:, :1],
+        norm_histogram=inputs.acts.norm_histogram[:1],
+    )
+    seen, other = replace(seen, neutral_tokens=None), judge.acts.embed[:, None]
+    expected = em.mean_difference(seen, remove_neutral=None).z(other)[:, :, 0].numpy()
+    np.testing.assert_allclose(tables["embed"][0], expected, atol=1e-3)  # float32 sums of the public estimator
+    expected = (
+        em.logistic(seen).z(other)[:, :, 0].numpy()
+    )  # unit weights without intercepts, which differ by fold: not to the digit
+    for k in range(len(PLANTED)):
+        assert stats.pearson(tables["embed logistic"][0][:, k], expected[:, k]) > 0.99
+        assert tables["embed logistic"][0][:, k].std() == pytest.approx(expected[:, k].std(), rel=0.3)
+    rows = transfer.run(replace(inputs, external={"emobank.csv": external["emobank.csv"]}))
+    reads = judge.read(tables["embed"][0], "valence")
+    assert the(rows, "r", emotion="valence", control="embed", estimator="mean_difference").value == pytest.approx(
+        stats.pearson(reads, judge.truth["valence"])
+    )
+
+
 def test_comments_are_read_in_their_natural_proportions_and_n_is_said(
     effect: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

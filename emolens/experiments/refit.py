@@ -65,7 +65,7 @@ class Training:
         self.topics = [t for t, out in zip(inputs.topics, self.inside.tolist(), strict=True) if not out]
         self.components = inputs.neutral_components(self.held)
         self.folds = inputs.inner_folds(self.held) if self.held else inputs.folds
-        self.parts = _leave_out(self.topics)
+        self.parts = leave_out(self.topics)
         self.part = torch.tensor([next(k for k, p in enumerate(self.parts) if t in p) for t in self.topics])
 
     def fit(self, labels: Labels, slot: int | None = None) -> Fit:
@@ -160,7 +160,7 @@ def against_shuffled(
     return np.asarray(statistic(labels), float), np.stack(null)
 
 
-def _leave_out(topics: Sequence[str]) -> list[tuple[str, ...]]:
+def leave_out(topics: Sequence[str]) -> list[tuple[str, ...]]:
     """One topic after the other; sixteen groups where there are many, as `directions.mean_difference` calibrates."""
     names = sorted(set(topics))
     if len(names) < 2:
