@@ -317,7 +317,7 @@ def _component(r: Row, rows: Sequence[Row], k: int) -> str:
 
 
 def _vocabulary(r: Row, rows: Sequence[Row], k: int) -> str:
-    return f"logit lens at layer {r.layer}: AUC {r.value:.2f}, {escape(r.control or '')} {number(r.null_mean)}, p = {number(r.p, 3)}."
+    return f"logit lens at layer {r.layer}: AUC {r.value:.2f} {interval(r)}, {escape(r.control or '')} {number(r.null_mean)}, p = {number(r.p, 3)}."
 
 
 _TOP1, _WORDS = "emotion top1 minus ", "words do better"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from _worlds import EMOTIONS, fewer_draws, planted, planted_geometry, run_all, verdicts_of
@@ -13,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from emolens import stats
 from emolens.directions import project
-from emolens.experiments import causal, norms, person, separability, validation
+from emolens.experiments import causal, lens, norms, person, separability, validation
 from emolens.experiments.base import Row, find
 from emolens.experiments.refit import Training, fitted
 from emolens.materials import load_pairs, load_stems
@@ -214,6 +216,18 @@ def test_no_estimator_reads_shuffled_labels_of_topics_that_were_held_out(shuffle
     assert {r.estimator for r in found} == {"mean_difference", "lda", "pca", "logistic"}
     assert max(r.value for r in found) < 0.45  # chance is .17; a story in its own training set is always read
     assert 0.1 < one(shuffled_rows, "separability", "emotion top1", readout="calibrated", estimator="mean_difference", control="shuffled labels").null_mean < 0.3  # fmt: skip
+
+
+def test_the_lens_has_an_interval_over_emotions():
+    rows, lenses = lens.run_with_words(planted("unused"))
+    assert len(rows) == 2 * len(lenses) == 4
+    for k, r in enumerate(rows):
+        each = list(lenses[k // 2].auc.values())
+        every = [np.mean(drawn) for drawn in product(each, repeat=len(each))]  # all resamples that there are
+        assert r.value == pytest.approx(np.mean(each))
+        assert [r.low, r.high] == pytest.approx(np.percentile(every, [2.5, 97.5]), abs=0.02)  # of 2,000 of them
+        assert r.low < r.value < r.high
+        assert (r.n, r.unit_of_n) == (6, "emotions")
 
 
 def test_each_axis_of_other_peoples_text_is_weighted_by_its_own_norms(effect):

@@ -212,6 +212,7 @@ def test_what_is_said_of_the_others():
     assert the_answer("ablation: refitted", **below(0.5)).verdict == "not shown"  # the two controls disagree
     assert "A loss of more than 5 points is excluded." in the_answer("person").text
     assert "The interval lies below 0" in the_answer("person", value=-0.08, low=-0.11, high=-0.05).text
+    assert "AUC 0.50 [0.40, 0.60]" in the_answer("vocabulary").text
     assert "underpowered" not in the_answer("valence").text
     assert "With n = 18 rated words this is underpowered" in the_answer("valence", n=18, unit_of_n="words, underpowered").text  # fmt: skip
 

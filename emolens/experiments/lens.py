@@ -3,7 +3,7 @@
 A list of top tokens looks convincing whatever it is made of. So the lens is scored: do the words that name an emotion rise more for its
 own direction than those of other emotions (AUC, chance .5)? Against directions from the same stories with shuffled labels, which lie where
 stories vary and have their neutral components removed as the real ones have, and beside them random directions of the same norm, which do
-not. Words are shown only where the first passes. Primary row: mean AUC at the reported layer.
+not. Words are shown only where the first passes. Intervals resample emotions. Primary row: mean AUC at the reported layer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emolens import stats
 from emolens.experiments.base import Inputs, Row, judged, row
 from emolens.experiments.refit import Training, shuffles
 from emolens.readout import LogitLens, first_tokens, logit_lens
@@ -45,16 +46,18 @@ def run_with_words(inputs: Inputs) -> tuple[list[Row], list[LogitLens]]:
         lens = ask(null=shuffled[:, :, k])
         lenses.append(lens)
         random = ask(n_random=1000 if inputs.full else 100).null
+        judgeable = np.array([x for x in lens.auc.values() if np.isfinite(x)])
+        mean = stats.bootstrap_mean(judgeable, range(len(judgeable)), seed=inputs.seed)
         say = {
             "layer": layer,
             "estimator": "mean_difference",
             "hook": inputs.acts.hook_point,
-            "n": sum(np.isfinite(list(lens.auc.values()))),
+            "n": len(judgeable),
             "unit_of_n": "emotions",
             "seed": inputs.seed,
         }
         for null, control in ((lens.null, "shuffled labels"), (random, "random directions")):
             primary = layer == inputs.layer and control == "shuffled labels"
-            against = judged(lens.mean_auc, np.array(null), control)
-            rows.append(row(NAME, "mean auc of target words", lens.mean_auc, primary=primary, **say, **against))
+            against = judged(mean.value, np.array(null), control)
+            rows.append(row(NAME, "mean auc of target words", mean, primary=primary, **say, **against))
     return rows, lenses
