@@ -122,6 +122,36 @@ def bootstrap_two_way(values: Array, *, n: int = 2000, seed: int = 0) -> Estimat
     return Estimate(float(np.nanmean(values)), float(low), float(high))
 
 
+def bootstrap_columns(
+    statistic: Callable[[NDArray[np.intp]], Array], groups: Sequence[object], *, n: int = 1000, seed: int = 0
+) -> Estimate:
+    """Mean of a statistic with a figure for each column, with an interval that resamples whole groups of rows and the columns at once.
+
+    For columns that were sampled too, say labels that stand for others: `bootstrap` speaks of these columns only. NaN is left out.
+
+    Args:
+        statistic: Called with row indices; returns a figure for each column.
+        groups: The group of each row.
+        n: Resamples.
+
+    >>> e = bootstrap_columns(lambda i: np.array([0.0, 1.0]), ["a", "b"], n=200)  # rows say nothing, columns differ
+    >>> (e.value, e.low, e.high)
+    (0.5, 0.0, 1.0)
+
+    Reference:
+        Owen 2007, *The pigeonhole bootstrap*, arXiv 0712.1111.
+    """
+    rng = np.random.default_rng(seed)
+
+    def drawn(rows: NDArray[np.intp]) -> Array:
+        figures = statistic(rows)
+        figures = figures[np.isfinite(figures)]
+        return figures[rng.integers(len(figures), size=len(figures))].mean(keepdims=True)
+
+    [e] = bootstrap_each(drawn, groups, n=n, seed=seed)
+    return Estimate(float(np.nanmean(statistic(np.arange(len(groups))))), e.low, e.high)
+
+
 def bootstrap_draws(
     values: Array, groups: Sequence[object], *, of: Array | None = None, n: int = 2000, seed: int = 0
 ) -> Estimate:

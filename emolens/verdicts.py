@@ -225,7 +225,8 @@ def _zero_shot(r: Row, rows: Sequence[Row], k: int) -> str:
     found = [c for c in find(rows, "transfer", "macro auc") if (c.control or "").startswith("supervised")]
     more = f" A regression fitted on these comments finds {found[0].value:.2f} at the same layer: what there was to be read." if found else ""  # fmt: skip
     n = len({x.emotion for x in find(rows, "transfer", "auc by label")})
-    labels = f" over {n} labels (resampled are comments, not labels)" if n else ""
+    wider = [f"; with the labels resampled too, that is for labels like them, {interval(w)}" for w in find(rows, "transfer", "macro auc, labels resampled too")]  # fmt: skip
+    labels = f" over {n} labels (resampled are comments, which speaks of these labels{''.join(wider)})" if n else ""
     return f"macro-AUC {r.value:.2f} {interval(r)}{labels} against {number(r.null_mean)} (95 % below {number(r.null_high)}), p = {number(r.p, 3)}; chance is .50.{more}"
 
 

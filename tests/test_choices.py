@@ -96,6 +96,22 @@ def test_a_two_way_interval_resamples_rows_and_columns():
         assert stats.bootstrap_two_way(narrow, n=50).low == stats.bootstrap_two_way(narrow, n=50).high == 0.0
 
 
+def test_an_interval_over_columns_as_well_is_wider_than_one_over_rows():
+    """Columns far apart whose rows hardly scatter: over rows alone the mean is sure, of other columns it is not."""
+    rng = np.random.default_rng(0)
+    table = np.array([0.0, 1.0, 2.0, np.nan]) + rng.normal(scale=0.1, size=(50, 4))
+    rows = stats.bootstrap(lambda i: float(np.nanmean(table[i].mean(0))), range(50))
+    both = stats.bootstrap_columns(lambda i: table[i].mean(0), range(50))
+    assert rows.value == pytest.approx(both.value)
+    assert rows.high - rows.low < 0.1
+    assert both.low < 0.4
+    assert both.high > 1.6
+    alike = stats.bootstrap_columns(
+        lambda i: table[i][:, [1, 1, 1]].mean(0), range(50)
+    )  # columns that say the same add nothing
+    assert alike.high - alike.low == pytest.approx(4 * 0.1 / 50**0.5, rel=0.3)
+
+
 def test_shuffled_labels_stay_in_their_topic_and_do_move():
     labels, topics = np.arange(40), np.repeat(list("abcd"), 10)
     shuffled = stats.shuffle_within(labels, topics.tolist(), np.random.default_rng(0))

@@ -398,6 +398,11 @@ def test_transfer_has_its_twins_and_its_nulls(study):
         "mean_difference",
         "goemotions",
     )
+    (over_comments,) = (r for r in rows if r.metric == "macro auc" and r.control == "shuffled labels")
+    (over_both,) = (r for r in rows if r.metric == "macro auc, labels resampled too")
+    assert over_both.value == pytest.approx(over_comments.value)
+    assert over_both.n == len(DEEDS)
+    assert over_both.unit_of_n.startswith("labels, resampled with ")
 
 
 def test_steering_has_each_control_and_every_emotion_its_null(study):
