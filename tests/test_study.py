@@ -410,8 +410,10 @@ def test_steering_has_each_control_and_every_emotion_its_null(study):
     share = {r.control: r for r in rows if r.metric == "share diag above off"}
     assert set(share) == {None, "random directions", "shuffled labels"}
     assert share["shuffled labels"].split == "5 draws"
-    assert share["random directions"].n == 30 * 12 * len(DEEDS)  # draws x openings x emotions
-    assert {r.emotion for r in rows if r.metric == "diag minus off by emotion"} == set(DEEDS)
+    assert share["random directions"].n == 100 * 12 * len(DEEDS)  # draws x openings x emotions
+    by_emotion = [r for r in rows if r.metric == "diag minus off by emotion"]
+    assert {r.emotion for r in by_emotion} == set(DEEDS)
+    assert {(r.draws, r.split) for r in by_emotion} == {(100, "p at least 0.010")}
     for metric in ("share diag above off, direct path", "own score of the text minus random"):
         assert len([r for r in rows if r.metric == metric]) == 1
     for metric in ("diag minus off at equal KL", "distinct pairs of the text", "length of the text"):

@@ -23,7 +23,7 @@ import numpy as np
 
 from emolens import stats
 from emolens.directions import EmotionDirections, random_directions, shuffled_directions
-from emolens.experiments.base import Inputs, Row, row
+from emolens.experiments.base import MIN_DRAWS, Inputs, Row, judged, row
 from emolens.materials import load_stems
 from emolens.sweeps import Sweep, prompt_baseline, shortest_words, sweep
 
@@ -86,7 +86,7 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
     at: dict[str, Any] = {**common, "layers": [layer], "doses": [dose]}
     say = {"hook": v.hook_point, "layer": layer, "dose": dose, "seed": inputs.seed, "estimator": "mean_difference"}
 
-    random = random_directions(v, 200 if inputs.full else 30, seed=inputs.seed)
+    random = random_directions(v, 200 if inputs.full else MIN_DRAWS, seed=inputs.seed)
     shuffled = {
         f"{SHUFFLED} {k}": shuffled_directions(inputs.acts.at([layer]), v.at(layer), seed=inputs.seed + k)[few]
         for k in range(100 if inputs.full else 5)
@@ -164,15 +164,12 @@ def _main_rows(main: Sweep, names: list[str], few: list[str], draws: list[str], 
         metric = f"share diag above off minus {control.split()[0]}"
         out.append(row(NAME, metric, stats.bootstrap_two_way(paired), **fields))
     of_emotion = null.mean(1)  # [draw emotion]
-    p = [stats.permutation_p(float(own[:, k].mean()), of_emotion[:, k]) for k in range(len(names))]
-    q = stats.benjamini_hochberg(p)
+    each = [judged(float(own[:, k].mean()), of_emotion[:, k], RANDOM) for k in range(len(names))]
+    q, floor = stats.benjamini_hochberg([against["p"] for against in each]), 1 / (len(of_emotion) + 1)
     for k, name in enumerate(names):
-        low, high = float(of_emotion[:, k].mean()), float(np.percentile(of_emotion[:, k], 95))
         estimate = stats.bootstrap_mean(own[:, k], list(range(len(own))))
-        out.append(
-            row(NAME, "diag minus off by emotion", estimate, emotion=name, null_mean=low, null_high=high, p=p[k], q=float(q[k]),
-                control=RANDOM, split=f"p at least {1 / (len(of_emotion) + 1):.3f}", draws=len(of_emotion), n=len(own), unit_of_n="openings", **say)
-        )  # fmt: skip
+        fields = {"emotion": name, "q": float(q[k]), "split": f"p at least {floor:.3f}", "n": len(own), "unit_of_n": "openings"}  # fmt: skip
+        out.append(row(NAME, "diag minus off by emotion", estimate, **fields, **each[k], **say))
     change = main.select(control=None).change.mean(1)
     for i, name in enumerate(names):
         for j, word in enumerate(main.emotions):
