@@ -191,7 +191,7 @@ def _causal(rows: Sequence[Row], written: Sequence[tuple[str, str, str]]) -> lis
     parts = [
         "<h2>Does the model use the directions?</h2>",
         _figure(plots.dose_curve(rows), "Dose curve",
-            "Above: how much more an emotion's own words gain than the others' when its direction is added (six emotions in a short study), on openings that nothing was chosen on. "
+            "Above: how much more an emotion's own words gain than the others' when its direction is added (six emotions in a short study), on openings that did not choose block and dose (but had been looked at while emolens was made). "
             "Below: what the same dose does to neutral text. Where both rise together the text is falling apart."),
         _figure(plots.validation_matrix(rows), "Validation steering",
             "Change of the log-probability of each emotion's words at the chosen block and dose, minus the mean of its row. Outlined: the own words."),

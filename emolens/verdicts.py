@@ -240,7 +240,7 @@ def _steers(r: Row, rows: Sequence[Row], k: int) -> str:
     text = (
         f"in {percent(own.value)} {interval(own, True)} of openings x emotions its own words rise more than the mean of the others "
         f"(random directions {percent(null.value)} {interval(null, True)}; difference {100 * r.value:+.0f} points {interval(r, True)}), "
-        f"at block {r.layer}, dose {r.dose:g}, chosen on other openings."
+        f"at block {r.layer}, dose {r.dose:g}, chosen on other openings; those it is reported on had been looked at while emolens was made, so it is no fresh test."
     )
     for first in find(rows, "validation", "argmax", control=None):
         text += f" They rise most of all in {percent(first.value)} {interval(first, True)} (chance {percent(first.null_mean)})."

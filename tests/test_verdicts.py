@@ -212,6 +212,12 @@ def test_what_is_said_of_the_others():
     assert the_answer("ablation: refitted", **below(0.5)).verdict == "not shown"  # the two controls disagree
     assert "A loss of more than 5 points is excluded." in the_answer("person").text
     assert "The interval lies below 0" in the_answer("person", value=-0.08, low=-0.11, high=-0.05).text
+    assert "looked at while emolens was made, so it is no fresh test." in the_answer("steers").text
+    judged, labels = ROWS["zero-shot"][0], [made("transfer", "auc by label", emotion=e, **MD) for e in "abc"]
+    wider = made("transfer", "macro auc, labels resampled too", **(MD | {"low": 0.2, "high": 0.9}))
+    [said] = [a.text for a in answers([judged, wider, *labels], EMOTIONS) if a.name == "zero-shot"]
+    assert said.startswith("macro-AUC 0.50 [0.40, 0.60] over 3 labels (resampled are comments, which speaks of these labels; "
+                           "with the labels resampled too, that is for labels like them, [0.20, 0.90]) against 0.20")  # fmt: skip
     assert "AUC 0.50 [0.40, 0.60]" in the_answer("vocabulary").text
     assert "underpowered" not in the_answer("valence").text
     assert "With n = 18 rated words this is underpowered" in the_answer("valence", n=18, unit_of_n="words, underpowered").text  # fmt: skip

@@ -9,7 +9,7 @@ Beside it the direct path alone, the same vector added after the last block; and
 the dose curve into collapse; an instruction in words, at whose KL the curve is interpolated; what is written, as the unsteered model reads it.
 
 Fitted on | judged on: directions on the stories (shuffled ones on the same, with shuffled labels); block and dose on one half of the openings
-and two neutral texts | the other half and four others. Neutral components come from all neutral texts, which the KL is measured on.
+and two neutral texts | the other half, which had been looked at while emolens was made, and four others. Neutral components come from all neutral texts, which the KL is measured on.
 Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that the direction moves this
 readout, not that the model feels or acts by it.
 """
