@@ -38,6 +38,7 @@ h2{font-size:1.2rem;margin:2.2rem 0 .4rem;padding-top:.6rem;border-top:2px solid
 .yes::before{content:'shown';background:#dff1e9;color:#1c6b50}
 .no::before{content:'not shown';background:#ece9e3;color:#5d5648}
 .opposite::before{content:'the opposite';background:#fbe3d6;color:#8a3412}
+.confound::before{content:'shown';background:#fbedc4;color:#75520a}
 .unasked::before{content:'not asked';background:#fff;color:#667085;outline:1px solid #d5d0c5}
 figure{margin:1rem 0;background:#fff;border-radius:10px;padding:.8rem;box-shadow:0 1px 3px #0002}
 figcaption{font-size:.85rem;color:#475069;margin-top:.4rem}
@@ -154,8 +155,9 @@ def render(
 
 
 def _answer(a: Answer) -> str:
-    """One line: the verdict as a label, the claim, the figures."""
-    return f"<li class='{LABELS[a.verdict]}'><b>{a.words}</b>: {a.text}</li>"
+    """One line: the verdict as a label (amber for a confound that is shown), the claim, the figures."""
+    label = "confound" if a.confound and a.verdict == "shown" else LABELS[a.verdict]
+    return f"<li class='{label}'><b>{a.words}</b>: {a.text}</li>"
 
 
 def _limits(model: dict[str, Any]) -> str:

@@ -109,6 +109,7 @@ class Claim:
         other: What is the case where the opposite is shown.
         gate: Why the claim cannot be asked at all; empty if it can.
         also: Further rows that must agree by the same rule, say a second control.
+        confound: What it says, where shown, is a reason to doubt the others: no success, and not to be shown as one.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Claim:
     other: str = ""
     gate: Callable[[Sequence[Row], int], str] = lambda rows, k: ""
     also: Callable[[Sequence[Row], int], Sequence[Row]] = lambda rows, k: ()
+    confound: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,18 @@ class Answer:
     words: str
     verdict: Verdict
     text: str
+    confound: bool = False
 
 
 def judge(claim: Claim, r: Row, rows: Sequence[Row], k: int) -> Answer:
     """The verdict of a claim on one of its rows, with its words."""
     rule, judged = RULES[claim.rule], (r, *claim.also(rows, k))
     if reason := claim.gate(rows, k) or next(filter(None, map(rule.missing, judged)), ""):
-        return Answer(claim.name, claim.words, "not asked", f"cannot be asked: {reason}.")
+        return Answer(claim.name, claim.words, "not asked", f"cannot be asked: {reason}.", claim.confound)
     each: set[Verdict] = {rule(x) for x in judged}
     verdict: Verdict = each.pop() if len(each) == 1 else "not shown"
     ending = rule.says.get(verdict, "").format(other=claim.other)
-    return Answer(claim.name, claim.words, verdict, f"{claim.text(r, rows, k)} {ending}".rstrip())
+    return Answer(claim.name, claim.words, verdict, f"{claim.text(r, rows, k)} {ending}".rstrip(), claim.confound)
 
 
 def answers(rows: Sequence[Row], emotions: EmotionSet) -> list[Answer]:
@@ -329,7 +332,7 @@ CLAIMS: tuple[Claim, ...] = (
     _margin("more than form", "It is more than the way a story is built", _TOP1 + "form",
             "top-1 minus the same estimator on sentence lengths, punctuation and quotes", "form does better"),
     Claim("form", "A confound: the way a story is built tells emotions apart by itself", "above_chance",
-          lambda rows, k: [replace(r, null_mean=1 / k) for r in find(rows, "separability", "emotion top1", control="form", estimator="mean_difference")], _form),
+          lambda rows, k: [replace(r, null_mean=1 / k) for r in find(rows, "separability", "emotion top1", control="form", estimator="mean_difference")], _form, confound=True),
     _margin("logistic: more than words", "The same with logistic regression on both sides", _TOP1 + "tfidf", "top-1 minus TF-IDF", _WORDS, estimator="logistic"),
     Claim("zero-shot", "Zero-shot on other people's text (GoEmotions) the directions beat shuffled ones", "above_null",
           _of("transfer", "macro auc", **_MAIN), _zero_shot, "shuffled directions do better"),

@@ -277,6 +277,16 @@ def test_each_verdict_has_its_label_on_the_page(verdict, label, words):
     assert f".{label}::before{{content:'{words}'" in report.STYLE
 
 
+def test_a_confound_that_is_shown_has_not_the_colour_of_success():
+    assert [c.name for c in CLAIMS if c.confound] == ["form"]
+    shown = the_answer("form")
+    assert (shown.verdict, shown.confound) == ("shown", True)
+    assert report._answer(shown).startswith("<li class='confound'>")
+    assert ".confound::before{content:'shown'" in report.STYLE
+    assert report._answer(the_answer("form", **below(0.2))).startswith("<li class='no'>")
+    assert report._answer(the_answer("separates")).startswith("<li class='yes'>")
+
+
 def test_figures_that_are_not_known_are_not_made_up():
     assert (verdicts.percent(None), verdicts.number(None), verdicts.number(NAN)) == ("?", "", "")
     assert verdicts.interval(a_row(low=None)) == ""
