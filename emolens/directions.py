@@ -52,9 +52,11 @@ class Calibration:
     Attributes:
         mean, std: `[emotion layer]` of held-out scores over all stories (each scored by directions without its topic).
         band: `[length layer]` a text of so many tokens (`LENGTHS`) whose highest z is below this is "none": it exceeds that of 95 % of neutral texts.
-        band_rate: `[length layer]` share of neutral texts that lie above it where neither directions nor band knew their topic; NaN where not measured.
+        band_rate: `[length layer]` share of neutral texts that lie above it where neither directions nor band knew their topic (`mean` and `std`, of
+            stories of all topics, did); NaN where not measured.
         token_mean, token_std: `[position emotion layer]` of single tokens of neutral texts, by position (`POSITION_EDGES`).
-        token_band, token_rate: `[position layer]` as `band` and `band_rate`, of neutral tokens.
+        token_band, token_rate: `[position layer]` as `band` and `band_rate`, of neutral tokens; for the rate their mean and spread are those
+            of other topics as well.
     """
 
     mean: Float[Tensor, "emotion layer"]
@@ -969,15 +971,17 @@ def _calibrate(
             scores[name][inside] = project(getattr(neutral, name)[inside], clean, reference)
     out = _unknown(mean, std)
     if "rows" in names:  # what is known of long texts stands for every length, until shorter ones are known
-        band, rate = _band(((scores["rows"] - mean) / std).amax(1), fold["rows"])
+        band, rate = _band(scores["rows"], fold["rows"], (mean, std))
         out.band[:], out.band_rate[-1] = band, rate
     if neutral.length is not None and "prefixes" in names:
-        highest, known = ((scores["prefixes"] - mean) / std).amax(1), []
+        known = []
         for j, length in enumerate(LENGTHS):
             here = neutral.length == length
             if here.sum() >= ENOUGH:
                 known.append(j)
-                out.band[j], out.band_rate[j] = _band(highest[here], fold["prefixes"][here.numpy()])
+                out.band[j], out.band_rate[j] = _band(
+                    scores["prefixes"][here], fold["prefixes"][here.numpy()], (mean, std)
+                )
         for j in (
             set(range(len(LENGTHS))) - set(known) if known else ()
         ):  # a length that few reach takes its neighbour's band
@@ -988,9 +992,8 @@ def _calibrate(
         for b in range(bins):
             if (at == b).sum() >= ENOUGH:
                 known.append(b)
-                out.token_mean[b], out.token_std[b] = s[at == b].mean(0), s[at == b].std(0).clamp_min(1e-12)
-                highest = ((s[at == b] - out.token_mean[b]) / out.token_std[b]).amax(1)
-                out.token_band[b], out.token_rate[b] = _band(highest, fold["tokens"][(at == b).numpy()])
+                out.token_mean[b], out.token_std[b] = _spread(s[at == b])
+                out.token_band[b], out.token_rate[b] = _band(s[at == b], fold["tokens"][(at == b).numpy()])
         for b in set(range(bins)) - set(known) if known else ():  # as above
             near = min(known, key=lambda c, b=b: abs(c - b))
             out.token_mean[b], out.token_std[b] = out.token_mean[near], out.token_std[near]
@@ -1020,24 +1023,40 @@ def _folds_of(neutral: _Neutral, names: list[str], folds: list[tuple[str, ...]])
     return {name: np.array([of[t] for t in unit[name].tolist()], dtype=int) for name in names}
 
 
-def _band(highest: Float[Tensor, "row layer"], fold: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+def _band(
+    scores: Float[Tensor, "row emotion layer"], fold: NDArray[np.intp], scale: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """The band of neutral rows and the share that lies above the band of the *other* folds; NaN with too few.
 
     The ceil(.95 (n + 1))-th smallest of n: one more text like these exceeds it with a probability of at most 5 %.
+
+    Args:
+        scale: Mean and spread to count in; None is that of the rows themselves, for the share that of the other folds.
     """
 
-    def point(values: Tensor) -> Tensor:
-        rank = min(int(np.ceil(BAND * (len(values) + 1))), len(values))
-        return values.kthvalue(rank, dim=0).values
+    def highest(rows: Tensor, others: Tensor) -> Tensor:
+        mean, std = scale or _spread(others)
+        return ((rows - mean) / std).amax(1)
 
-    unknown = highest.new_full((highest.shape[1],), torch.nan)
-    if len(highest) < ENOUGH or len(np.unique(fold)) < 2:
+    def point(rows: Tensor) -> Tensor:
+        rank = min(int(np.ceil(BAND * (len(rows) + 1))), len(rows))
+        return highest(rows, rows).kthvalue(rank, dim=0).values
+
+    unknown = scores.new_full((scores.shape[2],), torch.nan)
+    if len(scores) < ENOUGH or len(np.unique(fold)) < 2:
         return unknown, unknown
     above = torch.zeros_like(unknown)
     for f in np.unique(fold):
         inside = torch.from_numpy(fold == f)
-        above += (highest[inside] > point(highest[~inside])).float().sum(0)
-    return point(highest), above / len(highest)
+        mine, others = scores[inside], scores[~inside]
+        above += (
+            (highest(mine, others) > point(others)).float().sum(0) if len(others) > 1 else torch.nan
+        )  # one has no spread
+    return point(scores), above / len(scores)
+
+
+def _spread(scores: Float[Tensor, "row emotion layer"]) -> tuple[Tensor, Tensor]:
+    return scores.mean(0), scores.std(0).clamp_min(1e-12)
 
 
 def _reliability(moments: Moments, fit: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("a margin over all words, the own ones too", "sweeps.py", "(self.change.sum(-1, keepdim=True) - self.change) / (k - 1)", "self.change.sum(-1, keepdim=True) / k", S),
     Edit("perplexity upside down", "sweeps.py", "(self.written.log_perplexity - self.unsteered.log_perplexity).exp()", "(self.unsteered.log_perplexity - self.written.log_perplexity).exp()", S),
     Edit("the longest words", "sweeps.py", "count(w) == min(map(count, ws))", "count(w) == max(map(count, ws))", S),
+    Edit("the rate counts in the spread of all tokens", "directions.py", "scale or _spread(others)", "scale or _spread(scores)", "test_directions.py -k rate_of_single"),
     Edit("the farthest directions are nearest", "directions.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
     # --- statistics
     Edit("low and high swapped", "stats.py", "np.nanpercentile(np.stack(draws), [2.5, 97.5], axis=0)", "np.nanpercentile(np.stack(draws), [97.5, 2.5], axis=0)", STATS),

@@ -483,6 +483,53 @@ def test_the_band_holds_for_every_length_on_topics_that_the_calibration_never_sa
     assert torch.equal(between[1], between[2])
 
 
+def test_the_rate_of_single_tokens_is_of_a_band_and_a_scale_that_do_not_know_their_topic(world: World) -> None:
+    """Parity with everything fitted anew without each group of topics; one topic's tokens are loud, so that the scale matters."""
+    tokens = world.acts.neutral_tokens
+    loud = torch.tensor([tokens.texts[i].topic == "t1" for i in tokens.row_text.tolist()])
+    noise = torch.randn(tokens.rows.shape, generator=torch.Generator().manual_seed(2)) * torch.linspace(0, 30, D)
+    tokens = replace(tokens, rows=torch.where(loud[:, None, None], tokens.rows + noise, tokens.rows))
+    acts = replace(world.acts, neutral_tokens=tokens)
+    c = dirs.mean_difference(acts).calibration
+    groups = dirs._groups(acts.moments())
+    topic, position = (
+        np.array([tokens.texts[i].topic for i in tokens.row_text.tolist()]),
+        dirs.position_bin(tokens.row_position),
+    )
+    above, known_all = torch.zeros_like(c.token_rate), torch.zeros_like(c.token_rate)
+    n = torch.zeros(len(c.token_rate), 1)
+    z, fold = torch.zeros(len(tokens.rows), *c.mean.shape), np.zeros(len(topic), int)
+    for f, group in enumerate(groups):
+        v, inside = dirs.mean_difference(acts.without(group)), torch.from_numpy(np.isin(topic, group))
+        z[inside], fold[inside.numpy()] = dirs.project(tokens.rows[inside], v.vectors, v.reference), f
+    for b in range(len(n)):
+        here = position == b
+        n[b] = here.sum()
+        every = ((z[here] - z[here].mean(0)) / z[here].std(0)).amax(1)
+        for f in range(len(groups)):
+            mine, others = here & torch.from_numpy(fold == f), here & torch.from_numpy(fold != f)
+            mean, std = z[others].mean(0), z[others].std(0)
+            rank = min(int(np.ceil(0.95 * (int(others.sum()) + 1))), int(others.sum()))
+            point = ((z[others] - mean) / std).amax(1).kthvalue(rank, 0).values
+            above[b] += (((z[mine] - mean) / std).amax(1) > point).sum(0)
+            point = every[others[here]].kthvalue(rank, 0).values
+            known_all[b] += (every[mine[here]] > point).sum(0)
+    measured = c.token_rate.isfinite()
+    assert measured.any()
+    torch.testing.assert_close(c.token_rate[measured], (above / n)[measured])
+    assert not torch.equal(
+        (above / n)[measured], (known_all / n)[measured]
+    )  # negative control: a scale of all tokens says something else
+
+
+def test_one_token_of_other_topics_measures_no_rate() -> None:
+    scores = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(0))
+    band, rate = dirs._band(scores, np.array([0] * 19 + [1]))
+    assert band.isfinite().all()
+    assert rate.isnan().all()
+    assert dirs._band(scores, np.array([0] * 18 + [1] * 2))[1].isfinite().all()
+
+
 def test_neutral_texts_of_one_topic_of_their_own_are_dealt_out_text_by_text() -> None:
     """What is fitted outside a fold has no token of a text that is judged in it, and every length is known."""
     acts = planted(seed=3).acts

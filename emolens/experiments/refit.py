@@ -117,7 +117,10 @@ def fitted(
 def choose_layer(
     rows: Tensor, labels: Labels, topics: Sequence[str], folds: Sequence[Sequence[str]], components: list[Tensor] | None
 ) -> Array:
-    """Held-out top-1 of the mean difference at every layer, `[layer]`: what a layer is chosen by."""
+    """Held-out top-1 of the mean difference at every layer, `[layer]`: what a layer is chosen by, and never a figure that is reported.
+
+    The components know the neutral texts of all topics that the choice is made on; in an outer fold they are those of its training topics.
+    """
     topic, y = np.asarray(topics), torch.from_numpy(np.asarray(labels))
     right = torch.zeros(rows.shape[1])
     n = 0
