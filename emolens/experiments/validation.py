@@ -10,6 +10,7 @@ the dose curve into collapse; an instruction in words, at whose KL the curve is 
 
 Fitted on | judged on: directions on the stories (shuffled ones on the same, with shuffled labels); block and dose on one half of the openings
 and two neutral texts | the other half, which had been looked at while emolens was made, and four others. Neutral components come from all neutral texts, which the KL is measured on.
+What is written is read by the very directions that were added: a scene of their stories that is written counts as their emotion.
 Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that the direction moves this
 readout, not that the model feels or acts by it.
 """
