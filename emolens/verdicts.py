@@ -257,7 +257,7 @@ def _instruction(r: Row, rows: Sequence[Row], k: int) -> str:
 
 
 def _written(r: Row, rows: Sequence[Row], k: int) -> str:
-    return f"z {r.value:+.2f} {interval(r)} against text written with random directions; an unsteered model reads it, by the directions that were added, so scenes of their stories count too."
+    return f"z {r.value:+.2f} {interval(r)} against text written with random directions; the unsteered model reads it, by directions of the topics that the added ones do not know."
 
 
 def _gap(metric: str, what: str) -> Callable[[Row, Sequence[Row], int], str]:

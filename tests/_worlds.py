@@ -7,6 +7,7 @@ topics, so words alone cannot tell the emotions of a topic that was held out. Th
     "effect"    the stories of e have cues of e, and the words that name e read u_e
     "shuffled"  the same, but the labels of the stories are shuffled within their topic: nothing can be told apart
     "unused"    the stories of e have cues of e, but the words that name e, and the prompts of the causal tests, live in other directions
+    "scenes"    the stories of e share nothing but with themselves: each (emotion, topic) has a direction of its own, and what reads it writes its cues
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +33,7 @@ from emolens.experiments.base import Inputs, Labelled, Row
 from emolens.materials import load_pairs, load_stems
 from emolens.verdicts import Answer, answers
 
-World = Literal["effect", "shuffled", "unused"]
+World = Literal["effect", "shuffled", "unused", "scenes"]
 D = 40
 EMOTIONS = ("joy", "sadness", "anger", "fear", "disgust", "surprise")
 WORDS = {"joy": ["happy", "merry"], "sadness": ["sorry", "blue"], "anger": ["cross", "mad"], "fear": ["afraid", "timid"], "disgust": ["queasy", "sick"], "surprise": ["amazed", "stunned"]}  # fmt: skip
@@ -99,8 +101,8 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-def planted_model(seed: int, *, used: bool = True) -> Any:
-    """The tiny Llama; with `used` false the target words and the prompts' facts have directions of their own."""
+def planted_model(seed: int, *, used: bool = True, scenes: bool = False) -> Any:
+    """The tiny Llama; with `used` false the target words and the prompts' facts have directions of their own, with `scenes` each topic's cues."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -122,15 +124,18 @@ def planted_model(seed: int, *, used: bool = True) -> Any:
     common, u, w = basis[:3], basis[3:9], basis[9:15]  # what all words vary in; what stories write; what words read
     name = u if used else w
     embed = 0.5 * noise(len(words), D) / D**0.5 + 3 * noise(len(words), 3) / 3**0.5 @ common
-    for k, e in enumerate(EMOTIONS):
-        embed[[at[c] for t in (*TOPICS, NEW) for c in cues(e, t)]] += LOUD * u[k]
+    unembed = 0.05 * noise(len(words), D)
+    for (k, e), t in product(enumerate(EMOTIONS), (*TOPICS, NEW)):
+        here = [at[c] for c in cues(e, t)]
+        own = noise(D) / D**0.5 if scenes else u[k]
+        embed[here] += LOUD * own
+        unembed[here] += 2 * own if scenes else 0
     for p in load_pairs():
         if p.emotion_clean in EMOTIONS and p.emotion_corrupted in EMOTIONS:
             for a, b in zip(p.clean.split(), p.corrupted.split(), strict=True):
                 if a != b:
                     embed[at[a]] += LOUD * name[EMOTIONS.index(p.emotion_clean)]
                     embed[at[b]] += LOUD * name[EMOTIONS.index(p.emotion_corrupted)]
-    unembed = 0.05 * noise(len(words), D)
     for k, e in enumerate(EMOTIONS):
         unembed[[at[x] for x in WORDS[e]]] += 2 * name[k]
         embed[[at[x] for x in WORDS[e]]] += LOUD * name[k]
@@ -164,7 +169,7 @@ def comments(seed: int, *, n: int = 15) -> dict[str, Labelled]:
 
 def planted(world: World, seed: int = 0) -> Inputs:
     """What a study gives to its experiments in this world, the layer chosen as a study chooses it."""
-    model = planted_model(seed, used=world != "unused")
+    model = planted_model(seed, used=world != "unused", scenes=world == "scenes")
     emotions = planted_set(seed, shuffled=world == "shuffled")
     acts = em.collect_resid_post(model, emotions, progress=False)
     inputs = Inputs(model, emotions, acts, None, -1, seed, False, comments(seed))  # type: ignore[arg-type]  # completed below

@@ -13,6 +13,7 @@ from _worlds import EMOTIONS, fewer_draws, planted, planted_geometry, run_all, v
 from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
 from threadpoolctl import threadpool_limits
 
+import emolens as em
 from emolens import stats
 from emolens.directions import project
 from emolens.experiments import causal, lens, norms, person, separability, validation
@@ -97,6 +98,25 @@ def test_form_that_says_nothing_is_not_called_a_confound(effect, shuffled):
 def test_nothing_is_claimed_of_shuffled_labels(shuffled, claim):
     answer = shuffled[claim]
     assert answer.verdict != "shown", answer.text
+
+
+def test_scenes_that_are_written_are_no_emotion():
+    """Directions of one half of the topics write its scenes: read by directions of those scenes they are the emotion, by the others' nothing."""
+    inputs = planted("scenes")
+    few, openings = list(EMOTIONS), load_stems().report
+    at = {"layers": [inputs.layer], "doses": [0.3], "seed": 0, "progress": False}
+    words = {e.name: e.target_words[:1] for e in inputs.emotions.emotions}
+    halves = validation._halves(inputs)
+    across = [validation._written(inputs, half, few, openings, words, at) for half in halves]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "mean_difference", lambda acts: em.mean_difference(inputs.acts.at(acts.layers)))
+        within = [validation._written(inputs, half, few, openings, words, at) for half in halves]
+
+    def own(halves):
+        return one(validation._written_rows(halves, few, {}), "validation", "own score of the text minus random")
+
+    assert own(within).low > 1
+    assert own(across).low < 0 < own(across).high
 
 
 def test_ablation_of_shuffled_directions_takes_nothing_away(shuffled):

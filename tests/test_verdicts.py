@@ -212,7 +212,7 @@ def test_what_is_said_of_the_others():
     assert the_answer("ablation: refitted", **below(0.5)).verdict == "not shown"  # the two controls disagree
     assert "A loss of more than 5 points is excluded." in the_answer("person").text
     assert "The interval lies below 0" in the_answer("person", value=-0.08, low=-0.11, high=-0.05).text
-    assert "by the directions that were added, so scenes of their stories count too" in the_answer("writes").text
+    assert "by directions of the topics that the added ones do not know" in the_answer("writes").text
     assert "looked at while emolens was made, so it is no fresh test." in the_answer("steers").text
     judged, labels = ROWS["zero-shot"][0], [made("transfer", "auc by label", emotion=e, **MD) for e in "abc"]
     wider = made("transfer", "macro auc, labels resampled too", **(MD | {"low": 0.2, "high": 0.9}))

@@ -10,7 +10,7 @@ the dose curve into collapse; an instruction in words, at whose KL the curve is 
 
 Fitted on | judged on: directions on the stories (shuffled ones on the same, with shuffled labels); block and dose on one half of the openings
 and two neutral texts | the other half, which had been looked at while emolens was made, and four others. Neutral components come from all neutral texts, which the KL is measured on.
-What is written is read by the very directions that were added: a scene of their stories that is written counts as their emotion.
+What is written: directions of one half of the topics | read by directions of the other half, both ways: a scene that a direction writes is no emotion.
 Primary row: share of (opening, emotion) cells with diag above off, minus that of random directions. It says that the direction moves this
 readout, not that the model feels or acts by it.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from emolens import stats
-from emolens.directions import EmotionDirections, random_directions, shuffled_directions
+from emolens.directions import EmotionDirections, mean_difference, random_directions, shuffled_directions
 from emolens.experiments.base import MIN_DRAWS, Inputs, Row, judged, row
 from emolens.materials import load_stems
 from emolens.sweeps import Sweep, prompt_baseline, shortest_words, sweep
@@ -110,11 +110,7 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
     out += _curve_rows(curve, few, say)
     told = prompt_baseline(inputs.model, some, inputs.emotions, names=few, neutral=neutral, neutral_tokens=32)
     out += _told_rows(curve, told, few, say)
-    written = sweep(
-        inputs.model, some, v[few], target_words=quick, controls={RANDOM: random_directions(v, len(few), seed=inputs.seed)},
-        write=16, read=inputs.directions, **at,
-    )  # fmt: skip
-    out += _written_rows(written, few, say)
+    out += _written_rows([_written(inputs, half, few, some, quick, at) for half in _halves(inputs)], few, say)
     return out, Chosen(layer, dose, tuple(few), _texts(inputs, v[few], layer, dose, quick))
 
 
@@ -217,28 +213,50 @@ def _told_rows(curve: Sweep, told: Sweep, few: list[str], say: dict[str, Any]) -
     return [*out, row(NAME, "diag minus off at equal KL, direction minus instruction", paired, control=TOLD, **say)]
 
 
-def _written_rows(s: Sweep, few: list[str], say: dict[str, Any]) -> list[Row]:
-    """What is written with each direction and with random ones, as the unsteered model reads it."""
-    out, own = [], s.select(control=None).written
-    assert own is not None
-    scores = {}
+def _halves(inputs: Inputs) -> list[tuple[str, ...]]:
+    """The topics in two halves, persons balanced."""
+    return stats.topic_folds(inputs.emotions.told, n_folds=2, seed=inputs.seed)
+
+
+def _written(
+    inputs: Inputs, half: tuple[str, ...], few: list[str], openings: list[str], words: dict[str, list[str]], at: dict[str, Any]
+) -> Sweep:  # fmt: skip
+    """What directions of one half of the topics write, read by directions of the other half.
+
+    A direction also holds the scenes of its stories. Read by directions of the same stories a text about those scenes is that emotion.
+    """
+    layers = sorted({*at["layers"], inputs.layer})
+    other = [t for t in inputs.emotions.told if t not in half]
+    writes, reads = (mean_difference(inputs.without(topics).at(layers)) for topics in (other, half))
+    random = random_directions(writes[few], len(few), seed=inputs.seed)
+    return sweep(
+        inputs.model, openings, writes[few], target_words=words, controls={RANDOM: random}, write=16,
+        read=replace(reads, layer=inputs.layer), **at,
+    )  # fmt: skip
+
+
+def _written_rows(halves: list[Sweep], few: list[str], say: dict[str, Any]) -> list[Row]:
+    """What is written with each direction and with random ones, as the unsteered model reads it; the mean of both halves."""
+    out, scores = [], {}
     for control in (None, RANDOM):
-        at = s.select(control=control)
-        w = at.written
-        assert w is not None
-        assert w.score is not None
-        scores[control] = w.score.double().numpy()[..., [w.emotions.index(e) for e in few]]  # [cell prompt emotion]
-        fields = {"control": control, "n": w.length.numel(), "unit_of_n": "texts", **say}
-        log_ratio = at.perplexity_ratio.log().double().numpy().T  # [prompt cell]
-        e = stats.bootstrap_two_way(log_ratio)
+        both = [s.select(control=control) for s in halves]
+        texts = [s.written for s in both if s.written is not None]
+        known = [w.score.double().numpy() for w in texts if w.score is not None]
+        columns = [texts[0].emotions.index(e) for e in few]
+        scores[control] = np.stack(known)[..., columns]  # [half cell prompt emotion]
+        fields = {"control": control, "n": sum(w.length.numel() for w in texts), "unit_of_n": "texts", **say}
+
+        def mean(tables: list[Any]) -> stats.Estimate:  # of [cell prompt]
+            return stats.bootstrap_two_way(np.mean([t.double().numpy().T for t in tables], 0))
+
+        e = mean([s.perplexity_ratio.log() for s in both])
         ratio = stats.Estimate(*(float(np.exp(x)) for x in (e.value, e.low, e.high)))
         out.append(row(NAME, "perplexity of the text, in units of the unsteered text's", ratio, **fields))
-        out.append(
-            row(NAME, "distinct pairs of the text", stats.bootstrap_two_way(w.distinct.double().numpy().T), **fields)
-        )
-        out.append(row(NAME, "length of the text", stats.bootstrap_two_way(w.length.double().numpy().T), **fields))
-    mine = np.stack([scores[None][k, :, k] for k in range(len(few))], 1) - scores[RANDOM].mean(0)  # [prompt emotion]
-    fields = {"control": RANDOM, "n": mine.size, "unit_of_n": "texts", **say}
+        out.append(row(NAME, "distinct pairs of the text", mean([w.distinct for w in texts]), **fields))
+        out.append(row(NAME, "length of the text", mean([w.length for w in texts]), **fields))
+    own = np.stack([scores[None][:, k, :, k] for k in range(len(few))], -1) - scores[RANDOM].mean(1)
+    mine = own.mean(0)  # [prompt emotion]
+    fields = {"control": RANDOM, "n": own.size, "unit_of_n": "texts", "split": "read by directions of other topics", **say}  # fmt: skip
     return [*out, row(NAME, "own score of the text minus random", stats.bootstrap_two_way(mine), **fields)]
 
 
