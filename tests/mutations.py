@@ -146,7 +146,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("arousal is weighted by valence", "experiments/transfer.py", "np.array([getattr(w, axis) for w in words])", "np.array([w.valence for w in words])", f"{C} -k other_peoples_text"),
     Edit("another primary row", "experiments/transfer.py", '(ours, twin) == ("mean_difference", "tfidf")', '(ours, twin) == ("mean_difference", "embed")', f"{C} -k primary_row"),
     # --- geometry and the lens
-    Edit("dominance for both axes", "experiments/norms.py", "norm = np.array([getattr(n, axis) for n in rated.values()])", "norm = np.array([n.dominance for n in rated.values()])", f"{C} -k valence"),
+    Edit("dominance for both axes", "experiments/norms.py", "norm = np.array([getattr(n, axis) for n in rated.values()])", "norm = np.array([n.dominance for n in rated.values()])", f"{C} -k each_axis"),
     Edit("the worst component is primary", "experiments/norms.py", "best = max(fits", "best = min(fits", f"{C} -k valence"),
     Edit("the null of one component, not of the highest", "geometry.py", "np.abs(y @ z).max()", "np.abs(y @ z).mean()", GEOMETRY),
     Edit('a ridge that saw the word', 'geometry.py', '.fit(x[train], norm[train])', '.fit(x, norm)', GEOMETRY),
@@ -168,7 +168,7 @@ EDITS: tuple[Edit, ...] = (
     # --- causal tests
     Edit('ablation before the refit is nothing', 'experiments/causal.py', 'with model.hooks(fwd_hooks=hooks):\n                    rows', 'with model.hooks(fwd_hooks=[]):\n                    rows', f'{C} -k what_was_planted'),
     Edit("clean and corrupted swapped in the map", "experiments/causal.py", "clean=[p.clean for p in here], corrupted=[p.corrupted for p in here]", "clean=[p.corrupted for p in here], corrupted=[p.clean for p in here]", f"{C} -k map_puts"),
-    Edit("the gap lost is the gap", "experiments/causal.py", 'return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))', "return gap", f"{C} -k does_not_use"),
+    Edit("the gap lost is the gap", "experiments/causal.py", 'return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))', "return gap", f"{C} -k what_was_planted"),
     Edit('nothing is subtracted for random directions (pairs)', 'experiments/causal.py', 'share(own - null)', 'share(own)', f'{C} -k difference_of_its_sides'),
     Edit('the corrupted stream is patched in', 'experiments/causal.py', 'patch_resid_post(kept["clean"]', 'patch_resid_post(kept["corrupted"]', f'{C} -k what_was_planted'),
     Edit("resid_mid patches attn_out", "patching.py", '_stream("resid_mid", "the residual stream between', '_stream("attn_out", "the residual stream between', O),

@@ -368,23 +368,18 @@ def test_a_calibrated_dose_keeps_its_budget_and_a_larger_one_does_not(model, v):
     assert 0 < found.dose < 4.0
     order = np.random.default_rng(0).permutation(4)  # the half that it chose on
     chosen_on = [NEUTRAL[i] for i in order[:2]]
-    at = {}
-    for dose in (found.dose, found.dose * 1.05):
-        r = sweep(
-            model,
-            STEMS,
-            v["glimmer"],
-            layers=[1],
-            doses=[dose],
-            target_words=WORDS,
-            neutral=chosen_on,
-            controls={},
-            progress=False,
-        )
+
+    def kl(texts: list[str], dose: float) -> float:
+        at: Any = {"layers": [1], "doses": [dose], "target_words": WORDS, "controls": {}, "progress": False}
+        r = sweep(model, STEMS, v["glimmer"], neutral=texts, **at)
         assert r.kl is not None
-        at[dose] = float(r.kl.mean())
-    small, large = at.values()
-    assert small <= 0.02 + TOLERANCE < large + 2 * TOLERANCE
+        return float(r.kl.mean())
+
+    assert kl(chosen_on, found.dose) <= 0.02 + TOLERANCE < kl(chosen_on, found.dose * 1.05) + 2 * TOLERANCE
+    assert found.kl.value == pytest.approx(kl([NEUTRAL[i] for i in order[2:]], found.dose), abs=TOLERANCE)
+    assert (
+        abs(found.kl.value - kl(chosen_on, found.dose)) > 10 * TOLERANCE
+    )  # the halves differ: it is not that of the one it chose on
     assert found.n_texts == 2
     assert found.kl.low <= found.kl.value <= found.kl.high
 
