@@ -168,7 +168,7 @@ def test_sets_check_shows_the_numbers_and_passes_a_set_without_violations(emolen
 
     def check(s: em.EmotionSet, *, words: bool, seed: int) -> Check:
         asked.append((s.name, words, seed))
-        return Check({"emotions": "4", "length": "median 43"}, ())
+        return Check({"emotions": "4", "length": "median 43"}, {"openings": ()})
 
     monkeypatch.setattr("emolens.set_checks.check_emotion_set", check)
     code, out, err = emolens("sets", "check", toy_set, "--no-words", "--seed", "5")
@@ -178,6 +178,7 @@ def test_sets_check_shows_the_numbers_and_passes_a_set_without_violations(emolen
         [str(toy_set)],
         ["emotions", "4"],
         ["length", "median", "43"],
+        ["rule:", "openings", "0"],
         ["no", "violations", "in", "1", "checked"],
     ]
 
@@ -195,7 +196,7 @@ def test_sets_check_exits_with_1_on_a_violation_and_says_which_text(emolens, toy
     file.write_text("\n".join([json.dumps(story), *rest]), encoding="utf-8")
     code, out, _ = emolens("sets", "check", tmp_path)
     assert code == 1
-    assert f"violation: {story['id']}: names the emotion: happy" in out
+    assert f"violation: {tmp_path}: emotion not named: {story['id']}: names the emotion: happy" in out
     assert re.search(r"\d+ violations", out)
 
 

@@ -10,6 +10,7 @@ import pytest
 from _sets import Edit, change_first_story, load, prose, write_files
 
 from emolens import emotion_sets as es
+from emolens import material_checks as mc
 from emolens import set_checks as sc
 
 
@@ -50,7 +51,7 @@ VIOLATIONS: dict[str, tuple[Edit, str]] = {
     ),
     "opening": (
         lambda s: [e["stories"][0].update(text=f"At Night the train {prose(60 + i)}") for i, e in enumerate(s["emotions"][:2])],
-        r"joy-kitchen, sadness-kitchen: the same four opening words",
+        r"joy-kitchen, sadness-kitchen: the same 4 opening words",
     ),
     "frozen": (lambda s: s.update(sha256="0" * 64), r"the texts are not the frozen ones: sha256 \w{64}, set\.yaml says 0{64}"),
     "person": (
@@ -116,7 +117,7 @@ def test_every_shipped_set_is_frozen_and_breaks_none_of_its_own_rules(name: str)
 
 
 def test_the_shipped_materials_break_no_rule() -> None:
-    checks = sc.check_materials()
+    checks = mc.check_materials(words=False)
     assert {name: check.violations for name, check in checks.items()} == dict.fromkeys(checks, ())
 
 
