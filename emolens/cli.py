@@ -627,7 +627,7 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
         cells = []
         for source in ("glasgow_2019", "russell_mehrabian_1977"):
             rated, match = norm_of(e, source)
-            mark = "" if match == "exact" else "*"
+            mark = {"sense": "~", "related": "*"}.get(match or "", "")
             cells += [f"{rated.valence:.1f}{mark}", f"{rated.arousal:.1f}{mark}"] if rated else ["-", "-"]
         said = (e.name, e.family, e.antonym, *((e.adjective, ", ".join(e.target_words)) if wide else ()))
         table.add_row(*(escape(x or "") for x in said), *cells)
@@ -635,7 +635,7 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
     for title, text in coverage(s).items():
         console.print(f"{title}: {text}", style="dim", highlight=False)
     console.print(
-        "Glasgow: Scott et al. 2019, 1..9; R&M: Russell & Mehrabian 1977, -1..1; V valence, A arousal; * another form of the word; - not rated",
+        "Glasgow: Scott et al. 2019, 1..9; R&M: Russell & Mehrabian 1977, -1..1; V valence, A arousal; ~ one sense of the word; * another form of it; - not rated",
         style="dim",
         highlight=False,
     )

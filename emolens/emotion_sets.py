@@ -499,13 +499,16 @@ class Norm:
 
 
 @lru_cache
-def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = False) -> dict[str, Norm]:
+def load_norms(
+    name_or_path: str | Path = "glasgow_2019", *, sense: bool = False, related: bool = False
+) -> dict[str, Norm]:
     """Human valence, arousal and dominance of words, by exact form.
 
     Args:
         name_or_path: "glasgow_2019" (Scott et al. 2019, scale 1..9, CC BY 4.0), "russell_mehrabian_1977" (scale -1..1), or a CSV file
             of your own with the columns word, valence, arousal, dominance.
-        related: Also words that the table rates in another form only (column `match`): a sensitivity check, not the headline.
+        sense: Also rows of one sense of a word, such as "kind (nice)", or of a word with several senses (column `match`).
+        related: Also these, and words that the table rates in another form only: a sensitivity check, not the headline.
 
     Raises:
         FileNotFoundError: no such table.
@@ -527,7 +530,8 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
         raise ValueError(f"{path}: column {missing[0]!r} is missing; needed: {', '.join(needed)}; there are: {there}")
     reader = csv.DictReader(rows[comments + 1 :], fieldnames=names, delimiter=separator)
     for row in reader:
-        if related or row.get("match", "exact") == "exact":
+        match = row.get("match", "exact")
+        if related or match == "exact" or (sense and match == "sense"):
             where = f"{path}:{comments + 1 + reader.line_num}: {row['word']!r}"
             try:
                 values = [float(row[k]) for k in ("valence", "arousal", "dominance")]
@@ -541,14 +545,17 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
     return norms
 
 
-def norm_of(emotion: Emotion, table: str = "glasgow_2019") -> tuple[Norm | None, Literal["exact", "related"] | None]:
-    """An emotion's row of a table and how it was found: by `norm_key` as the table has it ("exact"), else by another form of the word.
+def norm_of(
+    emotion: Emotion, table: str = "glasgow_2019"
+) -> tuple[Norm | None, Literal["exact", "sense", "related"] | None]:
+    """An emotion's row of a table and how it was found: by `norm_key` as the table has it ("exact"), rated in one sense or where the word has
+    several ("sense"), else by another form of the word ("related").
 
     A word that the table does not have stays without; nothing is guessed.
     """
-    exact, every = load_norms(table), load_norms(table, related=True)
-    if emotion.norm_key in exact:
-        return exact[emotion.norm_key], "exact"
+    exact, senses, every = load_norms(table), load_norms(table, sense=True), load_norms(table, related=True)
+    if emotion.norm_key in senses:
+        return senses[emotion.norm_key], "exact" if emotion.norm_key in exact else "sense"
     for word in (emotion.norm_key, emotion.name, emotion.adjective):
         if word in every:
             return every[word], "related"

@@ -238,11 +238,12 @@ def read_across(sets: Mapping[str, EmotionSet], *, seed: int = 0) -> dict[str, d
 
 
 def coverage(s: EmotionSet) -> dict[str, str]:
-    """How many emotions each table of human norms has, in the exact form and in another one (`emotion_sets.norm_of`)."""
+    """How many emotions each table of human norms has, in the exact form, in a sense and in another form (`emotion_sets.norm_of`)."""
     out = {}
     for table, title in (("glasgow_2019", "norms, Glasgow"), ("russell_mehrabian_1977", "norms, Russell & Mehrabian")):
         kinds = Counter(norm_of(e, table)[1] for e in s.emotions)
-        out[title] = f"{kinds['exact']} exact, {kinds['related']} by a related form, {kinds[None]} without"
+        sense = f", {kinds['sense']} in one sense" if kinds["sense"] else ""
+        out[title] = f"{kinds['exact']} exact{sense}, {kinds['related']} by a related form, {kinds[None]} without"
     return out
 
 

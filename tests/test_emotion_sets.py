@@ -420,8 +420,17 @@ def test_the_shipped_norms_have_the_published_ranges_and_signs() -> None:
     assert "amazed" not in glasgow  # only a related form of it was rated, and rows are exact forms
 
 
+def test_rows_of_a_sense_are_no_exact_forms() -> None:
+    exact, sense, every = es.load_norms(), es.load_norms(sense=True), es.load_norms(related=True)
+    assert sorted(sense.keys() - exact.keys()) == ["content", "interest", "kind", "mad", "patient", "tense", "upset"]
+    assert exact.keys() < sense.keys() < every.keys()
+    core = es.load_emotion_set("core")
+    assert [es.norm_of(core[e])[1] for e in ("joy", "interest")] == ["exact", "sense"]
+    assert es.norm_of(es.load_emotion_set("emotions171")["kind"]) == (sense["kind"], "sense")
+
+
 def test_every_norm_key_of_core_is_a_row_of_a_table() -> None:
-    glasgow = es.load_norms()
+    glasgow = es.load_norms(sense=True)
     missing = [e.name for e in es.load_emotion_set("core").emotions if e.norm_key and e.norm_key not in glasgow]
     assert missing == []
 
