@@ -228,13 +228,13 @@ def read_across(sets: Mapping[str, EmotionSet], *, seed: int = 0) -> dict[str, d
     """How far form goes from one set to another: a row for each set that is read, a cell for each that form was fitted on."""
     if len(sets) < 2:
         return {}
-    return {
-        f"form-only accuracy, read in {b}": {
-            a: str(set_rules.form_accuracy(s, read, seed=seed) or "nothing shared") if a != b else ""
-            for a, s in sets.items()
-        }
-        for b, read in sets.items()
-    }
+
+    def cell(a: str, b: str) -> str:
+        found = set_rules.form_accuracy(sets[a], sets[b], seed=seed) if a != b else None
+        shared = len(sets[a].concepts.keys() & sets[b].concepts.keys())
+        return f"{found} (chance {1 / shared:.3f})" if found else "" if a == b else "nothing shared"
+
+    return {f"form-only accuracy, read in {b}": {a: cell(a, b) for a in sets} for b in sets}
 
 
 def coverage(s: EmotionSet) -> dict[str, str]:
