@@ -65,9 +65,20 @@ def test_a_form_that_every_emotion_has_as_often_is_inside_the_band(tmp_path: Pat
 
 
 def test_a_form_that_belongs_to_a_topic_is_no_effect_on_an_emotion(tmp_path: Path) -> None:
-    """Without its topic taken out, a feature that only topics differ in would still widen what the labels are compared with."""
+    """Nor does what topics differ in hide what an emotion has beyond its topic."""
     by_topic = made(tmp_path, lambda i, k: plain(i, k) + " It is so. It is." * (k + 1))
     assert rules.form_effect(by_topic, n=199).p > 0.05
+    beyond = made(tmp_path / "beyond", lambda i, k: plain(i, k) + " Is it so?" * (2 * k + (i == 2)))
+    found = rules.form_effect(beyond, n=199)
+    assert (found.feature, found.emotion) == ("question marks", "fear")
+    assert found.effect > 1.5  # of a possible 1.73; with topics left in it would be .2
+
+
+def test_form_is_read_on_topics_that_it_was_not_fitted_on(tmp_path: Path) -> None:
+    """Eight stories of an emotion say nothing of its form; fitted on what it reads, a mean difference would find half of them."""
+    found = rules.form_accuracy(made(tmp_path, plain))
+    assert found is not None
+    assert found.value < 0.4
 
 
 def test_form_is_read_from_one_set_to_another_by_concept(tmp_path: Path) -> None:

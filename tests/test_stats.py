@@ -369,3 +369,5 @@ def test_speech_is_seen_in_double_and_in_single_quotes(text: str) -> None:
 def test_an_apostrophe_is_no_speech() -> None:
     text = "The dogs' bowls, Ann's and his, weren't there. 'Twas late, she thought, and the boys' beds weren't made."
     assert stats.form_features([text])[0, 0] == 0
+    behind = "The dogs' bowls were out. 'Go,' she said."
+    assert stats.form_features([behind])[0, 0] == pytest.approx(len("'Go,'") / len(behind))
