@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def check_materials(*, words: bool = True) -> dict[str, Check]:
         "pairs": lambda name: _pairs(name, core),
         "scenarios": lambda name: _scenarios(name, core, words),
         "intensities": lambda name: _intensities(name, core),
-        "intensity_controls": lambda name: _intensities(name, core),
+        "intensity_controls": lambda name: _intensities(name, core, control=True),
         "intensity_pairs": lambda name: _intensity_pairs(name, core),
         "items": lambda name: _items(name, core),
         "activities": _activities,
@@ -116,12 +117,11 @@ def _by_core(core: EmotionSet, texts: list[str]) -> np.ndarray:
     return stats.logistic_words(x, np.array([core.names.index(e) for e, _ in main]), z)
 
 
-def _intensities(name: str, core: EmotionSet) -> Check:
+def _intensities(name: str, core: EmotionSet, *, control: bool = False) -> Check:
     rows = materials.load_intensities(name)
     signs = Counter(sign for r in rows for sign in r.expected.values())
     steps = sorted({len(r.values) for r in rows})
     digits = [len(str(value).replace(".", "")) for r in rows for value in r.values]
-    control = name.startswith("intensity_controls")
     rules = {
         "emotions of core": _known([(r.id, e) for r in rows for e in r.expected], core),
         "expected or control": [
@@ -253,7 +253,8 @@ def _deflections(name: str, pool: EmotionSet) -> Check:
     rows = dialogues.load_deflections(name)
     hidden = [d for d in rows if d.kind == "hidden"]
     felt = Counter(d.felt for d in hidden)
-    cells, emotions = Counter((d.felt, d.displayed) for d in hidden), sorted({str(d.felt) for d in hidden})
+    cells = Counter((d.felt, d.displayed) for d in hidden)
+    emotions = sorted({str(e) for cell in cells for e in cell})
     kinds = Counter(d.kind for d in rows)
     second = any(d.preamble for d in rows)
     outside = sum(_words_outside(d) for d in hidden) / sum(
@@ -265,6 +266,9 @@ def _deflections(name: str, pool: EmotionSet) -> Check:
         ],
         "no gaps between spans": [f"{d.id}: {gap}" for d in rows for gap in d.gaps],
         **_spoken([(d.id, d.turns, [d.felt] if d.felt else []) for d in rows], pool),
+        # one who shows it may say it in other words, and names it as little
+        "emotion not named": _named([(d.id, _text(d.turns), d.felt) for d in hidden if d.felt], pool)
+        + _named([(d.id, _text(d.turns), d.felt) for d in rows if d.kind == "shown" and d.felt], _names_alone(pool)),
     }
     if second:
         shown = Counter(d.felt for d in rows if d.kind == "shown")
@@ -349,13 +353,22 @@ def _named(texts: Iterable[tuple[str, str, str]], s: EmotionSet) -> list[str]:
 
 def _spoken(rows: list[tuple[str, Any, list[str]]], pool: EmotionSet) -> dict[str, list[str]]:
     """What holds for every dialogue (name, turns, emotions): known emotions that are never named, no two alike."""
-    said = [(name, " ".join(t.text for t in turns), emotions) for name, turns, emotions in rows]
+    said = [(name, _text(turns), emotions) for name, turns, emotions in rows]
     return {
         "emotions of the pool": _known([(name, e) for name, _, emotions in said for e in emotions], pool),
         "emotion not named": _named([(name, text, e) for name, text, emotions in said for e in emotions], pool),
         "no near-duplicates": near_duplicates([(name, text) for name, text, _ in said]),
         "openings": same_openings([(name, text) for name, text, _ in said]),
     }
+
+
+def _text(turns: Sequence[Any]) -> str:
+    return " ".join(t.text for t in turns)
+
+
+def _names_alone(s: EmotionSet) -> EmotionSet:
+    """The set with the names of its emotions as the only words that name them."""
+    return replace(s, emotions=tuple(e.model_copy(update={"forbidden": [], "target_words": []}) for e in s.emotions))
 
 
 def _again(kind: str, name: str, texts: Callable[[str], list[tuple[str, str]]]) -> list[str]:

@@ -182,12 +182,12 @@ def _by_lot(s: EmotionSet, seed: int) -> tuple[dict[str, str], dict[str, list[st
     marking = set_rules.marking_words(s, own)
     told = {m.emotion for m in marking}
     who, counted, signs = set_rules.gender(s), set_rules.number_words(s), set_rules.quote_signs(s)
-    effect = set_rules.form_effect(s, seed=seed)
+    effects = set_rules.form_effects(s, seed=seed)
     alone = set_rules.form_accuracy(s, seed=seed)
     share = len(told) / len(s.names)
     numbers = {
         "form-only accuracy": f"{alone} ({chance([e for e, _ in s.texts()])})" if alone else "fewer than four topics",
-        "largest effect of form": str(effect),
+        "largest effect of form": str(effects[0]),
         "emotions with a marking word": f"{share:.0%} ({len(told)} of {len(s.names)}; {len(marking)} words{f', {marking[0]}' if marking else ''})",
         "gender of who feels": str(who) if who else "not counted",
         "numbers in a hundred": f"{counted[0]:.2f} in stories, {counted[1]:.2f} in neutral ones"
@@ -201,7 +201,7 @@ def _by_lot(s: EmotionSet, seed: int) -> tuple[dict[str, str], dict[str, list[st
         if abs(she - he) > 1
     ]
     rules = {
-        "form": [f"form tells an emotion: {effect}"] if effect.p < 0.05 else [],
+        "form": [f"form tells an emotion: {effect}" for effect in effects if effect.p < 0.05],
         "no marking words": [str(m) for m in marking],
         "gender": unequal if who and who.source == "design" else [],  # a pronoun may be another's
         "numbers in neutral texts": [

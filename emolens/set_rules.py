@@ -40,7 +40,7 @@ _QUOTES = {'"': r'"[^"]+"', "“ ”": r"(?<!„)“[^”]+”|(?<=\s)“", "„
 
 @dataclass(frozen=True)
 class FormEffect:
-    """The largest effect of a feature of form on an emotion, in standard deviations, and the 95 % point of its maximum under shuffled labels."""
+    """The effect of a feature of form on an emotion, in standard deviations, and the 95 % point of the largest one under shuffled labels."""
 
     feature: str
     emotion: str
@@ -52,8 +52,11 @@ class FormEffect:
         return f"{self.effect:+.2f} sd ({self.feature} of {self.emotion}); band {self.band:.2f}, p {self.p:.3f}"
 
 
-def form_effect(s: EmotionSet, *, n: int = SHUFFLES, seed: int = 0) -> FormEffect:
-    """The largest effect of form on an emotion against the maximum over features and emotions with labels shuffled inside topics."""
+def form_effects(s: EmotionSet, *, n: int = SHUFFLES, seed: int = 0) -> list[FormEffect]:
+    """The largest effect of form on an emotion, and behind it every other one outside the band, by size.
+
+    The band is of the maximum over features and emotions with labels shuffled inside topics, so that all of them are asked together.
+    """
     main, y, topic = _main(s)
     x = stats.form_features([t.text for _, t in main], s.language)
     within = x - np.stack([np.bincount(topic, f) / np.bincount(topic) for f in x.T], 1)[topic]
@@ -66,9 +69,14 @@ def form_effect(s: EmotionSet, *, n: int = SHUFFLES, seed: int = 0) -> FormEffec
 
     found, rng = effects(y), np.random.default_rng(seed)
     null = [np.abs(effects(stats.shuffle_within(y, [str(t) for t in topic], rng))).max() for _ in range(n)]
-    e, f = np.unravel_index(np.abs(found).argmax(), found.shape)
-    p = stats.permutation_p(float(np.abs(found).max()), null)
-    return FormEffect(stats.FORM[f], s.names[e], float(found[e, f]), float(np.quantile(null, 0.95)), p)
+    band = float(np.quantile(null, 0.95))
+    out = [
+        FormEffect(
+            stats.FORM[f], s.names[e], float(found[e, f]), band, stats.permutation_p(abs(float(found[e, f])), null)
+        )
+        for e, f in np.argwhere(np.abs(found) >= min(band, np.abs(found).max()))
+    ]
+    return sorted(out, key=lambda effect: -abs(effect.effect))
 
 
 def form_accuracy(s: EmotionSet, read: EmotionSet | None = None, *, seed: int = 0) -> stats.Estimate | None:
