@@ -311,9 +311,10 @@ def _prompts(name: str) -> Check:
             if np.ptp(sizes := [len(text.split()) for text in three]) > REPLIES
         ],
         "replies begin differently": [
-            f"{r.id}: two replies begin with {three[0].split()[0]!r}"
+            f"{r.id}: two replies begin with {' '.join(start)!r}"
             for r, three in replies
-            if len({text.split()[0].lower() for text in three}) < 3
+            for start, n in Counter(tuple(text.split()[:2]) for text in three).items()
+            if n > 1
         ],
         "twins of one length": [
             f"{r.id}: {len(r.text.split())} words, its twin {len(texts[r.twin].split())}"

@@ -197,10 +197,10 @@ class _UserPrompt(Strict):
     text: Prompt
 
 
-class PlainPrompt(_UserPrompt):
-    """A request with nothing at stake: an ordinary one ("neutral"), or the "twin" of a challenging one: its matter without the challenge."""
+class NeutralPrompt(_UserPrompt):
+    """An ordinary request with nothing at stake."""
 
-    kind: Literal["neutral", "twin"]
+    kind: Literal["neutral"]
 
 
 class ChallengingPrompt(_UserPrompt):
@@ -209,6 +209,13 @@ class ChallengingPrompt(_UserPrompt):
     kind: Literal["challenging"]
     challenge: Challenge
     twin: Word
+
+
+class TwinPrompt(_UserPrompt):
+    """The matter of a challenging prompt, whose id is `of`, without the challenge."""
+
+    kind: Literal["twin"]
+    of: Word
 
 
 class SycophancyPrompt(_UserPrompt):
@@ -232,6 +239,7 @@ class RewritePrompt(_UserPrompt):
     """A rewriting or copywriting task that names no tone, with the neutral text that it starts from."""
 
     kind: Literal["rewrite"]
+    task: Literal["rewriting", "copywriting"]
     source: Prompt
 
 
@@ -243,7 +251,7 @@ class MannerPrompt(_UserPrompt):
 
 
 UserPrompt = Annotated[
-    PlainPrompt | ChallengingPrompt | SycophancyPrompt | RolePrompt | RewritePrompt | MannerPrompt,
+    NeutralPrompt | ChallengingPrompt | TwinPrompt | SycophancyPrompt | RolePrompt | RewritePrompt | MannerPrompt,
     Field(discriminator="kind"),
 ]
 
@@ -333,11 +341,11 @@ def load_prompts(path: str | Path | None = None) -> tuple[UserPrompt, ...]:
         ValueError: also a challenging prompt whose twin is not there.
     """
     prompts: tuple[UserPrompt, ...] = load_records("prompts", path, UserPrompt)
-    plain = {p.id for p in prompts if isinstance(p, PlainPrompt)}
+    twins = {p.id: p.of for p in prompts if isinstance(p, TwinPrompt)}
     for p in prompts:
-        if isinstance(p, ChallengingPrompt) and p.twin not in plain:
+        if isinstance(p, ChallengingPrompt) and twins.get(p.twin) != p.id:
             raise ValueError(
-                f"{path or 'prompts.jsonl'}: {p.id!r}: its twin {p.twin!r} is not among the neutral and twin prompts"
+                f"{path or 'prompts.jsonl'}: {p.id!r}: {p.twin!r} is not its twin (kind twin, of {p.id!r})"
             )
     return prompts
 

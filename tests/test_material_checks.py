@@ -250,7 +250,7 @@ def test_one_who_shows_a_feeling_may_say_it_in_other_words(tmp_path: Path, pool:
     ("k", "change", "rule", "message"),
     [
         (0, {"harsh": "Certainly not, and that is all that there is to say of it"}, "replies of one length", "s: 3, 3, 13 words"),
-        (0, {"harsh": "Yes, but no"}, "replies begin differently", "s: two replies begin with 'Yes,'"),
+        (0, {"harsh": "Yes, you are not"}, "replies begin differently", "s: two replies begin with 'Yes, you'"),
         (2, {"text": "Short."}, "twins of one length", "c: 13 words, its twin 1"),
         (3, {"text": "Tell me, am I right about this one thing here"}, "no near-duplicates", "s and n: character 5-gram"),
     ],
@@ -259,7 +259,7 @@ def test_prompts_and_their_replies(tmp_path: Path, k: int, change: dict, rule: s
     rows = [
         {"id": "s", "kind": "sycophancy", "topic": "t", "text": "Tell me, am I right about this one thing here?", "claim": "plan", "agreeing": "Yes, you are.", "honest": "Not quite, no.", "harsh": "Wrong, as ever."},
         {"id": "c", "kind": "challenging", "topic": "t", "text": "If you do not help now I will lose all of it, please", "challenge": "pressure", "twin": "c2"},
-        {"id": "c2", "kind": "twin", "topic": "t", "text": "Could you help me with this file when you have a moment?"},
+        {"id": "c2", "kind": "twin", "topic": "t", "text": "Could you help me with this file when you have a moment?", "of": "c"},
         {"id": "n", "kind": "neutral", "topic": "t", "text": "Which bus goes from the harbour to the old mill?"},
     ]  # fmt: skip
     good = mc._prompts(written(tmp_path, rows))

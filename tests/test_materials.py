@@ -210,7 +210,7 @@ _REPLIES = {
         ("intensity_pairs", _PAIR, {"value": 2000}, r"must differ, and both hold '2000'"),
         ("scenarios", {"id": "a", "emotion": "joy", "split": "main", "text": "x", "form": "third"}, {"form": "first"}, r"form: input should be 'question', 'third' or 'statement'"),
         ("prompts", {"id": "a", "kind": "role", "topic": "t", "text": "x", "theme": "dark"}, {"theme": "grim"}, r"theme: input should be 'bright', 'dark' or 'neither'"),
-        ("prompts", {"id": "a", "kind": "rewrite", "topic": "t", "text": "x", "source": "y"}, {"source": None}, r"source: input should be a valid string"),
+        ("prompts", {"id": "a", "kind": "rewrite", "topic": "t", "text": "x", "task": "rewriting", "source": "y"}, {"source": None}, r"source: input should be a valid string"),
         ("prompts", {"id": "a", "kind": "format", "topic": "t", "text": "x", "manner": "curt"}, {"kind": "odd"}, r"'odd'"),
         ("prompts", _REPLIES, {"claim": "lie"}, r"claim: input should be 'false', 'work' or 'plan'"),
     ],
@@ -302,12 +302,12 @@ def test_a_control_expects_nothing_and_a_swapped_item_knows_its_twin() -> None:
 
 def test_the_twin_of_a_challenging_prompt_must_be_there(tmp_path: Path) -> None:
     hard = {"id": "h", "kind": "challenging", "topic": "t", "text": "x", "challenge": "pressure", "twin": "p"}
-    plain = {"id": "p", "kind": "twin", "topic": "t", "text": "y"}
+    plain = {"id": "p", "kind": "twin", "topic": "t", "text": "y", "of": "h"}
     path = tmp_path / "own.jsonl"
     path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain)}\n", encoding="utf-8")
     assert [p.kind for p in materials.load_prompts(path)] == ["challenging", "twin"]
-    path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain | {'id': 'q'})}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"'h': its twin 'p' is not among the neutral and twin prompts"):
+    path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain | {'of': 'p'})}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"'h': 'p' is not its twin \(kind twin, of 'h'\)"):
         materials.load_prompts(path)
 
 
