@@ -25,7 +25,9 @@ app.add_typer(sets, name="sets")
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Short name (see `emolens models`), hub name, directory or .gguf file.")
 ]
-Set = Annotated[str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml.")]
+Set = Annotated[
+    str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml; several with a plus: core2+core.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of folds, resamples and random directions.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; the default is float32 on a CPU.")]

@@ -200,6 +200,27 @@ def test_sets_check_exits_with_1_on_a_violation_and_says_which_text(emolens, toy
     assert re.search(r"\d+ violations", out)
 
 
+def test_sets_side_by_side_have_a_column_each_and_a_line_a_rule(emolens, toy_set, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = {"core": {"openings": ("a", "b"), "form": ("c",)}, "plutchik8": {"openings": ()}}
+    monkeypatch.setattr(
+        "emolens.set_checks.check_emotion_set", lambda s, **_: Check({"emotions": f"of {s.name}"}, found[s.name])
+    )
+    code, out, _ = emolens("sets", "check", "core", "plutchik8")
+    assert code == 1
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[:2] == [["core", "plutchik8"], ["emotions", "of", "core", "of", "plutchik8"]]
+    assert ["rule:", "openings", "2", "0"] in lines
+    assert ["rule:", "form", "1", "not", "asked"] in lines
+    assert "form-only accuracy, read in core" in out
+    assert [line for line in out.splitlines() if line.startswith("violation")] == [
+        "violation: core: openings: a (2 such)", "violation: core: form: c",
+    ]  # fmt: skip
+    _, every, _ = emolens("sets", "check", "core", "plutchik8", "--verbose")
+    assert "violation: core: openings: b" in every.splitlines()
+    assert out.splitlines()[-1] == every.splitlines()[-1] == "3 violations in 2 checked"
+
+
 def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
     spec = yaml.safe_load((toy_set / "set.yaml").read_text(encoding="utf-8"))
     for e in spec["emotions"]:
