@@ -187,7 +187,7 @@ def _by_lot(s: EmotionSet, seed: int) -> tuple[dict[str, str], dict[str, list[st
     share = len(told) / len(s.names)
     numbers = {
         "form-only accuracy": f"{alone} ({chance([e for e, _ in s.texts()])})" if alone else "fewer than four topics",
-        "largest effect of form": str(effects[0]),
+        "surest effect of form": str(effects[0]),
         "emotions with a marking word": f"{share:.0%} ({len(told)} of {len(s.names)}; {len(marking)} words{f', {marking[0]}' if marking else ''})",
         "gender of who feels": str(who) if who else "not counted",
         "numbers in a hundred": f"{counted[0]:.2f} in stories, {counted[1]:.2f} in neutral ones"

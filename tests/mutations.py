@@ -123,7 +123,8 @@ EDITS: tuple[Edit, ...] = (
     Edit("an apostrophe opens speech", "stats.py", "|(?<!\\w)['‘](?=\\w)", "|['‘]", STATS),
     # --- sets as stimuli
     Edit("form keeps its topic", "set_rules.py", "for f in x.T], 1)[topic]", "for f in x.T], 1).mean(0)", RULES),
-    Edit("form's band is of one feature", "set_rules.py", "rng))).max() for _ in range(n)]", "rng))).mean() for _ in range(n)]", RULES),
+    Edit("form's band is of one emotion", "set_rules.py", "groups, rng))).max(0) for", "groups, rng)))[0] for", RULES),
+    Edit("p of one feature is p of all", "set_rules.py", "p = ((least <= p[..., None]).sum(-1) + 1) / (n + 1)", "p = p + 0.0", RULES),
     Edit("form is read on the topics that it was fitted on", "set_rules.py", "train, test = ~np.isin(topics, fold)", "train, test = np.isin(topics, fold)", RULES),
     Edit("a word that is everywhere marks an emotion", "set_rules.py", "elsewhere < RARE", "elsewhere < 1", RULES),
     Edit("a word in three of eight marks an emotion", "set_rules.py", "if n > limit and", "if n >= limit and", RULES),
