@@ -13,7 +13,8 @@ _HOME = {
     "load_emotion_set": "emotion_sets", "list_emotion_sets": "emotion_sets", "EmotionSet": "emotion_sets",
     "load_norms": "emotion_sets", "save_emotion_set": "emotion_sets",
     "load_pairs": "materials", "load_stems": "materials", "load_scenarios": "materials", "load_intensities": "materials",
-    "load_items": "materials", "load_activities": "materials", "load_dialogues": "materials", "load_deflections": "materials",
+    "load_items": "materials", "load_activities": "materials", "load_prompts": "materials", "load_intensity_pairs": "materials", "load_snippets": "materials",
+    "load_dialogues": "dialogues", "load_deflections": "dialogues", "join_emotion_sets": "emotion_sets",
     "collect_embed": "activations", "collect_resid_pre": "activations", "collect_resid_mid": "activations",
     "collect_resid_post": "activations", "collect_attn_out": "activations", "collect_mlp_out": "activations",
     "collect_to": "activations", "Collection": "activations",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         mean_over_tokens,
     )
     from emolens.baking import bake
+    from emolens.dialogues import load_deflections, load_dialogues
     from emolens.directions import (
         EmotionDirections,
         antonym_contrast,
@@ -84,7 +86,14 @@ if TYPE_CHECKING:
         random_directions,
         shuffled_directions,
     )
-    from emolens.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set, load_norms, save_emotion_set
+    from emolens.emotion_sets import (
+        EmotionSet,
+        join_emotion_sets,
+        list_emotion_sets,
+        load_emotion_set,
+        load_norms,
+        save_emotion_set,
+    )
     from emolens.experiments.languages import compare_languages
     from emolens.generation import export_prompts, import_texts, story_prompts, write_stories
     from emolens.interventions import (
@@ -116,12 +125,13 @@ if TYPE_CHECKING:
     )
     from emolens.materials import (
         load_activities,
-        load_deflections,
-        load_dialogues,
         load_intensities,
+        load_intensity_pairs,
         load_items,
         load_pairs,
+        load_prompts,
         load_scenarios,
+        load_snippets,
         load_stems,
     )
     from emolens.models import catalogue, load_model, model_info, wrap

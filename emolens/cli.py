@@ -25,7 +25,9 @@ app.add_typer(sets, name="sets")
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Short name (see `emolens models`), hub name, directory or .gguf file.")
 ]
-Set = Annotated[str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml.")]
+Set = Annotated[
+    str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml; several with a plus: core2+core.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of folds, resamples and random directions.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; the default is float32 on a CPU.")]
@@ -627,7 +629,7 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
         cells = []
         for source in ("glasgow_2019", "russell_mehrabian_1977"):
             rated, match = norm_of(e, source)
-            mark = "" if match == "exact" else "*"
+            mark = {"sense": "~", "related": "*"}.get(match or "", "")
             cells += [f"{rated.valence:.1f}{mark}", f"{rated.arousal:.1f}{mark}"] if rated else ["-", "-"]
         said = (e.name, e.family, e.antonym, *((e.adjective, ", ".join(e.target_words)) if wide else ()))
         table.add_row(*(escape(x or "") for x in said), *cells)
@@ -635,7 +637,7 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
     for title, text in coverage(s).items():
         console.print(f"{title}: {text}", style="dim", highlight=False)
     console.print(
-        "Glasgow: Scott et al. 2019, 1..9; R&M: Russell & Mehrabian 1977, -1..1; V valence, A arousal; * another form of the word; - not rated",
+        "Glasgow: Scott et al. 2019, 1..9; R&M: Russell & Mehrabian 1977, -1..1; V valence, A arousal; ~ one sense of the word; * another form of it; - not rated",
         style="dim",
         highlight=False,
     )
@@ -650,31 +652,47 @@ def sets_check(
     words: Annotated[
         bool, typer.Option("--words/--no-words", help="Also how far words alone go (TF-IDF on held-out topics).")
     ] = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Every text that breaks a rule, not only the first.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Check sets as stimuli, and the shipped materials; exit code 1 if a rule is broken.
+    """Check sets as stimuli, and the shipped materials; exit code 1 if a rule is broken. Several sets stand side by side.
 
-    Example: emolens sets check ./my_set
+    Example: emolens sets check core core2
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from emolens.emotion_sets import load_emotion_set
-    from emolens.set_checks import check_emotion_set, check_shipped
+    from emolens.material_checks import check_shipped
+    from emolens.set_checks import check_emotion_set, read_across
 
-    if names:
-        results = {name: check_emotion_set(load_emotion_set(name), words=words, seed=seed) for name in names}
-    else:
-        results = check_shipped(words=words, seed=seed)
     console = Console(highlight=False)
-    for name, result in results.items():
+    if names:
+        loaded = {name: load_emotion_set(name) for name in names}
+        results = {name: check_emotion_set(s, words=words, seed=seed) for name, s in loaded.items()}
+        across = read_across(loaded, seed=seed)
+    else:
+        results, across = check_shipped(words=words, seed=seed), {}
+    for columns in [list(results)] if names else [[name] for name in results]:
+        shown = [results[name] for name in columns]
         table = Table(box=None, show_header=False)
-        for key, value in result.numbers.items():
-            table.add_row(key, value)
-        console.print(name, style="bold", markup=False, soft_wrap=True)
+        for key in dict.fromkeys(key for result in shown for key in result.numbers):
+            table.add_row(key, *(escape(result.numbers.get(key, "")) for result in shown))
+        for key, cells in across.items():
+            table.add_row(key, *(cells[name] for name in columns))
+        for rule in dict.fromkeys(rule for result in shown for rule in result.rules):
+            counts = [str(len(result.rules[rule])) if rule in result.rules else "not asked" for result in shown]
+            table.add_row(f"rule: {rule}", *counts)
+        console.print("  ".join(columns), style="bold", markup=False, soft_wrap=True)
         console.print(table)
-        for violation in result.violations:
-            console.print(f"violation: {violation}", markup=False)
+        for name, result in zip(columns, shown, strict=True):
+            for rule, found in result.rules.items():
+                for k, violation in enumerate(found if verbose else found[:1]):
+                    of = f" ({len(found)} such)" if k == 0 and len(found) > 1 else ""
+                    console.print(f"violation: {name}: {rule}: {violation}{of}", markup=False, soft_wrap=True)
     broken = sum(len(result.violations) for result in results.values())
     console.print(f"{broken or 'no'} violations in {len(results)} checked", style="bold")
     if broken:

@@ -26,27 +26,42 @@ from pydantic import Field
 from emolens._files import Strict, Word, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
 
 Person = Literal["first", "third", "mixed"]
+Length = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]  # least and most, in words or characters
 
 
 class Topic(Strict):
     """One situation that every emotion is told in. `person` holds for all emotions, so that it cannot tell them apart.
 
-    "mixed" is for corpora of others, in which a topic is told by "I" as well as of "she".
+    "mixed" is for texts of life and corpora of others, in which a topic is told by "I" as well as of "she". `length` is what a story of
+    this topic may have, where that is not the set's.
     """
 
     name: Word
     person: Person
     description: str = ""
+    length: Length | None = None
 
 
-class Story(Strict):
-    """One text. `split` is "main", or "other_person" for a topic told in the person that is not its own."""
-
+class _Told(Strict):
     id: Word
     topic: Word
+
+    @property
+    def source(self) -> str:
+        """The set that the text comes from, in a joined set (`join_emotion_sets`); else empty."""
+        return self.topic.partition("/")[0] if "/" in self.topic else ""
+
+
+class Story(_Told):
+    """One text. `split` is "main", or "other_person" for a topic told in the person that is not its own.
+
+    `may_name`: the text was asked for as people write it, and may name its emotion.
+    """
+
     person: Person
     text: Annotated[str, Field(min_length=1, max_length=20_000)]
     split: Literal["main", "other_person", "test"] = "main"
+    may_name: bool = False
 
 
 class Turn(Strict):
@@ -56,11 +71,9 @@ class Turn(Strict):
     text: Annotated[str, Field(min_length=1)]
 
 
-class Dialogue(Strict):
+class Dialogue(_Told):
     """Two or more speakers in turn."""
 
-    id: Word
-    topic: Word
     turns: Annotated[list[Turn], Field(min_length=2)]
 
     @property
@@ -103,7 +116,8 @@ class _Set(Strict):
     description: str = ""
     source: str = ""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    length: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    length: Length | None = None
+    edition: Literal[1, 2] = 1
     prompts: list[str] = Field(default_factory=list)
     emotions: Annotated[list[Emotion], Field(min_length=1)]
     neutral: str | None = None
@@ -119,7 +133,8 @@ class EmotionSet:
     """A validated set: emotions, topics, stories and neutral texts.
 
     `stories[e]` are the texts of emotion e, in the order of the topics; `neutral` holds stories and dialogues. `length` is what a story
-    may have, in words (in characters for Chinese and Japanese), where the set says so.
+    may have, in words (in characters for Chinese and Japanese), where the set says so. `edition` 2 says that form was drawn by lot and
+    plots were assigned, so that the texts keep the rules for it (`set_checks`); `design` is the file of these sheets, where there is one.
     """
 
     name: str
@@ -132,6 +147,8 @@ class EmotionSet:
     source: str = ""
     sha256: str | None = None
     length: tuple[int, int] | None = None
+    edition: int = 1
+    design: Path | None = None
 
     def __repr__(self) -> str:
         return (
@@ -199,13 +216,17 @@ def list_emotion_sets() -> list[str]:
     return sorted(p.parent.name for p in data_root().glob("*/set.yaml"))
 
 
-def load_emotion_set(name_or_path: str | Path) -> EmotionSet:
+def load_emotion_set(name_or_path: str | Path | Sequence[str | Path]) -> EmotionSet:
     """Load and validate a set: a shipped one by name, or the user's own folder or YAML file.
+
+    Several are joined (`join_emotion_sets`): give a list of them, or their names with a plus, ``"core2+everyday"``.
 
     Raises:
         FileNotFoundError: no such set; the message lists the shipped ones.
         ValueError: what is wrong, as ``file:line: field: found ...; allowed ...``.
     """
+    if not isinstance(name_or_path, str | Path):
+        return join_emotion_sets([load_emotion_set(name) for name in name_or_path])
     given = str(name_or_path)
     shipped = data_root() / given / "set.yaml"
     if "/" not in given and shipped.is_file():
@@ -213,11 +234,59 @@ def load_emotion_set(name_or_path: str | Path) -> EmotionSet:
     path = Path(given).expanduser()
     if path.is_dir():
         path = path / "set.yaml"
+    if not path.is_file() and "+" in given:
+        return load_emotion_set(given.split("+"))
     if not path.is_file():
         raise FileNotFoundError(
             unknown("emotion set", given, list_emotion_sets()) + " (or give a folder with a set.yaml)"
         )
     return _load(path, ())
+
+
+def join_emotion_sets(sets: Sequence[EmotionSet]) -> EmotionSet:
+    """One set of several that have the same emotions: the stories and neutral texts of all, each on its own topics.
+
+    The source is a factor of the design. A topic `t` of set `s` becomes ``s/t`` and keeps its person and its length, so that no two sets
+    share a topic; `Story.source` is `s`; every emotion has the same texts from each source, and folds take topics from each in turn
+    (`stats.topic_folds`). Ids become ``s/id``. Emotions are described as the first set does, and come in its order.
+
+    Raises:
+        ValueError: fewer than two sets, two of one name, two languages, or emotions that are not the same in all.
+    """
+    names = [s.name for s in sets]
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"sets are joined from two or more of different names, got {names}")
+    first = sets[0]
+    for s in sets[1:]:
+        if s.language != first.language:
+            raise ValueError(
+                f"{first.name!r} is in {first.language!r} and {s.name!r} in {s.language!r}; join one language"
+            )
+        if odd := sorted(set(s.names) ^ set(first.names)):
+            alone = first.name if odd[0] in first.names else s.name
+            raise ValueError(
+                f"{first.name!r} and {s.name!r} do not have the same emotions: only {alone!r} has {odd[0]!r} (and {len(odd) - 1} more "
+                "differ); join subsets: join_emotion_sets([a.subset(names), b.subset(names)])"
+            )
+
+    def under(s: EmotionSet, text: Any) -> Any:
+        return text.model_copy(update={"id": f"{s.name}/{text.id}", "topic": f"{s.name}/{text.topic}"})
+
+    return EmotionSet(
+        name="+".join(names),
+        language=first.language,
+        emotions=first.emotions,
+        topics=tuple(
+            t.model_copy(update={"name": f"{s.name}/{t.name}", "length": t.length or s.length})
+            for s in sets
+            for t in s.topics
+        ),
+        stories={e: tuple(under(s, t) for s in sets for t in s.stories[e]) for e in first.names},
+        neutral=tuple(under(s, n) for s in sets for n in s.neutral),
+        description=" | ".join(f"{s.name}: {s.description}" for s in sets),
+        source=" | ".join(f"{s.name}: {s.source}" for s in sets),
+        edition=min(s.edition for s in sets),
+    )
 
 
 def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
@@ -243,10 +312,11 @@ def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
         if texts:
             (folder / "neutral").mkdir(exist_ok=True)
             _write_jsonl(folder / "neutral" / f"{name}.jsonl", texts)
-    topics = [t.model_dump(exclude_defaults=True) for t in s.topics]
+    topics = [t.model_dump(exclude_defaults=True, mode="json") for t in s.topics]
     _write_yaml(folder / "topics.yaml", {"topics": topics})
     head = {"name": s.name, "language": s.language, "description": s.description, "source": s.source}
     head |= {"sha256": s.fingerprint, "topics": "topics.yaml"} | ({"length": list(s.length)} if s.length else {})
+    head |= {"edition": s.edition} if s.edition > 1 else {}
     head |= {"neutral": "neutral"} if s.neutral else {}
     _write_yaml(folder / "set.yaml", head | {"emotions": emotions})  # last: a folder with a set.yaml is a whole set
     return folder
@@ -320,6 +390,8 @@ def _load(path: Path, seen: tuple[Path, ...]) -> EmotionSet:
         source=spec.source,
         sha256=spec.sha256,
         length=spec.length or (base.length if base else None),
+        edition=base.edition if base and "edition" not in spec.model_fields_set else spec.edition,
+        design=here / "design.jsonl" if (here / "design.jsonl").is_file() else base.design if base else None,
     )
     _cross_check(result, path, lines)
     return result
@@ -391,8 +463,10 @@ def _cross_check(s: EmotionSet, path: Path, lines: dict[tuple, int]) -> None:
     concept, times = Counter(e.concept or e.name for e in s.emotions).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{path}: two emotions are the concept {concept!r}")
-    if s.length is not None and s.length[0] > s.length[1]:
-        raise ValueError(f"{path}:{lines.get(('length',), 1)}: length: found {list(s.length)}; allowed: [least, most]")
+    for where, length in (("length", s.length), *((f"topics: {t.name!r}: length", t.length) for t in s.topics)):
+        if length is not None and length[0] > length[1]:
+            line_of = lines.get(("length",), 1)
+            raise ValueError(f"{path}:{line_of}: {where}: found {list(length)}; allowed: [least, most]")
     ids = Counter(x.id for x in (*(t for ts in s.stories.values() for t in ts), *s.neutral))
     if ids and (most := ids.most_common(1)[0])[1] > 1:
         raise ValueError(f"{path}: two texts have the id {most[0]!r}")
@@ -425,13 +499,16 @@ class Norm:
 
 
 @lru_cache
-def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = False) -> dict[str, Norm]:
+def load_norms(
+    name_or_path: str | Path = "glasgow_2019", *, sense: bool = False, related: bool = False
+) -> dict[str, Norm]:
     """Human valence, arousal and dominance of words, by exact form.
 
     Args:
         name_or_path: "glasgow_2019" (Scott et al. 2019, scale 1..9, CC BY 4.0), "russell_mehrabian_1977" (scale -1..1), or a CSV file
             of your own with the columns word, valence, arousal, dominance.
-        related: Also words that the table rates in another form only (column `match`): a sensitivity check, not the headline.
+        sense: Also rows of one sense of a word, such as "kind (nice)", or of a word with several senses (column `match`).
+        related: Also these, and words that the table rates in another form only: a sensitivity check, not the headline.
 
     Raises:
         FileNotFoundError: no such table.
@@ -453,7 +530,8 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
         raise ValueError(f"{path}: column {missing[0]!r} is missing; needed: {', '.join(needed)}; there are: {there}")
     reader = csv.DictReader(rows[comments + 1 :], fieldnames=names, delimiter=separator)
     for row in reader:
-        if related or row.get("match", "exact") == "exact":
+        match = row.get("match", "exact")
+        if related or match == "exact" or (sense and match == "sense"):
             where = f"{path}:{comments + 1 + reader.line_num}: {row['word']!r}"
             try:
                 values = [float(row[k]) for k in ("valence", "arousal", "dominance")]
@@ -467,14 +545,17 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
     return norms
 
 
-def norm_of(emotion: Emotion, table: str = "glasgow_2019") -> tuple[Norm | None, Literal["exact", "related"] | None]:
-    """An emotion's row of a table and how it was found: by `norm_key` as the table has it ("exact"), else by another form of the word.
+def norm_of(
+    emotion: Emotion, table: str = "glasgow_2019"
+) -> tuple[Norm | None, Literal["exact", "sense", "related"] | None]:
+    """An emotion's row of a table and how it was found: by `norm_key` as the table has it ("exact"), rated in one sense or where the word has
+    several ("sense"), else by another form of the word ("related").
 
     A word that the table does not have stays without; nothing is guessed.
     """
-    exact, every = load_norms(table), load_norms(table, related=True)
-    if emotion.norm_key in exact:
-        return exact[emotion.norm_key], "exact"
+    exact, senses, every = load_norms(table), load_norms(table, sense=True), load_norms(table, related=True)
+    if emotion.norm_key in senses:
+        return senses[emotion.norm_key], "exact" if emotion.norm_key in exact else "sense"
     for word in (emotion.norm_key, emotion.name, emotion.adjective):
         if word in every:
             return every[word], "related"

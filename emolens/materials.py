@@ -1,14 +1,15 @@
 """Materials of the experiments besides stories: small files of prompts, each checked when it is read.
 
-Pairs and openings for causal tests; scenarios that imply an emotion; sentences in which only a number changes; negation, carried-over
-prefixes and who feels what; activities to prefer; dialogues of two speakers with two emotions; dialogues that hide one. Emotions are
-named as in the sets: `core`'s names for scenarios, intensities and items, the paper's words (`emotions171`) for dialogues; an
-`EmotionSet.concepts` joins the two. Each loader reads the shipped file, or one of your own of the same form.
+Pairs and openings for causal tests; scenarios that imply an emotion; sentences in which only a number changes, or only what it counts;
+negation, carried-over prefixes and who feels what; activities to prefer; prompts of users to an assistant; passages of natural text. The
+dialogues are `dialogues`'. Emotions are named as in `core`; an `EmotionSet.concepts` joins its names with others. Each loader reads the
+shipped file, a shipped one by name (``load_pairs("pairs2")``: what a name with a 2 holds was written later, and stands beside the first),
+or one of your own of the same form.
 """
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -16,9 +17,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from emolens._files import Strict, Word, read_jsonl, read_yaml, validate
-from emolens.emotion_sets import Turn, data_root
+from emolens.emotion_sets import data_root
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
+Challenge = Literal["distress", "hostility", "pressure", "selfhood", "dilemma"]
 Category = Literal["helpful", "engaging", "social", "self-curiosity", "neutral", "aversive", "misaligned", "unsafe"]
 
 
@@ -46,13 +48,15 @@ class Stems(Strict):
 class Scenario(Strict):
     """What someone writes about their day, from which an emotion follows that is never named.
 
-    Layers are chosen on `split` "main" and results reported on "test".
+    Layers are chosen on `split` "main" and results reported on "test". `form` (of the second edition): it asks something at its end, tells
+    of somebody else, or is a statement of one's own.
     """
 
     id: Word
     emotion: Word
     split: Literal["main", "test"]
     text: Prompt
+    form: Literal["question", "third", "statement"] | None = None
 
 
 class Intensity(Strict):
@@ -61,14 +65,15 @@ class Intensity(Strict):
     Attributes:
         text: With {x} where the number stands.
         values: Growing.
-        expected: +1 for an emotion that grows with the number, -1 for one that falls.
+        expected: +1 for an emotion that grows with the number, -1 for one that falls; empty for a control, in which nothing is at stake, so
+            that what moves with it is the number itself.
     """
 
     id: Word
     text: Annotated[str, Field(pattern=r"\{x\}")]
     values: Annotated[list[int | float], Field(min_length=3)]
     unit: str = ""
-    expected: Annotated[dict[Word, Literal[-1, 1]], Field(min_length=1)]
+    expected: dict[Word, Literal[-1, 1]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _growing(self) -> Intensity:
@@ -79,7 +84,28 @@ class Intensity(Strict):
     @property
     def texts(self) -> list[str]:
         """The sentence with each of its numbers."""
-        return [self.text.replace("{x}", f"{value:,}" if value >= 10_000 else f"{value:g}") for value in self.values]
+        return [self.text.replace("{x}", written(value)) for value in self.values]
+
+
+class IntensityPair(Strict):
+    """Two sentences with the same number, in one of which it is grave; `expected` is +1 for an emotion that the grave one has more of."""
+
+    id: Word
+    value: int | float
+    grave: Prompt
+    harmless: Prompt
+    expected: Annotated[dict[Word, Literal[-1, 1]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_number(self) -> IntensityPair:
+        if self.grave == self.harmless or any(written(self.value) not in text for text in (self.grave, self.harmless)):
+            raise ValueError(f"grave and harmless must differ, and both hold {written(self.value)!r}")
+        return self
+
+
+def written(value: float) -> str:
+    """A number as the sentences have it: 20,000 with a comma, 1990 and 0.5 without."""
+    return f"{value:,}" if value >= 10_000 else f"{value:g}"
 
 
 class Negation(Strict):
@@ -90,6 +116,26 @@ class Negation(Strict):
     emotion: Word
     affirmed: Prompt
     negated: Prompt
+
+
+class Negators(Strict):
+    """One sentence that affirms an emotion, the same one with several negators, and for each a `controls` of its length that does not negate."""
+
+    id: Word
+    kind: Literal["negators"]
+    emotion: Word
+    affirmed: Prompt
+    negated: Annotated[list[Prompt], Field(min_length=1)]
+    controls: Annotated[list[Prompt], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Negators:
+        sizes = [[len(text.split()) for text in texts] for texts in (self.negated, self.controls)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"every negated sentence needs a control of as many words, found {sizes[0]} and {sizes[1]} words"
+            )
+        return self
 
 
 class Prefix(Strict):
@@ -111,7 +157,7 @@ class Feeler(Strict):
 
 
 class PersonBinding(Strict):
-    """A text in which two people feel different things."""
+    """A text in which two people feel different things; its twin, in which they have exchanged what happens to them, is named after it."""
 
     id: Word
     kind: Literal["person"]
@@ -125,90 +171,113 @@ class PersonBinding(Strict):
             raise ValueError(f"both people must be in the text, with different emotions (not in the text: {absent})")
         return self
 
+    @property
+    def twin_of(self) -> str | None:
+        """The id of the item that this one swaps, if it ends in "-swapped"."""
+        return self.id.removesuffix("-swapped") if self.id.endswith("-swapped") else None
 
-Item = Annotated[Negation | Prefix | PersonBinding, Field(discriminator="kind")]
+
+Item = Annotated[Negation | Negators | Prefix | PersonBinding, Field(discriminator="kind")]
 
 
 class Activity(Strict):
-    """Something one could be asked to do: fits "Would you prefer to {text}" and "How would you feel about being asked to {text}?"."""
+    """Something one could be asked to do: fits "Would you prefer to {text}" and "How would you feel about being asked to {text}?".
+
+    ``load_activities("activities2")`` has the same ids and acts in other words.
+    """
 
     id: Word
     category: Category
     text: Prompt
 
 
-class FeltTurn(Turn):
-    """A turn with the emotion of its speaker (`own`) and of the one who listens (`other`)."""
-
-    own: Word
-    other: Word
-
-
-class FeltDialogue(Strict):
-    """Two speakers in turn, each with an emotion that lasts: whose turn it is, by whose emotion it is."""
-
+class _UserPrompt(Strict):
     id: Word
     topic: Word
-    emotions: dict[Word, Word]
-    turns: Annotated[list[FeltTurn], Field(min_length=2)]
+    text: Prompt
+
+
+class NeutralPrompt(_UserPrompt):
+    """An ordinary request with nothing at stake."""
+
+    kind: Literal["neutral"]
+
+
+class ChallengingPrompt(_UserPrompt):
+    """A prompt that puts an assistant under strain in one of five ways; `twin` is the id of the plain one beside it."""
+
+    kind: Literal["challenging"]
+    challenge: Challenge
+    twin: Word
+
+
+class TwinPrompt(_UserPrompt):
+    """The matter of a challenging prompt, whose id is `of`, without the challenge."""
+
+    kind: Literal["twin"]
+    of: Word
+
+
+class SycophancyPrompt(_UserPrompt):
+    """Something false, weak work or a bad plan, with three replies of equal length: yes and praise, the truth kindly, the truth with contempt."""
+
+    kind: Literal["sycophancy"]
+    claim: Literal["false", "work", "plan"]
+    agreeing: Prompt
+    honest: Prompt
+    harsh: Prompt
+
+
+class RolePrompt(_UserPrompt):
+    """A scene, a voice, a poem or a game to play, on a bright theme, a dark one, or neither."""
+
+    kind: Literal["role"]
+    theme: Literal["bright", "dark", "neither"]
+
+
+class RewritePrompt(_UserPrompt):
+    """A rewriting or copywriting task that names no tone, with the neutral text that it starts from."""
+
+    kind: Literal["rewrite"]
+    task: Literal["rewriting", "copywriting"]
+    source: Prompt
+
+
+class MannerPrompt(_UserPrompt):
+    """One neutral question asked in one of several manners: how far manner alone moves a reading."""
+
+    kind: Literal["format"]
+    manner: Word
+
+
+UserPrompt = Annotated[
+    NeutralPrompt | ChallengingPrompt | TwinPrompt | SycophancyPrompt | RolePrompt | RewritePrompt | MannerPrompt,
+    Field(discriminator="kind"),
+]
+
+
+class Snippet(Strict):
+    """A passage of 60 to 120 words of a text that somebody wrote, with where it is from."""
+
+    text: Annotated[str, Field(min_length=1, max_length=2000)]
+    source: Annotated[str, Field(min_length=1, max_length=300)]
+    year: int
+    kind: Word
 
     @model_validator(mode="after")
-    def _labels(self) -> FeltDialogue:
-        if len(self.emotions) != 2:
-            raise ValueError(f"a dialogue has two speakers, found {sorted(self.emotions)}")
-        _alternate(self.turns, set(self.emotions))
-        for k, turn in enumerate(self.turns):
-            other = next(e for s, e in self.emotions.items() if s != turn.speaker)
-            if (turn.own, turn.other) != (self.emotions[turn.speaker], other):
-                raise ValueError(f"turn {k}: own and other are not what `emotions` says")
+    def _passage(self) -> Snippet:
+        if not 60 <= (n := len(self.text.split())) <= 120:
+            raise ValueError(f"a snippet has 60 to 120 words, found {n}")
         return self
-
-
-class Span(Strict):
-    """Characters [start, end) of one turn, both counted from 0."""
-
-    turn: Annotated[int, Field(ge=0)]
-    start: Annotated[int, Field(ge=0)]
-    end: Annotated[int, Field(ge=1)]
-
-
-class Deflection(Strict):
-    """A dialogue in which one speaker feels one thing and shows another; `spans` are where the mask speaks."""
-
-    id: Word
-    topic: Word
-    felt: Word
-    displayed: Word
-    speaker: Word
-    turns: Annotated[list[Turn], Field(min_length=2)]
-    spans: Annotated[list[Span], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _spans(self) -> Deflection:
-        speakers = {t.speaker for t in self.turns}
-        if len(speakers) != 2 or self.speaker not in speakers or self.felt == self.displayed:
-            raise ValueError("two speakers, one of them `speaker`, and two different emotions are needed")
-        _alternate(self.turns, speakers)
-        for span in self.spans:
-            turn = self.turns[span.turn] if span.turn < len(self.turns) else None
-            if turn is None or turn.speaker != self.speaker or not span.start < span.end <= len(turn.text):
-                raise ValueError(f"the span {span.model_dump()} is not inside a turn of speaker {self.speaker!r}")
-        return self
-
-
-def _alternate(turns: Any, speakers: set[str]) -> None:
-    said = [t.speaker for t in turns]
-    if set(said) != speakers or any(a == b for a, b in itertools.pairwise(said)):
-        raise ValueError(f"the speakers {sorted(speakers)} must take turns, found {said}")
 
 
 def load_pairs(path: str | Path | None = None) -> tuple[Pair, ...]:
-    """Clean and corrupted prompts for activation patching: the 60 shipped ones, or a JSON-lines file of your own.
+    """Clean and corrupted prompts for activation patching: the 60 shipped ones, "pairs2", or a JSON-lines file of your own.
 
     Raises:
         FileNotFoundError, ValueError: no such file; what is wrong in which line.
     """
-    pairs: tuple[Pair, ...] = _load("pairs.jsonl", path, Pair)
+    pairs: tuple[Pair, ...] = load_records("pairs", path, Pair)
     for p in pairs:
         if p.clean in (p.corrupted, p.control):
             other = "corrupted" if p.clean == p.corrupted else "control"
@@ -231,41 +300,86 @@ def load_stems(path: str | Path | None = None) -> Stems:
 
 
 def load_scenarios(path: str | Path | None = None) -> tuple[Scenario, ...]:
-    """Implicit scenarios: 48 to choose a layer on and 48 to report, two of each for every emotion of `core`; or a file of your own."""
-    return _load("scenarios.jsonl", path, Scenario)
+    """Implicit scenarios: 48 to choose a layer on and 48 to report, two of each for every emotion of `core`; "scenarios2", of which a third
+    ask something and a third are about others; or a file of your own.
+    """
+    return load_records("scenarios", path, Scenario)
 
 
 def load_intensities(path: str | Path | None = None) -> tuple[Intensity, ...]:
-    """Sentences in which only a number changes, with the expected sign for each emotion; or a file of your own.
+    """Sentences in which only a number changes, with the expected sign for each emotion; "intensity_controls", the same kinds of number with
+    nothing at stake; or a file of your own.
 
     Reference:
         The paper's numeric-intensity templates; six points are too few (a random direction often reaches rho = 1), so these have eight.
     """
-    return _load("intensities.jsonl", path, Intensity)
+    return load_records("intensities", path, Intensity)
 
 
-def load_items(path: str | Path | None = None) -> tuple[Negation | Prefix | PersonBinding, ...]:
-    """Negation, carried-over prefixes and person binding: 40 shipped items, told apart by `kind`; or a file of your own."""
-    return _load("items.jsonl", path, Item)
+def load_intensity_pairs(path: str | Path | None = None) -> tuple[IntensityPair, ...]:
+    """Sentences with the same number, grave or harmless; or a file of your own."""
+    return load_records("intensity_pairs", path, IntensityPair)
+
+
+def load_items(path: str | Path | None = None) -> tuple[Negation | Negators | Prefix | PersonBinding, ...]:
+    """Negation, carried-over prefixes and person binding: 40 shipped items, told apart by `kind`; "items2", in which the people of the first
+    ones are swapped and every emotion has three negators; or a file of your own.
+    """
+    return load_records("items", path, Item)
 
 
 def load_activities(path: str | Path | None = None) -> tuple[Activity, ...]:
-    """64 activities in eight categories, for preferences; or a file of your own."""
-    return _load("activities.jsonl", path, Activity)
+    """64 activities in eight categories, for preferences; "activities2", the same in other words; or a file of your own."""
+    return load_records("activities", path, Activity)
 
 
-def load_dialogues(path: str | Path | None = None) -> tuple[FeltDialogue, ...]:
-    """Two-speaker dialogues on a grid of 15 x 15 emotions; or a file of your own."""
-    return _load("dialogues.jsonl", path, FeltDialogue)
+def load_prompts(path: str | Path | None = None) -> tuple[UserPrompt, ...]:
+    """Prompts of users to an assistant, told apart by `kind`: neutral and challenging ones with their twins, sycophancy with three replies,
+    role play, rewriting, and one question in ten manners; or a file of your own.
+
+    Raises:
+        ValueError: also a challenging prompt whose twin is not there.
+    """
+    prompts: tuple[UserPrompt, ...] = load_records("prompts", path, UserPrompt)
+    twins = {p.id: p.of for p in prompts if isinstance(p, TwinPrompt)}
+    for p in prompts:
+        if isinstance(p, ChallengingPrompt) and twins.get(p.twin) != p.id:
+            raise ValueError(
+                f"{path or 'prompts.jsonl'}: {p.id!r}: {p.twin!r} is not its twin (kind twin, of {p.id!r})"
+            )
+    return prompts
 
 
-def load_deflections(path: str | Path | None = None) -> tuple[Deflection, ...]:
-    """Dialogues in which a speaker hides what they feel behind another emotion; or a file of your own."""
-    return _load("deflections.jsonl", path, Deflection)
+def load_snippets(path: str | Path) -> tuple[Snippet, ...]:
+    """Passages of natural text, to see what a direction finds in them: a JSON-lines file of your own with text, source, year and kind.
+
+    None is shipped: no corpus of natural text under a free licence was at hand. Cut any that you may use into passages of 60 to 120 words.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; what is wrong in which line.
+    """
+    file = Path(path).expanduser()
+    snippets = tuple(read_jsonl(file, Snippet))
+    if not snippets:
+        raise ValueError(f"{file}: empty")
+    return snippets
 
 
-def _load(name: str, path: str | Path | None, model: Any) -> tuple[Any, ...]:
-    file = data_root() / name if path is None else Path(path).expanduser()
+def editions(name: str) -> list[str]:
+    """The shipped files of a kind, by name: "pairs", and "pairs2" where there is one."""
+    found = (p.stem for p in data_root().glob(f"{name}*.jsonl"))
+    return sorted(stem for stem in found if re.fullmatch(rf"{name}\d*", stem))
+
+
+def load_records(name: str, given: str | Path | None, model: Any) -> tuple[Any, ...]:
+    """Records with ids: of the shipped file `name`, of the shipped file that is `given` by name, or of the file of one's own that it is.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; what is wrong in which line; two records of one id.
+    """
+    shipped = data_root() / f"{name if given is None else given}.jsonl"
+    named = given is None or (isinstance(given, str) and re.fullmatch(r"\w+", given) and shipped.is_file())
+    file = shipped if named else Path(str(given)).expanduser()
     records = tuple(read_jsonl(file, model))
     if not records:
         raise ValueError(f"{file}: empty")

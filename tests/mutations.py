@@ -49,6 +49,7 @@ class Edit:
 
 V, P, S, C, O = "test_verdicts.py", "test_plots_data.py", "test_summaries.py", "test_conclusions.py", "test_choices.py"  # fmt: skip  # noqa: E741
 STATS, GEOMETRY, LENS, SWEEPS = "test_stats.py", "test_geometry.py", "test_readout.py", "test_sweeps.py"
+RULES = "test_set_rules.py"
 
 EDITS: tuple[Edit, ...] = (
     # --- verdicts and words
@@ -122,6 +123,21 @@ EDITS: tuple[Edit, ...] = (
     Edit("a tie counts for it", "stats.py", "(~(scores < own)).sum(1) <= k", "(scores > own).sum(1) < k", STATS),
     Edit("centroids are not centred", "stats.py", "return (test - mu) @ vectors.T", "return test @ means.T", STATS),
     Edit("nothing is held constant", "stats.py", "rest = a - design @ np.linalg.lstsq(design, a, rcond=None)[0]", "rest = a - a.mean()", STATS),
+    Edit("folds forget the source", "stats.py", '(t.partition("/")[0] if "/" in t else "", str(p))', '("", str(p))', "test_emotion_sets.py -k folds_of"),
+    Edit("speech in single quotes is not seen", "stats.py", "|(?<!\\w)['‘](?=\\w)", "|(?!)", STATS),
+    Edit("an apostrophe opens speech", "stats.py", "|(?<!\\w)['‘](?=\\w)", "|['‘]", STATS),
+    # --- sets as stimuli
+    Edit("form keeps its topic", "set_rules.py", "for f in x.T], 1)[topic]", "for f in x.T], 1).mean(0)", RULES),
+    Edit("form's band is of one emotion", "set_rules.py", "groups, rng))).max(0) for", "groups, rng)))[0] for", RULES),
+    Edit("p of one feature is p of all", "set_rules.py", "p = ((least <= p[..., None]).sum(-1) + 1) / (n + 1)", "p = p + 0.0", RULES),
+    Edit("form is read on the topics that it was fitted on", "set_rules.py", "train, test = ~np.isin(topics, fold)", "train, test = np.isin(topics, fold)", RULES),
+    Edit("a word that is everywhere marks an emotion", "set_rules.py", "elsewhere < RARE", "elsewhere < 1", RULES),
+    Edit("a word in three of eight marks an emotion", "set_rules.py", "if n > limit and", "if n >= limit and", RULES),
+    Edit("the design is not asked for gender", "set_rules.py", 'any("gender" in r for r in sheets.values())', "False", RULES),
+    Edit("the second edition's rules are asked of every set", "set_checks.py", "lot if s.edition > 1 else {}", "lot", RULES),
+    Edit("the largest class is chance", "set_checks.py", "max(counts.values()) / len(labels)", "1 / len(counts)", RULES),
+    Edit("a turn without a mask is no gap", "dialogues.py", "k > begun and not marked[k]", "k > begun and False", "test_materials.py -k gaps"),
+    Edit("a change is felt a turn too early", "dialogues.py", "turn + 1 >= self.changes.from_turn", "turn + 2 >= self.changes.from_turn", "test_materials.py -k changes_midway"),
     # --- separability and person
     Edit('the worst layer inside a fold', 'experiments/refit.py', 'topics, self.folds, self.components).argmax())', 'topics, self.folds, self.components).argmin())', f'{C} -k layer_inside_a_fold'),
     Edit("the worst layer is frozen", "study.py", "acts.layers[int(accuracy.argmax())]", "acts.layers[int(accuracy.argmin())]", "test_study.py -k best_layer_is_frozen"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -716,6 +717,26 @@ def test_histograms_merge_by_addition():
 @pytest.fixture(scope="module")
 def toy_acts(tiny_model, toy_set) -> Activations:
     return quiet(tiny_model, em.load_emotion_set(toy_set))
+
+
+def test_directions_of_joined_sets_rest_on_the_texts_of_each(tiny_model, toy_set, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(toy_set, again)
+    (again / "set.yaml").write_text(
+        (again / "set.yaml").read_text(encoding="utf-8").replace("name: toy\n", "name: again\n"), encoding="utf-8"
+    )
+    both = em.load_emotion_set(f"{toy_set}+{again}")
+    acts = quiet(tiny_model, both)
+    assert acts.info["set"] == "toy+again"
+    assert {t.topic.partition("/")[0] for t in acts.texts} == {"toy", "again"}
+    alone, joined = (
+        em.mean_difference(quiet(tiny_model, s), remove_neutral=0.0) for s in (em.load_emotion_set(toy_set), both)
+    )
+    # the same texts twice: the same means, and so the same directions
+    torch.testing.assert_close(joined.vectors, alone.vectors, rtol=1e-4, atol=1e-5)
+    assert (
+        em.score(tiny_model, joined, "She went to the kitchen and sat there for a while.", progress=False) is not None
+    )
 
 
 def test_a_set_brings_labels_splits_and_neutral_tokens(toy_acts, toy_set):

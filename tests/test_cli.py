@@ -168,7 +168,7 @@ def test_sets_check_shows_the_numbers_and_passes_a_set_without_violations(emolen
 
     def check(s: em.EmotionSet, *, words: bool, seed: int) -> Check:
         asked.append((s.name, words, seed))
-        return Check({"emotions": "4", "length": "median 43"}, ())
+        return Check({"emotions": "4", "length": "median 43"}, {"openings": ()})
 
     monkeypatch.setattr("emolens.set_checks.check_emotion_set", check)
     code, out, err = emolens("sets", "check", toy_set, "--no-words", "--seed", "5")
@@ -178,6 +178,7 @@ def test_sets_check_shows_the_numbers_and_passes_a_set_without_violations(emolen
         [str(toy_set)],
         ["emotions", "4"],
         ["length", "median", "43"],
+        ["rule:", "openings", "0"],
         ["no", "violations", "in", "1", "checked"],
     ]
 
@@ -195,8 +196,29 @@ def test_sets_check_exits_with_1_on_a_violation_and_says_which_text(emolens, toy
     file.write_text("\n".join([json.dumps(story), *rest]), encoding="utf-8")
     code, out, _ = emolens("sets", "check", tmp_path)
     assert code == 1
-    assert f"violation: {story['id']}: names the emotion: happy" in out
+    assert f"violation: {tmp_path}: emotion not named: {story['id']}: names the emotion: happy" in out
     assert re.search(r"\d+ violations", out)
+
+
+def test_sets_side_by_side_have_a_column_each_and_a_line_a_rule(emolens, toy_set, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = {"core": {"openings": ("a", "b"), "form": ("c",)}, "plutchik8": {"openings": ()}}
+    monkeypatch.setattr(
+        "emolens.set_checks.check_emotion_set", lambda s, **_: Check({"emotions": f"of {s.name}"}, found[s.name])
+    )
+    code, out, _ = emolens("sets", "check", "core", "plutchik8")
+    assert code == 1
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[:2] == [["core", "plutchik8"], ["emotions", "of", "core", "of", "plutchik8"]]
+    assert ["rule:", "openings", "2", "0"] in lines
+    assert ["rule:", "form", "1", "not", "asked"] in lines
+    assert "form-only accuracy, read in core" in out
+    assert [line for line in out.splitlines() if line.startswith("violation")] == [
+        "violation: core: openings: a (2 such)", "violation: core: form: c",
+    ]  # fmt: skip
+    _, every, _ = emolens("sets", "check", "core", "plutchik8", "--verbose")
+    assert "violation: core: openings: b" in every.splitlines()
+    assert out.splitlines()[-1] == every.splitlines()[-1] == "3 violations in 2 checked"
 
 
 def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):

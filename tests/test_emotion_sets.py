@@ -25,6 +25,7 @@ from _sets import (
 )
 
 from emolens import emotion_sets as es
+from emolens import stats
 
 
 @pytest.fixture
@@ -419,8 +420,17 @@ def test_the_shipped_norms_have_the_published_ranges_and_signs() -> None:
     assert "amazed" not in glasgow  # only a related form of it was rated, and rows are exact forms
 
 
+def test_rows_of_a_sense_are_no_exact_forms() -> None:
+    exact, sense, every = es.load_norms(), es.load_norms(sense=True), es.load_norms(related=True)
+    assert sorted(sense.keys() - exact.keys()) == ["content", "interest", "kind", "mad", "patient", "tense", "upset"]
+    assert exact.keys() < sense.keys() < every.keys()
+    core = es.load_emotion_set("core")
+    assert [es.norm_of(core[e])[1] for e in ("joy", "interest")] == ["exact", "sense"]
+    assert es.norm_of(es.load_emotion_set("emotions171")["kind"]) == (sense["kind"], "sense")
+
+
 def test_every_norm_key_of_core_is_a_row_of_a_table() -> None:
-    glasgow = es.load_norms()
+    glasgow = es.load_norms(sense=True)
     missing = [e.name for e in es.load_emotion_set("core").emotions if e.norm_key and e.norm_key not in glasgow]
     assert missing == []
 
@@ -586,3 +596,77 @@ def test_translations_are_parallel_to_core_by_concept_topic_and_id(language: str
         assert own[name].target_words
         assert own[name].antonym in own.names
     assert own.neutral
+
+
+# --- joined sets ------------------------------------------------------------------------------------------------------
+
+
+def _messages(folder: Path, **change: Any) -> Path:
+    """A set as people write: the small set's emotions in other topics of no person, twice in each, short, and free to name its emotion."""
+    spec = make_spec() | {
+        "name": "messages",
+        "length": [8, 60],
+        "topics": [{"name": t, "person": "mixed"} for t in ("chat", "diary", "train")],
+    }
+    for e, emotion in enumerate(spec["emotions"]):
+        emotion["stories"] = [
+            make_story(emotion["name"], topic, "mixed", 100 + 20 * e + 5 * t + k) | {"id": f"{emotion['name']}-{topic}-{k}", "text": prose(100 + 20 * e + 5 * t + k, 12), "may_name": k == 0}
+            for t, topic in enumerate(("chat", "diary", "train"))
+            for k in range(2)
+        ]  # fmt: skip
+    return write(folder, spec | change).parent
+
+
+def test_joined_sets_keep_their_topics_apart_and_say_where_a_text_is_from(tmp_path: Path, small: es.EmotionSet) -> None:
+    both = es.load_emotion_set([tmp_path / "small", _messages(tmp_path / "messages")])
+    assert (both.name, both.names, both.sha256) == ("small+messages", small.names, None)
+    assert both.told == {
+        "small/kitchen": "first", "small/train": "third", "small/garden": "first", "small/office": "third",
+        "messages/chat": "mixed", "messages/diary": "mixed", "messages/train": "mixed",
+    }  # fmt: skip
+    assert Counter(t.source for _, t in both.texts()) == {"small": 12, "messages": 18}
+    assert {t.name: t.length for t in both.topics}["messages/chat"] == (8, 60)
+    assert {t.name: t.length for t in both.topics}["small/train"] is None
+    assert [n.id for n in both.neutral] == [f"small/{n.id}" for n in small.neutral]
+    assert {n.source for n in both.neutral} == {"small"}
+    assert [t.text for t in both.stories["joy"][:4]] == [t.text for t in small.stories["joy"]]
+    assert small.stories["joy"][0].source == ""
+
+
+def test_a_joined_set_is_loaded_by_the_names_with_a_plus_and_survives_a_file(tmp_path: Path) -> None:
+    joined = es.load_emotion_set("core2+core")
+    assert joined.name == "core2+core"
+    assert (len(joined.texts()), len(joined.told), joined.edition) == (768, 32, 1)
+    copy = es.load_emotion_set(es.save_emotion_set(joined, tmp_path / "copy"))
+    assert (copy.fingerprint, copy.topics, copy.told) == (joined.fingerprint, joined.topics, joined.told)
+    assert copy.stories["joy"][0].source == "core2"
+
+
+def test_folds_of_a_joined_set_take_topics_of_every_source() -> None:
+    folds = stats.topic_folds(es.load_emotion_set("core2+core").told)
+    for fold in folds:
+        assert Counter(t.partition("/")[0] for t in fold) == {"core2": 4, "core": 4}
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["core"], r"two or more of different names, got \['core'\]"),
+        (["core", "core"], r"two or more of different names"),
+        (["core", "core_de"], r"'core' is in 'en' and 'core_de' in 'de'; join one language"),
+        (["core", "plutchik8"], r"do not have the same emotions: only 'core' has 'acceptance' \(and 15 more differ\)"),
+    ],
+)
+def test_sets_that_do_not_go_together_are_not_joined(sets: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        es.load_emotion_set(sets)
+
+
+def test_a_part_of_a_joined_set_that_is_not_there_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="unknown emotion set 'core3'; did you mean 'core'"):
+        es.load_emotion_set("core2+core3")
+
+
+def test_a_topic_of_its_own_length_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"topics: 'kitchen': length: found \[9, 5\]; allowed: \[least, most\]"):
+        load(tmp_path, lambda s: s["topics"][0].update(length=[9, 5]))

@@ -50,7 +50,7 @@ VIOLATIONS: dict[str, tuple[Edit, str]] = {
     ),
     "opening": (
         lambda s: [e["stories"][0].update(text=f"At Night the train {prose(60 + i)}") for i, e in enumerate(s["emotions"][:2])],
-        r"joy-kitchen, sadness-kitchen: the same four opening words",
+        r"joy-kitchen, sadness-kitchen: the same 4 opening words",
     ),
     "frozen": (lambda s: s.update(sha256="0" * 64), r"the texts are not the frozen ones: sha256 \w{64}, set\.yaml says 0{64}"),
     "person": (
@@ -113,11 +113,6 @@ def test_every_shipped_set_is_frozen_and_breaks_none_of_its_own_rules(name: str)
     assert sc.check_emotion_set(s, words=False).violations == ()
     own = (es.data_root() / name / "set.yaml").read_text(encoding="utf-8")
     assert s.sha256 is not None or "extends:" in own  # a view without texts of its own is as frozen as its set
-
-
-def test_the_shipped_materials_break_no_rule() -> None:
-    checks = sc.check_materials()
-    assert {name: check.violations for name, check in checks.items()} == dict.fromkeys(checks, ())
 
 
 def test_a_phrase_in_many_texts_and_a_text_in_another_language_are_violations(tmp_path: Path) -> None:

@@ -358,3 +358,16 @@ def test_a_share_over_draws_is_the_ratio_of_means():
     assert e.value == pytest.approx(4.0 / 10.0)
     assert e.low == pytest.approx(0.0)  # only the second pair of the second draw
     assert e.high == pytest.approx(1.5)  # only the first pair of it
+
+
+@pytest.mark.parametrize("text", ['"Go on," she said.', "'Go on,' she said.", "‘It's late, go on,’ she said."])
+def test_speech_is_seen_in_double_and_in_single_quotes(text: str) -> None:
+    quoted = stats.form_features([text])[0, stats.FORM.index("quoted speech")]
+    assert quoted > 0.4
+
+
+def test_an_apostrophe_is_no_speech() -> None:
+    text = "The dogs' bowls, Ann's and his, weren't there. 'Twas late, she thought, and the boys' beds weren't made."
+    assert stats.form_features([text])[0, 0] == 0
+    behind = "The dogs' bowls were out. 'Go,' she said."
+    assert stats.form_features([behind])[0, 0] == pytest.approx(len("'Go,'") / len(behind))

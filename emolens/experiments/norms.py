@@ -5,8 +5,8 @@ component is fixed by `geometry.components`, without the norms) with an interval
 over every component, layer and table that could have been looked at; the same from the embeddings; a ridge regression over held-out words,
 each r beside that of permuted words through the same cross-validation, which is below 0 by construction, and not asked of fewer than
 `geometry.RIDGE_WORDS` words; RSA; RSA with the distance in story form (`stats.form_features`); clusters against families; reliability; similarity
-of layers; how far the two tables agree. Intervals of what is measured on pairs resample emotions. Headline: exact word forms; other forms of
-a word are a sensitivity row. With few rated words the rows say so: claims about geometry belong to a set of many words. Primary row: r of the
+of layers; how far the two tables agree. Intervals of what is measured on pairs resample emotions. Headline: exact word forms, without
+and with rows that rate one sense of a word; other forms of a word are a sensitivity row. With few rated words the rows say so: claims about geometry belong to a set of many words. Primary row: r of the
 component, of 1-3, with the largest |r| with valence.
 """
 
@@ -24,6 +24,13 @@ from emolens.experiments.base import Inputs, Row, judged, row
 
 NAME = "geometry"
 TABLES = ("glasgow_2019", "russell_mehrabian_1977")
+EXACT = "exact form"
+# which rows of a table are taken; the headline is given without and with rows of a sense
+FORMS = {
+    EXACT: ("exact",),
+    "exact form or a sense of it": ("exact", "sense"),
+    "exact, sense or related form": ("exact", "sense", "related"),
+}
 UNDERPOWERED = 30  # words; below this an interval on r is about .4 wide at best
 FEW = 6  # words; below this no r is given
 
@@ -35,20 +42,22 @@ def run(inputs: Inputs) -> list[Row]:
     layers = [geometry.components(v.vectors[:, k])[0].numpy() for k in range(len(v.layers))]
     exact: dict[str, dict[int, Any]] = {}
     out: list[Row] = []
-    for kinds in (("exact",), ("exact", "related")):
+    before: dict[str, dict[int, Any]] = {}
+    for form, kinds in FORMS.items():
         rated = {t: r for t in TABLES if len(r := _rated(inputs, t, kinds)) >= FEW}
-        if rated == exact:  # no table, or no other forms to add
+        if rated == before:  # no table, or no other rows to add
             continue
-        exact = rated if kinds == ("exact",) else exact
+        before = rated
+        exact = rated if form == EXACT else exact
         for axis in ("valence", "arousal"):
             tables = [(list(r), np.array([getattr(n, axis) for n in r.values()])) for r in rated.values()]
             null = geometry.axis_null(layers, tables, seed=inputs.seed)
             for table, words in rated.items():
-                at = say | _words(words, f"{table}, {' and '.join(kinds)} form") | {"emotion": axis}
+                at = say | _words(words, f"{table}, {form}") | {"emotion": axis}
                 first = rated is exact and table == next(iter(exact)) and axis == "valence"
                 out += _axis(inputs, words, axis, layers[v.slot(inputs.layer)], null, at, primary=first)
     for table, words in exact.items():
-        out += _plane(inputs, words, say | _words(words, f"{table}, exact form"))
+        out += _plane(inputs, words, say | _words(words, f"{table}, {EXACT}"))
     return out + _agreement(inputs) + _similarity(inputs, say)
 
 
