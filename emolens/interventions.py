@@ -955,6 +955,7 @@ def validate(
         TypeError: not a list of (name, function).
     """
     points = model.hook_dict  # one look: a bridge makes it anew at each
+    known: list[Mapping[str, Any]] = []  # models that were compared with this one
     for entry in hooks:
         if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and callable(entry[1])):
             raise TypeError(f"hooks are a list of (hook name, function), found {entry!r}")
@@ -981,8 +982,9 @@ def validate(
         width = model.cfg.d_head if spec.hook_point in ("z", "q", "k", "v") else model.cfg.d_model
         if spec.width not in (None, width):
             raise ValueError(f"{spec}: made for width {spec.width}, this model has {width}")
-        if spec.model is not None:
+        if spec.model is not None and spec.model not in known:
             check_model(model, spec.model, allow_other_model=allow_other_model)
+            known.append(spec.model)
         if encoded is None:
             continue
         if spec.rows not in (1, len(encoded)):

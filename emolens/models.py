@@ -31,7 +31,7 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
-from emolens._identity import fingerprints, is_quantised, sampled_fingerprint
+from emolens._identity import fingerprints, glance, is_quantised, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
 from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
@@ -353,14 +353,22 @@ def model_info(model: HookedModel) -> ModelInfo:
 def present_info(model: HookedModel) -> ModelInfo:
     """`model_info` with the weights and their precision as they are now: they may have been trained, edited or cast since it was loaded.
 
-    Of a quantised model it is as it was when loaded: its stored bits change their order when it runs.
+    Whoever compares weights asks here, at every call: the fingerprint is taken anew only where a `glance` shows a change. Of a quantised model it is as it was when loaded: its stored bits change their order when it runs.
     """
     if is_quantised(model):
         return model_info(model)
+    known, seen = model_info(model), glance(model)
+    if seen == model._emolens_seen:  # type: ignore[attr-defined]  # set by _remember
+        return known
     fingerprint, rounded = fingerprints(model, _dtype_of(model))
-    now = replace(model_info(model), fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
-    object.__setattr__(model, "_emolens_info", now)  # past nn.Module's bookkeeping
+    now = replace(known, fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
+    _remember(model, now, seen)
     return now
+
+
+def _remember(model: Any, info: ModelInfo, seen: tuple[Any, ...] | None) -> None:
+    for name, value in (("_emolens_info", info), ("_emolens_seen", seen)):
+        object.__setattr__(model, name, value)  # past nn.Module's bookkeeping
 
 
 def has_weights_of(model: HookedModel, info: Mapping[str, Any]) -> bool:
@@ -369,7 +377,7 @@ def has_weights_of(model: HookedModel, info: Mapping[str, Any]) -> bool:
     A file of version 0.1 knows a sample of them only: the same sample is taken here, and the processing has to be the same by name.
     """
     if "rounded" in info:
-        return same_weights(model_info(model).to_dict(), info)
+        return same_weights(present_info(model).to_dict(), info)
     return info["process_weights"] == model_info(model).process_weights and info["fingerprint"] == sampled_fingerprint(
         model
     )
@@ -851,7 +859,7 @@ def _set_info(
         transformer_lens=importlib.metadata.version("transformer-lens"),
         stop_tokens=stop_tokens,
     )
-    object.__setattr__(model, "_emolens_info", info)  # past nn.Module's bookkeeping
+    _remember(model, info, None if stored else glance(model))
 
 
 def _dtype_of(model: Any) -> torch.dtype:

@@ -588,3 +588,42 @@ def test_every_call_that_recommends_allow_other_model_takes_it(tiny: Any, tiny_m
     with pytest.raises(ValueError, match=r"\(other weights\); collect again$"):
         readout.check_model(tiny_model, info, allow_other_model=None)
     readout.check_model(tiny_model, info, allow_other_model=True)
+
+
+def _zeroed_row(w):
+    with torch.no_grad():
+        w[3] = 0
+
+
+def _past_autograd(w):
+    w.data[3, 2] += 1e-3
+
+
+def _by_numpy(w):
+    w.detach().numpy()[[3, 4]] = w.detach().numpy()[[4, 3]]
+
+
+def _another_parameter(w):
+    w.data = w.data.clone()
+    w.data[-1, -1] *= 2
+
+
+EDITS = (_zeroed_row, _past_autograd, _by_numpy, _another_parameter)
+CALLS = {
+    "score": lambda m, v: em.score(m, v, "They walked on."),
+    "generate, read": lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v),
+    "generate, steered": lambda m, v: em.generate(
+        m, "They", em.steer_resid_post(v["gloamer"], dose=0.1), max_new_tokens=1
+    ),
+    "lens": lambda m, v: em.logit_lens(m, v, {e: [e] for e in v.emotions}, n_random=2),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("call", CALLS)
+def test_weights_that_are_edited_between_two_calls_are_another_model(tiny, v, call, edit):
+    model = em.load_model(tiny("llama", tokenizer="chat"))
+    CALLS[call](model, v)
+    edit(next(p for p in model.parameters() if p.ndim == 2))
+    with pytest.raises(ValueError, match="other weights"):
+        CALLS[call](model, v)
