@@ -298,7 +298,7 @@ def score(
     """
     del seed  # nothing is drawn
     from emolens.corpus import Corpus
-    from emolens.directions import UNCALIBRATED, load_directions
+    from emolens.directions import load_directions
     from emolens.models import load_model
     from emolens.readout import score as read
     from emolens.readout import vacant_page, write_page
@@ -309,8 +309,7 @@ def score(
     given = _texts(texts, column)
     v = load_directions(vectors)
     v.slot(layer)
-    if v.calibration is None:
-        raise ValueError(UNCALIBRATED)
+    v.scale("token" if tokens else "text")
     name, dtype, revision = _made_with(v.info["model"], model, dtype, revision)
     loaded = load_model(name, device=device, dtype=dtype, revision=revision)
     scores = read(

@@ -162,7 +162,8 @@ def generate(
         `Generations`.
 
     Raises:
-        ValueError: hooks of another model, or rows that do not match the prompts; a prompt and its continuation longer than the context.
+        ValueError: hooks or directions of another model, or directions that cannot read tokens (`EmotionDirections.scale`); rows that do not
+            match the prompts; a prompt and its continuation longer than the context.
         FloatingPointError: NaN or infinity, with the layer and the type: half precision overflows, or a dose is too large.
 
     Example:
@@ -188,6 +189,7 @@ def generate(
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         v = read.at(read.layer if layer is None else layer)
+        v.scale("token")
     reader = _Reader(v, encoded) if v is not None and read_with == "as generated" else None
     numbers = list(range(len(texts))) if items is None else list(items)
     if len(numbers) != len(texts) or any(n < 0 for n in numbers):

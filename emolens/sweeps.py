@@ -279,6 +279,7 @@ def sweep(
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
+        reader.scale("token")
     run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
 
     cells = [

@@ -627,3 +627,22 @@ def test_weights_that_are_edited_between_two_calls_are_another_model(tiny, v, ca
     edit(next(p for p in model.parameters() if p.ndim == 2))
     with pytest.raises(ValueError, match="other weights"):
         CALLS[call](model, v)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, v: em.score(m, v, "They walked on.", per="token"),
+        lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v),
+        lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v, read_with="as generated"),
+        lambda m, v: em.sweep(
+            m, "They", v["gloamer"], doses=[0.1], target_words={"gloamer": ["a"], "tarrow": ["b"]}, write=1, read=v
+        ),
+        lambda m, v: v.token_z(torch.zeros(1, len(v.layers), 32), torch.tensor([1])),
+    ],
+    ids=["score", "generate", "as it is generated", "sweep", "token_z"],
+)
+def test_directions_without_neutral_texts_do_not_read_tokens(tiny_model, acts, call):
+    v = em.mean_difference(acts.select(lambda t: t.split != "neutral"), remove_neutral=None)
+    with pytest.raises(ValueError, match=r"too little neutral text .*make them from an emotion set that has more"):
+        call(tiny_model, v)
