@@ -1010,7 +1010,7 @@ class Check:
     Attributes:
         text: The prompt.
         spans: Characters of each token; none of a token that the tokenizer adds.
-        tokens: Each token by itself.
+        tokens: What each token is in the text, spaces included; the name of one that the tokenizer adds.
         steered: `[pos]` whether any hook changed the token.
         fired: For each hook: its name, how often it fired, how many tokens it changed, the median over them of |x' - x| / |x|, and of
             |x'| / |x|.
@@ -1123,5 +1123,4 @@ def check(
             "these hooks changed no token of the prompt: " + "; ".join(f"{what} fired {n}x" for what, n, *_ in fired)
         )
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
-    names = tuple(tokenizer.decode([i]) for i in encoded.ids)
-    return Check(encoded.text, tuple(encoded.offsets), names, steered, tuple(fired))
+    return Check(encoded.text, tuple(encoded.offsets), tuple(encoded.pieces(tokenizer)), steered, tuple(fired))

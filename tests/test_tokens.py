@@ -281,6 +281,23 @@ def _word(tokenizer, word, prompt=None):
         ("彼女は、", "嬉しい", "嬉しい"),
         ("나는", "행복한", " 행복한"),
         ("", "happy", "happy"),
+        ("He is happy", "!", "!"),
+        ("He is happy", " .", "."),
+        ("He is (very happy", ")", ")"),
+        ("She said “yes", "”", "”"),
+        ("She", "'s", "'s"),
+        ("She", "’s", "’s"),
+        ('She said "', "happy", "happy"),
+        ("'", "happy", "happy"),
+        ('("', "happy", "happy"),
+        ("She said \"'", "happy", "happy"),
+        ('She said "yes"', "happy", " happy"),
+        ("the girls'", "happy", " happy"),
+        ('She said "yes', '"', '"'),
+        ("She said", '"', ' "'),
+        ("She felt", '"happy"', ' "happy"'),
+        ("It costs", ".5", " .5"),
+        (None, "!", "!"),
         (None, "happy", " happy"),
         (None, "高兴", "高兴"),
     ],
@@ -289,6 +306,17 @@ def test_whether_a_word_has_a_space_before_it_is_said_by_script_and_prompt(promp
     from emolens.tokens import joined
 
     assert joined(word, prompt) == text
+
+
+def test_tokens_are_shown_as_they_stand_in_the_text(tmp_path):
+    """SentencePiece's decoder takes the space off a token by itself."""
+    m = em.load_model(made(tmp_path, tiny_tokenizer("sentencepiece")))
+    prompt = "I felt happy or sad"
+    fired = em.check(m, [("blocks.0.hook_resid_post", lambda act, hook: act + 1)], prompt)
+    assert "".join(fired.tokens[1:]) == prompt
+    metric = em.logit_difference(" happy", " sad")
+    sweep = em.patch_resid_pre(m, clean=prompt, corrupted=prompt.replace("happy", "angry"), metric=metric)
+    assert "".join(label.partition(":")[2] for label in sweep.labels[1:]) == prompt
 
 
 def test_words_with_another_first_token_after_another_prompt_are_no_one_metric():
