@@ -190,6 +190,7 @@ def write_stories(
         "backend": type(model).__name__,
         "tokenization": tokenization(getattr(model, "tokenizer", None)),
         "stop_tokens": info.stop_tokens,
+        "stop_strings": info.stop_strings,
         "prompts": hashlib.sha256("".join(p.model_dump_json() for p in prompts).encode()).hexdigest()[:16],
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

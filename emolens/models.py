@@ -61,6 +61,7 @@ class ModelInfo:
         tokenizer: sha256 of the vocabulary (first 16 hex digits), or "none".
         stop_tokens: Where generation ends, by name: the end-of-text tokens of the tokenizer, the config, `generation_config` and a GGUF
             file's header together.
+        stop_strings: Strings at which it ends too, of `generation_config`.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ModelInfo:
     rounded: dict[str, str] = field(default_factory=dict)
     adapter: str | None = None
     stop_tokens: dict[str, int] = field(default_factory=dict)
+    stop_strings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -150,7 +152,7 @@ def load_model(
     )
     device = _device(device)
     prepend = tokenizer is not None and _adds_bos(tokenizer)
-    stop_tokens = _stop_tokens(hf_model, tokenizer)
+    ends = _ends(hf_model, tokenizer)
     # before it runs: bitsandbytes packs its weights anew at the first pass
     stored = fingerprints(hf_model, hf_model.dtype) if is_quantised(hf_model) else None
     reference = _reference(hf_model, tokenizer) if verify else None
@@ -179,7 +181,7 @@ def load_model(
         backend,
         dict(processing),
         architecture,
-        stop_tokens,
+        ends,
         source.adapter,
         stored,
     )
@@ -340,8 +342,8 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         if (tokenizer := getattr(model, "tokenizer", None)) is not None:
             _check_vocabulary(label, tokenizer, cfg.d_vocab)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
-        stop_tokens = _stop_tokens(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
-        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, stop_tokens)
+        ends = _ends(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
+        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, ends)
     return model
 
 
@@ -787,15 +789,17 @@ def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
-def _stop_tokens(hf_model: Any, tokenizer: Any) -> dict[str, int]:
-    """End-of-text tokens of the tokenizer, the config and the generation config together, by name."""
+def _ends(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
+    """End-of-text tokens of the tokenizer, the config and the generation config together, by name; and the last one's strings."""
     configs = [getattr(hf_model, name, None) for name in ("config", "generation_config")]
     ids: list[int] = []
     for owner in (tokenizer, *configs):
         found = getattr(owner, "eos_token_id", None)
         ids += [] if found is None else [found] if isinstance(found, int) else list(found)
     own = {} if tokenizer is None else {i: token for token, i in tokenizer.get_vocab().items()}
-    return {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
+    tokens = {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
+    strings = getattr(configs[1], "stop_strings", None) or []
+    return {"stop_tokens": tokens, "stop_strings": [strings] if isinstance(strings, str) else list(strings)}
 
 
 # buffers of earlier versions of transformers, which its models make anew
@@ -837,7 +841,7 @@ def _set_info(
     backend: str,
     processing: dict[str, bool | str],
     architecture: str,
-    stop_tokens: dict[str, int],
+    ends: dict[str, Any],
     adapter: str | None = None,
     stored: tuple[str, dict[str, str]] | None = None,
 ) -> None:
@@ -857,7 +861,7 @@ def _set_info(
         adapter=adapter,
         tokenizer=_vocabulary_hash(getattr(model, "tokenizer", None)),
         transformer_lens=importlib.metadata.version("transformer-lens"),
-        stop_tokens=stop_tokens,
+        **ends,
     )
     _remember(model, info, None if stored else glance(model))
 

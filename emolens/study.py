@@ -306,6 +306,7 @@ def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -
         model["dtype"],
         model["tokenization"],
         model["stop_tokens"],
+        model["stop_strings"],
         emotions.fingerprint,
         "resid_post",
         options,

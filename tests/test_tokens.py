@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -386,6 +387,20 @@ def test_generation_ends_where_that_of_transformers_does(tmp_path, backend, said
     assert em.generate(m, PROMPT, max_new_tokens=12).tokens == ((),)
     assert model_info(m).stop_tokens == {"</s>": t.eos_token_id, "<|turn_end|>": end}
     assert model_info(m).to_dict()["stop_tokens"]["<|turn_end|>"] == end
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("several", [True, False])
+def test_generation_ends_at_the_strings_of_generation_config(tmp_path, backend, several):
+    path = made(tmp_path, tiny_tokenizer("chat"))
+    whole = em.generate(em.load_model(path, backend=backend), PROMPT, max_new_tokens=12).texts[0]
+    start = next(i for i in range(3, len(whole)) if whole[i : i + 3] not in whole[: i + 2])
+    stop = whole[start : start + 3]
+    file = path / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"stop_strings": [stop, "never"] if several else stop}))
+    m = em.load_model(path, backend=backend)
+    assert em.generate(m, PROMPT, max_new_tokens=12).texts == (whole[:start],)
+    assert model_info(m).to_dict()["stop_strings"] == [stop, "never"][: several + 1]
 
 
 def test_more_ends_may_be_given_as_tokens_and_as_strings(tiny_model):
