@@ -9,6 +9,7 @@ import codecs
 import csv
 import difflib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,11 +39,36 @@ def unknown(what: str, name: str, allowed: Any) -> str:
     return f"unknown {what} {name!r}{hint} allowed: {shown}" if hint else f"unknown {what} {name!r}; allowed: {shown}"
 
 
-def inside(here: Path, name: str) -> Path:
+_ADDRESS = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])"
+)  # a drive of Windows is one letter; pathlib drops the second slash
+
+
+def address(path: str | Path) -> str | None:
+    """What a path says that is no path but an address (``https://...``, ``s3://...``), with the slash that pathlib took from it."""
+    found = _ADDRESS.match(str(path))
+    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
+
+
+def here(path: str | Path) -> Path:
+    """A path of this machine, with ~ made whole.
+
+    Raises:
+        ValueError: an address.
+    """
+    if (url := address(path)) is not None:
+        raise ValueError(
+            f"{url} is an address, and only what lies on this machine is read and written: download it first (a model of the hub goes by "
+            "its name, owner/model)"
+        )
+    return Path(path).expanduser()
+
+
+def inside(folder: Path, name: str) -> Path:
     """A file that belongs to the set: a set from a stranger must not read outside its own folder."""
-    path = (here / name).resolve()
-    if not path.is_relative_to(here.resolve()):
-        raise ValueError(f"{here / name}: a set may only name files inside its own folder")
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder / name}: a set may only name files inside its own folder")
     return path
 
 

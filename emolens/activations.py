@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import __version__, shards
-from emolens._files import unknown
+from emolens._files import here, unknown
 from emolens._typing import Blocks, HookedModel, HookPoint, block_number, block_numbers, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Long, Slice, open_corpus
@@ -757,9 +757,7 @@ def held(
     folder: str | Path, manifest: dict[str, Any], before: Callable[[dict[str, Any]], None] | None = None
 ) -> Iterator[shards.Folder]:
     """Hold a folder for a run that was surveyed, with room for all of it; `before` may refuse the manifest, and then no folder is made."""
-    there = (
-        Path(folder).expanduser() / shards.MANIFEST
-    ).is_file()  # of a run that was begun: what differs from it is said first
+    there = (here(folder) / shards.MANIFEST).is_file()  # of a run that was begun: what differs from it is said first
     if before is not None and not there:
         before(manifest)
     with shards.begin(folder, manifest) as mine:

@@ -380,7 +380,8 @@ def steer(
     for prompt in prompts:
         if (kind := names_a_file(prompt)) is not None:
             raise ValueError(
-                f"{prompt!r} is the name of a {kind}, and steer continues texts: give the text that is in it"
+                f"{prompt!r} is the name of a {kind}, and steer continues texts: give the text that is in it (a text that looks like a name: "
+                "em.generate takes it in a list)"
             )
     v = load_directions(vectors)
     at = v.layers[v.slot(layer)]
@@ -787,6 +788,7 @@ def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]
     """What `score` was given, read: texts as they are, files, lines of standard input; a name that is no file is never taken for a text."""
     import io
 
+    from emolens._files import here
     from emolens.corpus import names_a_file, open_corpus, records
 
     out: list[tuple[Any, dict[str, Any]]] = []
@@ -797,7 +799,12 @@ def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]
             raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
             out += records(io.BytesIO(raw), "standard input", "text", ".txt")
         elif kind is not None:
-            out += open_corpus(Path(argument), column=column).read()
+            path = here(argument)
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{argument}: no such file (a text that looks like a name: echo ... | emolens score -)"
+                )
+            out += open_corpus(path, column=column).read()
             files += 1
         else:
             out += open_corpus([argument]).read()

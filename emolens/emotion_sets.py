@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from emolens._files import Strict, Word, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
+from emolens._files import Strict, Word, here, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
 
 Person = Literal["first", "third", "mixed"]
 
@@ -210,7 +210,7 @@ def load_emotion_set(name_or_path: str | Path) -> EmotionSet:
     shipped = data_root() / given / "set.yaml"
     if "/" not in given and shipped.is_file():
         return _load(shipped, ())
-    path = Path(given).expanduser()
+    path = here(given)
     if path.is_dir():
         path = path / "set.yaml"
     if not path.is_file():
@@ -226,7 +226,7 @@ def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
     Raises:
         FileExistsError: there is a set already.
     """
-    folder = Path(folder).expanduser()
+    folder = here(folder)
     for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
         if (folder / name).exists() or (folder.exists() and not folder.is_dir()):
             held = "a set" if name == "set.yaml" and folder.is_dir() else "something else under a name that a set needs"
@@ -440,7 +440,7 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
     folder = data_root() / "norms"
     path = folder / f"{name_or_path}.csv"
     if not path.is_file():
-        path = Path(name_or_path).expanduser()
+        path = here(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(unknown("norms table", str(name_or_path), sorted(p.stem for p in folder.glob("*.csv"))))
     norms: dict[str, Norm] = {}

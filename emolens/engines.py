@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from emolens._files import here
 from emolens._typing import HookedModel, HookPoint
 from emolens.activations import Collection, Job, begun, held, joined, mean_over_tokens, survey
 from emolens.corpus import Corpus, Long, open_corpus
@@ -128,7 +129,7 @@ def collect_on(
     if workers < 1:
         raise ValueError(f"workers={workers}; at least 1")
     request.open_texts()  # before anything starts: a wrong name should not cost a queue
-    folder = Path(folder).expanduser().absolute()
+    folder = here(folder).absolute()
     if engine == "local":
         return _local(request, folder, before, progress)
     run = {"ray": _on_ray, "slurm": _on_slurm}.get(engine)

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from emolens import __version__
-from emolens._files import Strict, Word, read_jsonl, unknown
+from emolens._files import Strict, Word, here, read_jsonl, unknown
 from emolens._typing import HookedModel
 from emolens.emotion_sets import EmotionSet, Person, Story, load_emotion_set, save_emotion_set
 from emolens.models import present_info
@@ -247,7 +247,7 @@ def import_texts(
     prompts = story_prompts(s, per_topic=per_topic, emotions=emotions, topics=topics)
     known = {p.id for p in prompts}
     texts: dict[str, str] = {}
-    for number, line in enumerate(read_jsonl(Path(path).expanduser(), _Text), start=1):
+    for number, line in enumerate(read_jsonl(here(path), _Text), start=1):
         if line.id not in known:
             raise ValueError(f"{path}: text {number}: " + unknown("prompt id", line.id, sorted(known)))
         if line.id in texts:
@@ -312,7 +312,7 @@ def _repeated(text: str, language: str) -> float:
 
 def _begin(out: str | Path, spec: dict[str, Any]) -> Path:
     """The folder of this very run, new or interrupted."""
-    folder = Path(out).expanduser()
+    folder = here(out)
     manifest = folder / "manifest.json"
     if manifest.is_file():
         try:

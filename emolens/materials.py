@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from emolens._files import Strict, Word, read_jsonl, read_yaml, validate
+from emolens._files import Strict, Word, here, read_jsonl, read_yaml, validate
 from emolens.emotion_sets import Turn, data_root
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -222,7 +222,7 @@ def load_stems(path: str | Path | None = None) -> Stems:
     Raises:
         FileNotFoundError, ValueError: no such file; what is wrong in which line.
     """
-    file = data_root() / "stems.yaml" if path is None else Path(path).expanduser()
+    file = data_root() / "stems.yaml" if path is None else here(path)
     lines, data = read_yaml(file)
     stems = validate(Stems, data, file, lines)
     if both := set(stems.choose) & set(stems.report):
@@ -265,7 +265,7 @@ def load_deflections(path: str | Path | None = None) -> tuple[Deflection, ...]:
 
 
 def _load(name: str, path: str | Path | None, model: Any) -> tuple[Any, ...]:
-    file = data_root() / name if path is None else Path(path).expanduser()
+    file = data_root() / name if path is None else here(path)
     records = tuple(read_jsonl(file, model))
     if not records:
         raise ValueError(f"{file}: empty")

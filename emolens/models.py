@@ -31,6 +31,7 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
+from emolens._files import here
 from emolens._identity import fingerprints, glance, is_quantised, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
 from emolens.adapters import gguf, lora
@@ -411,7 +412,7 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
         (e for e in CATALOGUE.values() if e.repo.lower() == name.lower() and not e.gguf_package), None
     )
     if isinstance(given, Path):
-        if not given.expanduser().exists():
+        if not here(given).exists():
             raise FileNotFoundError(
                 f"{name}: no such file or directory; a hub name or a short name is a string, not a Path"
             )
@@ -433,7 +434,7 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
             directory, file = _packaged_gguf(entry)
             return _Source(name, directory, file, gguf_file=file, entry=entry, local=True)
         return _Source(name, entry.repo, entry.repo, revision, entry=entry)
-    path = Path(name).expanduser()
+    path = here(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", lora.CONFIG)):
             ggufs = sorted(p.name for p in path.glob("*.gguf"))

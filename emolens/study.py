@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from emolens import __version__, stats
+from emolens._files import here
 from emolens._typing import HookedModel
 from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
@@ -201,7 +202,7 @@ def check_request(emotions: EmotionSet, out: str | Path, seed: int = 0) -> Path:
     if not emotions.neutral:
         raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
     _check_folds(emotions, seed)
-    folder = Path(out).expanduser()
+    folder = here(out)
     begun = [folder / "activations" / MANIFEST, *(folder / "experiments").glob("*.json")]
     strays = [p for p in (folder / "activations", folder / "experiments") if p.exists() and not _ours(p)]
     if not (folder / "results.json").exists() and not any(p.is_file() for p in begun):
@@ -253,7 +254,7 @@ def _peak_memory() -> int:
 
 
 def _prepare(out: str | Path) -> Path:
-    folder = Path(out).expanduser()
+    folder = here(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -230,6 +230,15 @@ def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
         # before the model is looked for
         (["study", "--model", "./nowhere", "--external", "TMP", "--out", "TMP/study"], "neither goemotions_test.tsv nor emobank.csv is there"),
         (["study", "--model", "TINY", "--set", "nope", "--out", "TMP/study"], "unknown emotion set 'nope'"),
+        (["study", "--model", "https://example.org/a/b", "--out", "TMP/study"], "https://example.org/a/b is an address"),
+        (["study", "--set", "https://example.org/core", "--out", "TMP/study"], "https://example.org/core is an address"),
+        (["study", "--out", "s3://bucket/study"], "s3://bucket/study is an address"),
+        (["study", "--external", "https://example.org/texts", "--out", "TMP/study"], "https://example.org/texts is an address"),
+        (["extract", "--out", "s3://bucket/v.safetensors"], "s3://bucket/v.safetensors is an address"),
+        (["extract", "--texts", "https://example.org/t.csv"], "https://example.org/t.csv is an address"),
+        (["write-stories", "--model", "TINY", "--out", "s3://bucket/own"], "s3://bucket/own is an address"),
+        (["write-stories", "--export-prompts", "s3://bucket/p.jsonl"], "s3://bucket/p.jsonl is an address"),
+        (["sets", "import", "https://example.org/probes", "--out", "TMP/p"], "https://example.org/probes is an address"),
     ],
     ids=lambda x: " ".join(x[:3]) if isinstance(x, list) else "",
 )  # fmt: skip
@@ -424,6 +433,11 @@ def test_score_reads_every_text_of_a_file_and_of_a_pipe(emolens, banded, tiny, t
     [
         (("comments.csv",), "comments.csv: no such file"),
         (("./comments",), "comments: no such file"),
+        (("nosuch file.csv",), "nosuch file.csv: no such file (a text that looks like a name: echo ... | emolens score -)"),
+        (("https://example.org/a.csv",), "https://example.org/a.csv is an address, and only what lies on this machine is read and written"),
+        (("https://example.org/a",), "https://example.org/a is an address"),
+        (("She sat down.", "--html", "s3://mine/view.html"), "s3://mine/view.html is an address"),
+        (("She sat down.", "-v", "https://example.org/v.safetensors"), "https://example.org/v.safetensors is an address"),
         (("TMP",), "is a folder; give the files in it"),
         (("TMP/c.csv",), "c.csv:1: no column 'text'; there are: comment, id; say which one is the text (column=, --column)"),
         (("TMP/c.xlsx",), "a .xlsx file is not read here"),

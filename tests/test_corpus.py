@@ -151,7 +151,7 @@ def test_a_name_is_never_taken_for_a_text(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fear").mkdir()
     (tmp_path / "my notes").write_text("x", encoding="utf-8")
-    for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv", "comments.dat", "a.log", "t.csv.bz2", "t.jsonl.zst"):  # fmt: skip
+    for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv", "comments.dat", "nosuch file.csv", "I saved it as report.txt", "a.log", "t.csv.bz2", "t.jsonl.zst"):  # fmt: skip
         for call in (
             lambda: em.collect_resid_post(tiny_model, name, progress=False),  # noqa: B023
             lambda: em.generate(tiny_model, name, max_new_tokens=1),  # noqa: B023
@@ -166,7 +166,7 @@ def test_a_name_is_never_taken_for_a_text(tiny_model, tmp_path, monkeypatch):
         em.collect_resid_post(tiny_model, "core", progress=False)
 
 
-@pytest.mark.parametrize("text", ["and/or", "She opened it.", "v1.2", "I saved it as report.txt", "e.g.", "joy", "\x00", "~nobody-here said so", "3.14", "x" * 5000, "a\nb.csv"])  # fmt: skip
+@pytest.mark.parametrize("text", ["and/or", "She opened it.", "v1.2", "Node.js", "e.g.", "joy", "\x00", "~nobody-here said so", "3.14", "x" * 5000, "a\nb.csv"])  # fmt: skip
 def test_a_text_is_a_text(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert names_a_file(text) is None
