@@ -176,6 +176,27 @@ def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) 
     return f"{path}:{line}: {'.'.join(map(str, loc))}: {message}{found}"
 
 
+def parse_json(text: str) -> Any:
+    """The data of one JSON value.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, or an object with a key twice, of which others would silently keep the last.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise ValueError(f"the key {twice!r} is there twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        raise ValueError(f"not valid JSON: {problem}") from error
+
+
 def read_jsonl(path: Path, model: Any) -> list[Any]:
     """One record a line; empty lines are passed over."""
     out = []
@@ -183,9 +204,8 @@ def read_jsonl(path: Path, model: Any) -> list[Any]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-            problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-            raise ValueError(f"{path}:{number}: not valid JSON: {problem}") from error
+            data = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
         out.append(validate(model, data, path, number))
     return out

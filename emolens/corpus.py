@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
-from emolens._files import address, decoded, here, table
+from emolens._files import address, decoded, here, parse_json, table
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
 from emolens.tokens import Text, whole
 
@@ -403,9 +402,10 @@ def _objects(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     for at, line in lines:
         if line.strip():
             try:
-                yield at, from_json(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{at}: invalid json: {str(error)[:200]} (one record a line is read)") from error
+                record = parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"{at}: {str(error)[:200]} (one record a line is read)") from error
+            yield at, record
 
 
 def _rows(

@@ -13,7 +13,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -424,7 +424,6 @@ class Norm:
     dominance: float
 
 
-@lru_cache
 def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = False) -> dict[str, Norm]:
     """Human valence, arousal and dominance of words, by exact form.
 
@@ -435,7 +434,7 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing or a cell is not a number, with the line.
+        ValueError: a column is missing, a cell is not a number, a word is there twice, with the line.
     """
     folder = data_root() / "norms"
     path = folder / f"{name_or_path}.csv"
@@ -443,14 +442,22 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
         path = here(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(unknown("norms table", str(name_or_path), sorted(p.stem for p in folder.glob("*.csv"))))
+    return dict(_norms(read_text(path), path, related))
+
+
+@lru_cache(maxsize=8)
+def _norms(text: str, path: Path, related: bool) -> Mapping[str, Norm]:
+    """The table that a text is, read once; a file that was edited is another text."""
     norms: dict[str, Norm] = {}
-    rows = ["" if row.startswith("#") else row for row in read_text(path).splitlines()]
+    rows = ["" if row.startswith("#") else row for row in text.splitlines()]
     comments = next((i for i, row in enumerate(rows) if row), len(rows))
     names, separator = table("\n".join(rows[comments:]))
     needed = ("word", "valence", "arousal", "dominance")
     if missing := sorted(set(needed) - set(names)):
         there = ", ".join(names)[:200] or "none"
         raise ValueError(f"{path}: column {missing[0]!r} is missing; needed: {', '.join(needed)}; there are: {there}")
+    if twice := [c for c in needed if names.count(c) > 1]:
+        raise ValueError(f"{path}:{comments + 1}: there is more than one column {twice[0]!r}")
     reader = csv.DictReader(rows[comments + 1 :], fieldnames=names, delimiter=separator)
     for row in reader:
         if related or row.get("match", "exact") == "exact":
@@ -463,6 +470,8 @@ def load_norms(name_or_path: str | Path = "glasgow_2019", *, related: bool = Fal
                 raise ValueError(f"{where}: not a number{comma} (found {found[:60]!r})") from error
             if not np.isfinite(values).all():
                 raise ValueError(f"{where}: not a number")
+            if row["word"] in norms:
+                raise ValueError(f"{where}: this word is there twice")
             norms[row["word"]] = Norm(*values)
     return norms
 
