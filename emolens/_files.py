@@ -12,7 +12,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -64,6 +64,21 @@ def here(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
+def existing(path: str | Path, kind: Literal["file", "folder"]) -> Path:
+    """A file or a folder of this machine that is there.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the other of the two is; or an address.
+    """
+    path = here(path)
+    if path.is_dir() if kind == "file" else path.is_file():
+        raise ValueError(f"{path} is a {'folder' if kind == 'file' else 'file'}; give the name of a {kind}")
+    if not (path.is_file() if kind == "file" else path.is_dir()):
+        raise FileNotFoundError(f"{path}: no such {kind}")
+    return path
+
+
 def inside(folder: Path, name: str) -> Path:
     """A file that belongs to the set: a set from a stranger must not read outside its own folder."""
     path = (folder / name).resolve()
@@ -74,8 +89,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def read_text(path: Path) -> str:
     """The text of a file of at most `MAX_BYTES`, which must be UTF-8; without the mark that editors on Windows put before it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = existing(path, "file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read from one file")
     return decoded(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")

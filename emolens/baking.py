@@ -27,6 +27,7 @@ from emolens._files import here
 from emolens.corpus import several
 from emolens.interventions import Hook, Hooks, Spec, validate
 from emolens.models import VERIFY_PROMPTS, Text, checked, encode, load_model, model_info, open_hf, pad
+from emolens.shards import vacant_folder
 
 Writer = Literal["attn", "mlp"]
 RECORD = "emolens.json"
@@ -106,7 +107,7 @@ def bake(
     Example:
         ``em.bake("pythia-160m", em.steer_resid_post(v["joy"], layer=8, dose=0.1), "joyful")``
     """
-    out = here(out)
+    out = vacant_folder(out)
     _vacant(out, name_or_path, overwrite)
     ours = [_bakeable(name, hook) for name, hook in hooks]
     if not ours:

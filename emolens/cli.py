@@ -156,7 +156,7 @@ def extract(
     from emolens import directions
     from emolens._typing import HookPoint
     from emolens.engines import Request, collect_on
-    from emolens.shards import vacant
+    from emolens.shards import vacant, vacant_folder
 
     methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
     if method not in methods:
@@ -193,7 +193,7 @@ def extract(
     parameters = dict(_parameter(p) for p in slurm or ())
     asked = _Asked(request, method, share, shards)
     vacant(out, asked.other, overwrite=overwrite)
-    folder = shards or out.with_name(f"{out.name}.shards")
+    folder = vacant_folder(shards or out.with_name(f"{out.name}.shards"))
     collection = collect_on(
         engine,  # type: ignore[arg-type]  # checked there
         request,
@@ -478,6 +478,8 @@ def write_stories(
 
     s = load_emotion_set(set)
     lengths = None if length is None else _two_numbers(length)
+    if export_prompts is None:
+        generation.check_folder(out)
     named = [x.split(",") if x else None for x in (emotions, topics)]
     if export_prompts is not None:
         prompts = generation.story_prompts(s, per_topic=per_topic, emotions=named[0], topics=named[1])
@@ -694,11 +696,12 @@ def sets_import(
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.emotion_sets import save_emotion_set
+    from emolens.emotion_sets import check_vacant, save_emotion_set
     from emolens.published import read_emotion_probes, read_emovecllm
 
     if form not in ("emovecllm", "emotion-probes"):
         raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")
+    check_vacant(out)
     if form == "emovecllm":
         s = read_emovecllm(source)
     else:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from emolens._files import address, decoded, here, parse_json, table
+from emolens._files import address, decoded, existing, here, parse_json, table
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
 from emolens.tokens import Text, whole
 
@@ -362,8 +362,7 @@ def _reader_of(path: Path, column: str) -> Callable[[], Iterator[tuple[Text, dic
     if path.is_dir():
         hint = f"load_emotion_set({str(path)!r})" if (path / "set.yaml").is_file() else "the files in it, one by one"
         raise ValueError(f"{path} is a folder; give {hint}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = existing(path, "file")
     ending = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if ending in FOREIGN:
         raise ValueError(

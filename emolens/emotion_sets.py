@@ -24,6 +24,7 @@ import yaml
 from pydantic import Field
 
 from emolens._files import Strict, Word, here, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
+from emolens.shards import vacant_folder
 
 Person = Literal["first", "third", "mixed"]
 
@@ -220,17 +221,27 @@ def load_emotion_set(name_or_path: str | Path) -> EmotionSet:
     return _load(path, ())
 
 
+def check_vacant(folder: str | Path) -> Path:
+    """The folder that a set is to be written to.
+
+    Raises:
+        FileExistsError: there is a set already, or something else where it would be.
+    """
+    folder = vacant_folder(folder)
+    for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
+        if (folder / name).exists():
+            held = "a set" if name == "set.yaml" else "something else under a name that a set needs"
+            raise FileExistsError(f"{folder} already holds {held}; choose another folder")
+    return folder
+
+
 def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
     """Write a set as a folder that `load_emotion_set` reads: set.yaml, topics.yaml, one file of stories an emotion, neutral texts.
 
     Raises:
         FileExistsError: there is a set already.
     """
-    folder = here(folder)
-    for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
-        if (folder / name).exists() or (folder.exists() and not folder.is_dir()):
-            held = "a set" if name == "set.yaml" and folder.is_dir() else "something else under a name that a set needs"
-            raise FileExistsError(f"{folder} already holds {held}; choose another folder")
+    folder = check_vacant(folder)
     (folder / "stories").mkdir(parents=True, exist_ok=True)
     emotions = []
     for number, e in enumerate(s.emotions):

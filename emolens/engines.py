@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import torch
 
-from emolens._files import here
 from emolens._typing import HookedModel, HookPoint
 from emolens.activations import Collection, Job, begun, held, joined, mean_over_tokens, survey
 from emolens.corpus import Corpus, Long, open_corpus
 from emolens.emotion_sets import load_emotion_set
 from emolens.models import load_model
+from emolens.shards import vacant_folder
 
 Engine = Literal["local", "ray", "slurm"]
 Check = Callable[[dict[str, Any]], None]
@@ -129,7 +129,7 @@ def collect_on(
     if workers < 1:
         raise ValueError(f"workers={workers}; at least 1")
     request.open_texts()  # before anything starts: a wrong name should not cost a queue
-    folder = here(folder).absolute()
+    folder = vacant_folder(folder).absolute()
     if engine == "local":
         return _local(request, folder, before, progress)
     run = {"ray": _on_ray, "slurm": _on_slurm}.get(engine)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emolens._files import here
+from emolens._files import existing, here
 
 FORMAT = "emolens.shards.1"
 MANIFEST, LOCK, HELD = "manifest.json", "lock", "lock.held"
@@ -88,6 +88,19 @@ def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: 
     return path
 
 
+def vacant_folder(path: str | Path) -> Path:
+    """The path of a folder that is there or can be made.
+
+    Raises:
+        FileExistsError: it is a file, or would lie in one.
+    """
+    path = here(path)
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise FileExistsError(f"{part} is a file; give the name of a folder")
+    return path
+
+
 def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file of ours.
 
@@ -97,9 +110,7 @@ def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], 
     Raises:
         FileNotFoundError, ValueError: no such file; truncated, damaged or not safetensors; not of these kinds.
     """
-    path = here(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = existing(path, "file")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -205,10 +216,10 @@ def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     """Hold a folder for one run: a new one, or one that was begun with the very same manifest.
 
     Raises:
-        FileExistsError: another process holds it; it was begun with something else (which is said); it holds other files.
+        FileExistsError: another process holds it; it was begun with something else (which is said); it holds other files, or is one.
         OSError: it cannot be written.
     """
-    path = here(path)
+    path = vacant_folder(path)
     manifest = {"format": FORMAT, **json.loads(json.dumps(manifest))}  # as it will be read back
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from emolens.experiments.base import Inputs, Row
 from emolens.models import load_model, present_info
 from emolens.readout import score
 from emolens.report import write_report
-from emolens.shards import LOCK, MANIFEST, digest_of, vacant, written_whole
+from emolens.shards import LOCK, MANIFEST, digest_of, vacant, vacant_folder, written_whole
 from emolens.tokens import tokenization
 
 # texts that are in no set, for the coloured view of the report
@@ -254,7 +254,7 @@ def _peak_memory() -> int:
 
 
 def _prepare(out: str | Path) -> Path:
-    folder = here(out)
+    folder = vacant_folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -268,12 +268,60 @@ def test_a_usage_error_is_exit_2(emolens):
         assert "Traceback" not in err
 
 
-def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path):
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("", encoding="utf-8")
-    code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", in_the_way / "study")
+def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", tmp_path / "study")
     assert code == 3
-    assert "cannot write there" in one_line(err)
+    assert "cannot write there (No space left on device)" in one_line(err)
+
+
+PLACES = {  # where a file is wanted and a folder given, or the reverse
+    "is a folder; give the name of a file": [
+        ("extract", "-s", "SET", "-o", "FOLDER"),
+        ("score", "-v", "FOLDER", "She sat down."),
+        ("score", "-v", "VECTORS", "She sat down.", "--html", "FOLDER"),
+        ("steer", "-v", "FOLDER", "-e", "glimmer", "The door"),
+        ("write-stories", "-s", "SET", "--export-prompts", "FOLDER"),
+        ("write-stories", "-s", "SET", "--import-texts", "FOLDER", "--writer", "me", "-o", "NEW"),
+        ("languages", "--sets", "SET,SET", "-o", "FOLDER"),
+    ],
+    "is a folder; give the files in it": [("extract", "--texts", "FOLDER", "-o", "NEW")],
+    "is a file; give the name of a folder": [
+        ("study", "-s", "SET", "-o", "FILE"),
+        ("study", "-s", "SET", "-o", "FILE/below"),
+        ("study", "-s", "SET", "--external", "FILE", "-o", "NEW"),
+        ("extract", "-s", "SET", "--shards", "FILE", "-o", "NEW"),
+        ("extract", "-s", "SET", "--shards", "FILE/below", "-o", "NEW"),
+        ("write-stories", "-s", "SET", "-o", "FILE"),
+        ("sets", "import", "FOLDER", "--form", "emovecllm", "-o", "FILE"),
+    ],
+    "holds no run of this kind; choose another folder": [("write-stories", "-s", "SET", "-o", "FULL")],
+    "holds a manifest.json of something else": [("write-stories", "-s", "SET", "-o", "OTHER")],
+}
+
+
+@pytest.mark.parametrize(("message", "given"), [(m, g) for m, several in PLACES.items() for g in several], ids=str)
+def test_a_file_for_a_folder_and_the_reverse_are_told_apart_before_the_model_is_opened(
+    emolens, tiny, toy_set, banded, tmp_path, monkeypatch, message, given
+):
+    monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was opened"))
+    monkeypatch.setattr("emolens.engines.load_model", lambda *a, **k: pytest.fail("the model was opened"))
+    for name in ("folder", "full", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work", encoding="utf-8")
+    (tmp_path / "other" / "manifest.json").write_text('{"spec": {"mine": 1}}', encoding="utf-8")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    places = {"SET": toy_set, "VECTORS": banded, "NEW": tmp_path / "new"}
+    places |= {n.upper(): tmp_path / n for n in ("folder", "full", "other", "file")}
+    for name, place in places.items():
+        given = [x.replace(name, str(place)) for x in given]
+    model = () if given[0] in ("sets",) else ("-m", tiny("llama", tokenizer="chat"))
+    code, _, err = emolens(*given, *model)
+    assert (code, message in one_line(err)) == (2, True), err
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_interrupt_is_exit_130(emolens, monkeypatch):
@@ -467,6 +515,13 @@ def test_score_refuses_before_the_model_is_opened(emolens, banded, tiny, tmp_pat
     assert (tmp_path / "notes.html").read_text(encoding="utf-8") == "<p>mine</p>"
 
 
+def test_where_no_text_is_left_the_advice_fits(emolens, banded, tiny):
+    model = tiny("llama", tokenizer="chat")
+    code, _, err = emolens("score", "-v", banded, "-m", model, "--long", "skip", "They laughed. " * 99)
+    assert code == 2
+    assert "every text is longer than the 256 tokens that this model reads, and was left out: choose long='truncate'" in one_line(err)  # fmt: skip
+
+
 def test_a_text_too_long_is_named_cut_or_left_out(emolens, banded, tiny, tmp_path):
     file = tmp_path / "c.txt"
     file.write_text(
@@ -476,7 +531,7 @@ def test_a_text_too_long_is_named_cut_or_left_out(emolens, banded, tiny, tmp_pat
     command = ("score", "-v", banded, "-m", tiny("llama", tokenizer="chat"), file)
     code, _, err = emolens(*command)
     assert code == 2
-    assert re.search(r"text 1 has \d+ tokens; this model reads 256 \(.*c\.txt:2\): shorten it, or choose long='truncate' or 'skip'", one_line(err))  # fmt: skip
+    assert re.search(r"text 1 has \d+ tokens; this model reads 256 \(.*c\.txt:2\): shorten it, or choose long='truncate' or 'skip' \(--long of extract and score\)", one_line(err))  # fmt: skip
     code, out, _ = emolens(*command, "--long", "truncate")
     assert code == 0
     assert ["[cut]" in line for line in out.splitlines()] == [False, False, True, False]
@@ -604,7 +659,7 @@ def test_a_study_refuses_before_the_model_is_opened(emolens, tiny, toy_set, tmp_
         (tmp_path / "own", tmp_path / "study", "set 'own' has no neutral texts"),
         (toy_set, project, "holds something else (experiments) that a study would replace"),
         (toy_set, vectors, "holds something else (vectors.safetensors) that a study would replace"),
-        (toy_set, tmp_path / "file", "cannot write there"),
+        (toy_set, tmp_path / "file", "file is a file; give the name of a folder"),
     ):
         code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", set_, "-o", out)
         assert code in (2, 3)

@@ -6,9 +6,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emolens import report, verdicts
+from emolens.experiments import base
 from emolens.experiments.base import Row
 from emolens.verdicts import CLAIMS, FEWEST, RULES, Answer, answers
 
@@ -278,3 +280,8 @@ def test_figures_that_are_not_known_are_not_made_up():
         "0.00",
         "[0.40, 0.60]",
     )
+
+
+def test_a_null_without_draws_is_an_error():
+    with pytest.raises(ValueError, match="no draws of shuffled labels: a null needs at least one"):
+        base.judged(1.0, np.zeros(0), "shuffled labels")
