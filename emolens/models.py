@@ -256,7 +256,7 @@ def open_hf(
         _drop_invented(tokenizer, rows)
         header.complete_tokenizer(tokenizer)
     _check_vocabulary(source.label, tokenizer, rows)
-    with _explained(source):
+    with _explained(source), _named_misfit(source, hf_config):
         placement = _placement(backend, n_devices, device_map)
         with _quiet(), lora.left_out():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -726,16 +726,48 @@ def _check_memory(
 
 def _weights(hf_config: Any) -> tuple[int, int]:
     """Number of parameters of a config, and how many of them are the matrices of blocks, which quantisation packs."""
+    model = _unweighted(hf_config)
+    head = model.get_output_embeddings()
+    packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sum(p.numel() for p in model.parameters()), packed
+
+
+def _unweighted(hf_config: Any) -> Any:
+    """The model of a config, not quantised and without weights."""
     from transformers import AutoModelForCausalLM
 
     plain = copy.copy(hf_config)
     vars(plain).pop("quantization_config", None)
     # not accelerate's init_empty_weights, under which tied embeddings are counted twice
     with torch.device("meta"), _quiet():
-        model = AutoModelForCausalLM.from_config(plain)
-    head = model.get_output_embeddings()
-    packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    return sum(p.numel() for p in model.parameters()), packed
+        return AutoModelForCausalLM.from_config(plain)
+
+
+@contextmanager
+def _named_misfit(source: _Source, hf_config: Any) -> Iterator[None]:
+    """Name what a quantised checkpoint lacks: transformers fills holes with random numbers, which bytes do not take, before it reports."""
+    try:
+        yield
+    except NotImplementedError as error:
+        from safetensors import safe_open
+        from transformers.utils import cached_file
+
+        config = cached_file(source.location, "config.json", revision=source.revision)
+        found: dict[str, tuple[list[int], str]] = {}
+        for path in sorted(Path(str(config)).parent.glob("*.safetensors")):
+            with safe_open(str(path), framework="pt") as file:
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+                found |= {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+        wrong = []
+        for name, tensor in _unweighted(hf_config).named_parameters():
+            shape, dtype = found.get(name, ([], ""))
+            if not any(other.startswith(name.removesuffix("weight")) for other in found):
+                wrong.append(f"{name} is missing")
+            elif dtype in ("F64", "F32", "F16", "BF16") and shape != list(tensor.shape):
+                wrong.append(f"{name} has shape {shape}, its config says {list(tensor.shape)}")
+        what = f"the tensor {wrong[0]}" if wrong else "some of its tensors are not those of its config"
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise OSError(f"{source.label}: {what}{more}; the quantised checkpoint is not complete ({error})") from error
 
 
 def _stored_bits(hf_config: Any) -> float | None:

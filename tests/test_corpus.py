@@ -379,7 +379,9 @@ def test_a_long_text_is_cut_or_left_out_and_counted(tiny_model, tmp_path, to):
     assert (cut.info["dropped_texts"], cut.info["truncated_texts"]) == (0, 1)
     assert cut.texts[3].n_tokens == 256
     torch.testing.assert_close(torch.cat([cut.rows[:3], cut.rows[4:]]), plain.rows)
-    with pytest.raises(ValueError, match="every text is longer than the 256 tokens that this model reads, and was left out"):
+    with pytest.raises(
+        ValueError, match="every text is longer than the 256 tokens that this model reads, and was left out"
+    ):
         go([LONG], "skip")
     with pytest.raises(ValueError, match="long='cut'; allowed: 'raise', 'truncate', 'skip'"):
         go(TEXTS, "cut")
