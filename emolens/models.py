@@ -151,7 +151,7 @@ def load_model(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    device = _device(device)
+    device = check_device(device)
     prepend = tokenizer is not None and _adds_bos(tokenizer)
     ends = _ends(hf_model, tokenizer)
     # before it runs: bitsandbytes packs its weights anew at the first pass
@@ -221,7 +221,7 @@ def open_hf(
         if adapter is not None:
             asked = source if _has(source, "tokenizer_config.json") else None
             source = _base(source, adapter)
-    device = _device(device)
+    device = check_device(device)
     if dtype is not None:
         _dtype(dtype, device, None)  # before anything is read
     if device_map is not None and backend == "hooked":
@@ -284,8 +284,12 @@ def open_hf(
     return hf_model.eval(), tokenizer, source, family
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, which must be there."""
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the one that is used where none is.
+
+    Raises:
+        ValueError: no such device, or none of it on this machine.
+    """
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         wanted = torch.device(device or ("cuda" if n else "cpu"))

@@ -83,6 +83,22 @@ def test_the_help_of_every_command_has_an_example(command):
     assert f"Example: emolens {' '.join(command)}" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("extract", ["Nothing is drawn here", "embed, resid_pre", "float64", "counted from 0", "128 on a CPU, 512 on a GPU"]),
+        ("plan", ["Nothing is drawn here"]),
+        ("score", ["Nothing is drawn here", "two thirds of the depth from extract", "the one that the directions were made in"]),
+        ("steer", ["Seed of what is sampled, and of random directions", "the same width and tokenizer"]),
+        ("write-stories", ["the default is 60,150, of Chinese and Japanese 100,400 characters", "above 0, at most 1"]),
+        ("study", ["Seed of folds, resamples and random directions", "or both; without it"]),
+    ],
+)  # fmt: skip
+def test_the_help_says_units_and_defaults(command, said):
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "400"})
+    assert not [phrase for phrase in said if phrase not in " ".join(result.output.split())]
+
+
 def test_the_list_of_commands_is_complete():
     import typer
 
@@ -270,6 +286,26 @@ def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path, monk
     code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", tmp_path / "study")
     assert code == 3
     assert "cannot write there (No space left on device)" in one_line(err)
+
+
+@pytest.mark.parametrize("command", ["study", "extract", "plan", "write-stories", "languages"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_made(
+    emolens, tiny, toy_set, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("opened"))
+    set_ = ("--sets", f"{toy_set},{toy_set}") if command == "languages" else ("-s", toy_set)
+    out = () if command == "plan" else ("-o", tmp_path / "new")
+    code, _, err = emolens(command, "-m", tiny("llama", tokenizer="chat"), *set_, "--device", "cuda", *out)
+    assert code == 2
+    assert "device='cuda', but of CUDA devices this machine has none that PyTorch sees; use device='cpu'" in one_line(err)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_by_name_takes_no_device_of_this_machine(emolens, toy_set):
+    code, _, err = emolens("plan", "-m", "llama-3-8b", "-s", toy_set, "--device-name", "h100", "--device", "cuda")
+    assert code == 2
+    assert "--device: with --device-name the model is not opened; leave one of the two away" in one_line(err)
 
 
 PLACES = {  # where a file is wanted and a folder given, or the reverse
