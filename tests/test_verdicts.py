@@ -215,7 +215,9 @@ def test_what_is_said_of_the_others():
     assert "A loss of more than 5 points is excluded." in the_answer("person").text
     assert "The interval lies below 0" in the_answer("person", value=-0.08, low=-0.11, high=-0.05).text
     assert "underpowered" not in the_answer("valence").text
-    assert "With n = 18 rated words this is underpowered" in the_answer("valence", n=18, unit_of_n="words, underpowered").text  # fmt: skip
+    few = the_answer("valence", n=18, unit_of_n="words, underpowered")
+    assert few.verdict == "not asked"
+    assert "is of 18 rated words, which is underpowered; a claim about geometry needs a larger set" in few.text
 
 
 @pytest.mark.parametrize("name", ["more than words", "more than form", "logistic: more than words", "zero-shot: more than words"])  # fmt: skip
