@@ -9,9 +9,10 @@ import codecs
 import csv
 import difflib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -38,18 +39,57 @@ def unknown(what: str, name: str, allowed: Any) -> str:
     return f"unknown {what} {name!r}{hint} allowed: {shown}" if hint else f"unknown {what} {name!r}; allowed: {shown}"
 
 
-def inside(here: Path, name: str) -> Path:
+_ADDRESS = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])"
+)  # a drive of Windows is one letter; pathlib drops the second slash
+
+
+def address(path: str | Path) -> str | None:
+    """What a path says that is no path but an address (``https://...``, ``s3://...``), with the slash that pathlib took from it."""
+    found = _ADDRESS.match(str(path))
+    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
+
+
+def here(path: str | Path) -> Path:
+    """A path of this machine, with ~ made whole.
+
+    Raises:
+        ValueError: an address.
+    """
+    if (url := address(path)) is not None:
+        raise ValueError(
+            f"{url} is an address, and only what lies on this machine is read and written: download it first (a model of the hub goes by "
+            "its name, owner/model)"
+        )
+    return Path(path).expanduser()
+
+
+def existing(path: str | Path, kind: Literal["file", "folder"]) -> Path:
+    """A file or a folder of this machine that is there.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the other of the two is; or an address.
+    """
+    path = here(path)
+    if path.is_dir() if kind == "file" else path.is_file():
+        raise ValueError(f"{path} is a {'folder' if kind == 'file' else 'file'}; give the name of a {kind}")
+    if not (path.is_file() if kind == "file" else path.is_dir()):
+        raise FileNotFoundError(f"{path}: no such {kind}")
+    return path
+
+
+def inside(folder: Path, name: str) -> Path:
     """A file that belongs to the set: a set from a stranger must not read outside its own folder."""
-    path = (here / name).resolve()
-    if not path.is_relative_to(here.resolve()):
-        raise ValueError(f"{here / name}: a set may only name files inside its own folder")
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder / name}: a set may only name files inside its own folder")
     return path
 
 
 def read_text(path: Path) -> str:
     """The text of a file of at most `MAX_BYTES`, which must be UTF-8; without the mark that editors on Windows put before it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = existing(path, "file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read from one file")
     return decoded(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
@@ -150,6 +190,27 @@ def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) 
     return f"{path}:{line}: {'.'.join(map(str, loc))}: {message}{found}"
 
 
+def parse_json(text: str) -> Any:
+    """The data of one JSON value.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, or an object with a key twice, of which others would silently keep the last.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise ValueError(f"the key {twice!r} is there twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
+        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        raise ValueError(f"not valid JSON: {problem}") from error
+
+
 def read_jsonl(path: Path, model: Any) -> list[Any]:
     """One record a line; empty lines are passed over."""
     out = []
@@ -157,9 +218,8 @@ def read_jsonl(path: Path, model: Any) -> list[Any]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-            problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-            raise ValueError(f"{path}:{number}: not valid JSON: {problem}") from error
+            data = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
         out.append(validate(model, data, path, number))
     return out

@@ -61,6 +61,33 @@ def fingerprints(model: Any, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
     return own, {str(d).removeprefix("torch."): h for d, h in zip(coarser, others, strict=True)}
 
 
+def glance(model: Any) -> tuple[Any, ...]:
+    """What differs after any edit of the weights, at the price of reading them once (about 0.05 s a gigabyte; a fingerprint takes 2 s).
+
+    For each tensor its place in its storage, and for each storage  sum_c r_c sum_i w_ci mod 2^64  with w_ci its words of eight bytes in
+    chunks c of 64, which any one changed word changes. Counters of torch (`_version`, `data_ptr`) would cost nothing, and do not see what is
+    written through `.data`, by numpy or by a fused optimiser.
+    """
+    storages: dict[int, int] = {}
+    places, sums = [], []
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = len(storages)
+            sums += _sums(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))  # type: ignore[arg-type]
+        where = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        places.append((name, storages[storage.data_ptr()], *where))
+    return json.dumps(_facts(model), sort_keys=True), tuple(places), tuple(int(total) for total in sums)
+
+
+def _sums(stored: Tensor) -> Iterator[Tensor]:
+    """Numbers of `glance` for the bytes of a storage."""
+    whole = len(stored) - len(stored) % 512
+    of_chunks = stored[:whole].view(torch.int64).view(-1, 64).sum(1)
+    for part in (*of_chunks.split(CHUNK), stored[whole:].long()):
+        yield (part * _odd(len(part), part.device)).sum()
+
+
 def _checksums(tensor: Tensor, coarser: tuple[torch.dtype, ...]) -> list[list[int]]:
     """For the tensor itself and for each rounding of it, one number for every chunk of rows."""
     if tensor.ndim == 0:

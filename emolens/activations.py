@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import __version__, shards
-from emolens._files import unknown
+from emolens._files import here, unknown
 from emolens._typing import Blocks, HookedModel, HookPoint, block_number, block_numbers, hook_name, is_hooked, typed
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Long, Slice, open_corpus
@@ -642,7 +642,7 @@ def collect(
     n_texts = sum(len(piece.texts) for piece in pieces)
     _check_number(recipe, n_texts)
     read = [_encoded(model, recipe, piece) for piece in pieces]
-    _check_used(recipe, read)
+    _check_used(recipe, read, model.cfg.n_ctx)
     with _Progress(recipe, n_texts, progress) as bar:
         return join(_collect_slice(model, recipe, corpus, slice, bar) for slice in read)
 
@@ -757,9 +757,7 @@ def held(
     folder: str | Path, manifest: dict[str, Any], before: Callable[[dict[str, Any]], None] | None = None
 ) -> Iterator[shards.Folder]:
     """Hold a folder for a run that was surveyed, with room for all of it; `before` may refuse the manifest, and then no folder is made."""
-    there = (
-        Path(folder).expanduser() / shards.MANIFEST
-    ).is_file()  # of a run that was begun: what differs from it is said first
+    there = (here(folder) / shards.MANIFEST).is_file()  # of a run that was begun: what differs from it is said first
     if before is not None and not there:
         before(manifest)
     with shards.begin(folder, manifest) as mine:
@@ -840,7 +838,7 @@ def survey(
             ids.append(ids_hash(found.encoded))
             yield found
 
-    _check_used(recipe, read())
+    _check_used(recipe, read(), model.cfg.n_ctx)
     return {
         "kinds": FORMATS[:1],
         "versions": {"emolens": __version__, "code": _code()}
@@ -968,13 +966,20 @@ def _check_number(recipe: _Recipe, n_texts: int) -> None:
         raise ValueError(f"char_span: {len(spans)} spans for {n_texts} texts")
 
 
-def _check_used(recipe: _Recipe, read: Iterable[_Encoded]) -> None:
+def _check_used(recipe: _Recipe, read: Iterable[_Encoded], n_ctx: int) -> None:
     """Reads all of it: any error of a single text comes now; and at least one of them must be left by the policies."""
-    left = [any(slice.plans) for slice in read]
-    if not any(left):
-        long = "longer than the model reads, or " if recipe.long == "skip" else ""
+    some_left, some_fit = False, False
+    for piece in read:
+        some_left = any(piece.plans) or some_left
+        some_fit = any(len(e.ids) <= n_ctx for e in piece.encoded) or some_fit
+    if not some_left and not some_fit:
         raise ValueError(
-            f"every text is {long}shorter than skip={recipe.pooling.skip} tokens; lower skip, or use short='second_half'"
+            f"every text is longer than the {n_ctx} tokens that this model reads, and was left out: choose long='truncate' (--long truncate)"
+        )
+    if not some_left:
+        long = " or longer than the model reads" if recipe.long == "skip" else ""
+        raise ValueError(
+            f"every text is shorter than skip={recipe.pooling.skip} tokens{long}; lower skip, or use short='second_half'"
         )
 
 
@@ -1123,7 +1128,8 @@ def _encoded(model: HookedModel, recipe: _Recipe, piece: Slice) -> _Encoded:
         if (n := len(e.ids)) > most:
             if recipe.long == "raise":
                 raise ValueError(
-                    f"text {number} has {n} tokens; this model reads {most}{at}: shorten it, or choose long='truncate' or 'skip' (--long)"
+                    f"text {number} has {n} tokens; this model reads {most}{at}: shorten it, or choose long='truncate' or 'skip' "
+                    "(--long of extract and score)"
                 )
             if recipe.long == "skip":
                 plans.append([])

@@ -23,9 +23,11 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from emolens._files import here
 from emolens.corpus import several
 from emolens.interventions import Hook, Hooks, Spec, validate
 from emolens.models import VERIFY_PROMPTS, Text, checked, encode, load_model, model_info, open_hf, pad
+from emolens.shards import vacant_folder
 
 Writer = Literal["attn", "mlp"]
 RECORD = "emolens.json"
@@ -105,7 +107,7 @@ def bake(
     Example:
         ``em.bake("pythia-160m", em.steer_resid_post(v["joy"], layer=8, dose=0.1), "joyful")``
     """
-    out = Path(out).expanduser()
+    out = vacant_folder(out)
     _vacant(out, name_or_path, overwrite)
     ours = [_bakeable(name, hook) for name, hook in hooks]
     if not ours:
@@ -170,7 +172,7 @@ def _vacant(out: Path, name_or_path: str | Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{out} is not empty; give another directory, or overwrite=True")
-    source = Path(name_or_path).expanduser()
+    source = here(name_or_path)
     if source.exists() and out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{out} holds the model that is read; give another directory")
     if not (out / "config.json").is_file():

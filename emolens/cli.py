@@ -29,14 +29,44 @@ Set = Annotated[
     str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml; several with a plus: core2+core.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of folds, resamples and random directions.")]
+SampleSeed = Annotated[int, typer.Option(help="Seed of what is sampled, and of random directions.")]
+NoSeed = Annotated[int, typer.Option(help="Nothing is drawn here; it is there so that every command takes it.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16; the default is float32 on a CPU.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, float64, bfloat16 or float16; the default is float32 on a CPU, the checkpoint's own on a GPU."
+    ),
+]
+SameDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, float64, bfloat16 or float16; the default is the one that the directions were made in."
+    ),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        help="Block, counted from 0; the default is the directions' own: the one that study froze, two thirds of the depth from extract."
+    ),
+]
+Twin = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-model",
+        help="Accept other weights of the same width and tokenizer, such as the base model of an instruct model.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, if it is something else.")]
 Long = Annotated[
     str, typer.Option(help="A text of more tokens than the model reads: raise (before any is read), truncate or skip.")
 ]
 Column = Annotated[str, typer.Option(help="Of a .csv, .tsv or .jsonl file: where the text is.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision, or a Pythia step such as step3000.")]
+SameRevision = Annotated[
+    str | None,
+    typer.Option(help="Hub revision, or a Pythia step; the default is the one that the directions were made with."),
+]
 
 
 @app.command()
@@ -44,7 +74,12 @@ def study(
     model: Model = "smollm2-135m-instruct-q4",
     set: Set = "core",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors, results and report.")] = Path("study"),
-    external: Annotated[Path | None, typer.Option(help="Folder with goemotions_test.tsv and emobank.csv.")] = None,
+    external: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with goemotions_test.tsv, emobank.csv or both; without it, nothing is read across to other people's text."
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="More permutations, every layer, all external texts.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study in the folder.")] = False,
     seed: Seed = 0,
@@ -62,12 +97,13 @@ def study(
     console.print("loading ...", style="dim")
     from emolens.emotion_sets import load_emotion_set
     from emolens.experiments.transfer import load_external
-    from emolens.models import load_model
+    from emolens.models import check_device, load_model
     from emolens.study import check_request, run_study
 
     emotions = load_emotion_set(set)  # before the model: a wrong name should not take half a minute to say
     if external is not None:
         load_external(external)
+    check_device(device)
     check_request(emotions, out, seed)
     command = "emolens " + " ".join(a if " " not in a else repr(a) for a in _shown(sys.argv[1:]))
     result = run_study(
@@ -120,9 +156,11 @@ def extract(
         ),
     ] = None,
     hook_point: Annotated[
-        str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
+        str, typer.Option(help="embed, resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
     ] = "resid_post",
-    layers: Annotated[str | None, typer.Option(help="Blocks, such as 10,15,20; the default is all.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks, counted from 0, such as 10,15,20; the default is all.")
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="local (also under accelerate launch or torchrun), ray or slurm.")
     ] = "local",
@@ -134,13 +172,17 @@ def extract(
         int | None, typer.Option(min=1, help="Tokens of a batch; the default fits free memory.")
     ] = None,
     shard_texts: Annotated[
-        int | None, typer.Option(min=1, help="Texts of a shard: what a killed run can lose.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Texts of a shard, which is what a killed run can lose; the default is 128 on a CPU, 512 on a GPU.",
+        ),
     ] = None,
     long: Long = "raise",
     overwrite: Overwrite = False,
     n_devices: Annotated[int, typer.Option(min=1, help="Spread the blocks of one model over so many devices.")] = 1,
     device_map: Annotated[str | None, typer.Option(help="accelerate's placement, for the bridge backend.")] = None,
-    seed: Seed = 0,
+    seed: NoSeed = 0,
     device: Device = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -158,7 +200,7 @@ def extract(
     from emolens import directions
     from emolens._typing import HookPoint
     from emolens.engines import Request, collect_on
-    from emolens.shards import vacant
+    from emolens.shards import vacant, vacant_folder
 
     methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
     if method not in methods:
@@ -195,7 +237,7 @@ def extract(
     parameters = dict(_parameter(p) for p in slurm or ())
     asked = _Asked(request, method, share, shards)
     vacant(out, asked.other, overwrite=overwrite)
-    folder = shards or out.with_name(f"{out.name}.shards")
+    folder = vacant_folder(shards or out.with_name(f"{out.name}.shards"))
     collection = collect_on(
         engine,  # type: ignore[arg-type]  # checked there
         request,
@@ -239,8 +281,10 @@ def plan(
         str | None,
         typer.Option(help="h200, h100, a100, l40s, rtx4090 or v100; without it, the speed is measured here."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Blocks, such as 10,15,20; the default is all.")] = None,
-    seed: Seed = 0,
+    layers: Annotated[
+        str | None, typer.Option(help="Blocks, counted from 0, such as 10,15,20; the default is all.")
+    ] = None,
+    seed: NoSeed = 0,
     device: Device = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -257,6 +301,9 @@ def plan(
     emotions, chosen = load_emotion_set(set), _layers(layers)
     options: dict[str, Any] = {"stories_per_emotion": stories_per_emotion, "layers": chosen, "devices": devices}
     if device_name is not None:
+        given = {"--device": device, "--dtype": dtype, "--revision": revision}
+        if ignored := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{ignored[0]}: with --device-name the model is not opened; leave one of the two away")
         typer.echo(str(planning.plan_named(model, emotions, device_name, **options)))
         return
     try:
@@ -281,16 +328,16 @@ def score(
         str | None, typer.Option("--model", "-m", help="The default is the model they were made with.")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Score every token.")] = False,
-    layer: Annotated[int | None, typer.Option(help="Block; the default is the one that the study froze.")] = None,
+    layer: Layer = None,
     html: Annotated[Path | None, typer.Option(help="Write the coloured view to this file.")] = None,
     column: Column = "text",
     long: Long = "raise",
     overwrite: Overwrite = False,
-    allow_other_model: Annotated[bool, typer.Option("--allow-other-model", help="Accept a twin of the model.")] = False,
-    seed: Seed = 0,
+    allow_other_model: Twin = False,
+    seed: NoSeed = 0,
     device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    dtype: SameDtype = None,
+    revision: SameRevision = None,
 ) -> None:
     """Read emotions from text with saved directions.
 
@@ -300,7 +347,7 @@ def score(
     """
     del seed  # nothing is drawn
     from emolens.corpus import Corpus
-    from emolens.directions import UNCALIBRATED, load_directions
+    from emolens.directions import load_directions
     from emolens.models import load_model
     from emolens.readout import score as read
     from emolens.readout import vacant_page, write_page
@@ -311,8 +358,7 @@ def score(
     given = _texts(texts, column)
     v = load_directions(vectors)
     v.slot(layer)
-    if v.calibration is None:
-        raise ValueError(UNCALIBRATED)
+    v.scale("token" if tokens else "text")
     name, dtype, revision = _made_with(v.info["model"], model, dtype, revision)
     loaded = load_model(name, device=device, dtype=dtype, revision=revision)
     scores = read(
@@ -340,7 +386,7 @@ def steer(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The default is the model they were made with.")
     ] = None,
-    layer: Annotated[int | None, typer.Option(help="Block; the default is the one that the study froze.")] = None,
+    layer: Layer = None,
     dose: Annotated[
         float,
         typer.Option(
@@ -348,18 +394,18 @@ def steer(
         ),
     ] = 0.1,
     method: Annotated[str, typer.Option(help="add, ablate, clamp or rotate.")] = "add",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most.")] = 40,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write for each prompt, at most.")] = 40,
     stop: Annotated[
         list[str] | None,
         typer.Option(help="End at this string, or special token, too; may be given several times."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.0,
     watch: Annotated[bool, typer.Option("--watch", help="Show the steered text as it is written.")] = False,
-    allow_other_model: Annotated[bool, typer.Option("--allow-other-model", help="Accept a twin of the model.")] = False,
-    seed: Seed = 0,
+    allow_other_model: Twin = False,
+    seed: SampleSeed = 0,
     device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    dtype: SameDtype = None,
+    revision: SameRevision = None,
 ) -> None:
     """Continue prompts as they are, steered, and steered along a random direction, side by side.
 
@@ -383,7 +429,8 @@ def steer(
     for prompt in prompts:
         if (kind := names_a_file(prompt)) is not None:
             raise ValueError(
-                f"{prompt!r} is the name of a {kind}, and steer continues texts: give the text that is in it"
+                f"{prompt!r} is the name of a {kind}, and steer continues texts: give the text that is in it (a text that looks like a name: "
+                "em.generate takes it in a list)"
             )
     v = load_directions(vectors)
     at = v.layers[v.slot(layer)]
@@ -449,13 +496,24 @@ def write_stories(
     set: Set = "core",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for texts, counts and the set.")] = Path("stories"),
     per_topic: Annotated[int, typer.Option(min=1, help="Stories asked for, for each emotion and topic.")] = 1,
-    emotions: Annotated[str | None, typer.Option(help="Some of the set's, such as joy,fear,anger.")] = None,
-    topics: Annotated[str | None, typer.Option(help="Some of the set's, such as supper,clinic.")] = None,
-    length: Annotated[str | None, typer.Option(help="Least and most words, such as 60,150.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most, for each story.")] = 220,
+    emotions: Annotated[
+        str | None, typer.Option(help="Some of the set's, such as joy,fear,anger; the default is all.")
+    ] = None,
+    topics: Annotated[
+        str | None, typer.Option(help="Some of the set's, such as supper,clinic; the default is all.")
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(help="Least and most words; the default is 60,150, of Chinese and Japanese 100,400 characters."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write for each story, at most.")] = 220,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.9,
-    top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens with this probability.")] = 0.95,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once; part of the plan.")] = 16,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the smallest set of tokens with this probability, above 0, at most 1.")
+    ] = 0.95,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts at once; a run goes on with the same number only.")
+    ] = 16,
     export_prompts: Annotated[
         Path | None, typer.Option(help="Write the prompts as JSON lines for another engine, and stop.")
     ] = None,
@@ -463,8 +521,10 @@ def write_stories(
         Path | None, typer.Option(help="Read the texts from JSON lines (id, text) that another engine wrote.")
     ] = None,
     writer: Annotated[str | None, typer.Option(help="Who wrote the imported texts, for the set's source.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --export-prompts.")] = False,
-    seed: Seed = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --export-prompts, if it holds something else.")
+    ] = False,
+    seed: SampleSeed = 0,
     device: Device = None,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -477,9 +537,14 @@ def write_stories(
     """
     from emolens import generation
     from emolens.emotion_sets import load_emotion_set
+    from emolens.models import check_device, load_model
 
     s = load_emotion_set(set)
     lengths = None if length is None else _two_numbers(length)
+    if export_prompts is None:
+        generation.check_folder(out)
+    if export_prompts is None and import_texts is None:
+        check_device(device)
     named = [x.split(",") if x else None for x in (emotions, topics)]
     if export_prompts is not None:
         prompts = generation.story_prompts(s, per_topic=per_topic, emotions=named[0], topics=named[1])
@@ -491,8 +556,6 @@ def write_stories(
             raise ValueError("--import-texts needs --writer: who wrote the texts (model, engine, sampling)")
         made = generation.import_texts(import_texts, s, out, writer=writer, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths)  # fmt: skip
     else:
-        from emolens.models import load_model
-
         generation.story_prompts(
             s, per_topic=per_topic, emotions=named[0], topics=named[1]
         )  # before the model: a wrong name
@@ -514,7 +577,8 @@ def write_stories(
 def languages(
     model: Model = "smollm2-135m-instruct-q4",
     sets: Annotated[
-        str, typer.Option(help="Sets of different languages with the same concepts and topics.")
+        str,
+        typer.Option(help="Sets of different languages with the same concepts and topics, with commas between them."),
     ] = "core,core_zh,core_ja,core_de",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all rows to this JSON file.")] = None,
     overwrite: Overwrite = False,
@@ -704,19 +768,24 @@ def sets_import(
     source: Annotated[str, typer.Argument(help="A folder; for emotion-probes also the hub's name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the set.")],
     form: Annotated[str, typer.Option("--form", help="emovecllm or emotion-probes.")] = "emotion-probes",
-    emotions: Annotated[str | None, typer.Option(help="emotion-probes: some of them, such as joyful,afraid.")] = None,
-    topics: Annotated[int | None, typer.Option(min=1, help="emotion-probes: the first so many topics.")] = None,
+    emotions: Annotated[
+        str | None, typer.Option(help="emotion-probes: some of them, such as joyful,afraid; the default is all.")
+    ] = None,
+    topics: Annotated[
+        int | None, typer.Option(min=1, help="emotion-probes: the first so many topics; the default is all.")
+    ] = None,
     per_topic: Annotated[int, typer.Option(min=1, help="emotion-probes: stories of an emotion in a topic.")] = 1,
 ) -> None:
     """Make a set of another project's corpus.
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.emotion_sets import save_emotion_set
+    from emolens.emotion_sets import check_vacant, save_emotion_set
     from emolens.published import read_emotion_probes, read_emovecllm
 
     if form not in ("emovecllm", "emotion-probes"):
         raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")
+    check_vacant(out)
     if form == "emovecllm":
         s = read_emovecllm(source)
     else:
@@ -806,6 +875,7 @@ def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]
     """What `score` was given, read: texts as they are, files, lines of standard input; a name that is no file is never taken for a text."""
     import io
 
+    from emolens._files import here
     from emolens.corpus import names_a_file, open_corpus, records
 
     out: list[tuple[Any, dict[str, Any]]] = []
@@ -816,7 +886,12 @@ def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]
             raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
             out += records(io.BytesIO(raw), "standard input", "text", ".txt")
         elif kind is not None:
-            out += open_corpus(Path(argument), column=column).read()
+            path = here(argument)
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{argument}: no such file (a text that looks like a name: echo ... | emolens score -)"
+                )
+            out += open_corpus(path, column=column).read()
             files += 1
         else:
             out += open_corpus([argument]).read()

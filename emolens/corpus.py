@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
-from emolens._files import decoded, table
+from emolens._files import address, decoded, existing, here, parse_json, table
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
 from emolens.tokens import Text, whole
 
@@ -175,7 +174,7 @@ def open_corpus(
         info = {"set": texts.name, "set_sha256": texts.fingerprint, "antonyms": antonyms}
         return Corpus(lambda: _of_set(texts), info, True)
     if isinstance(texts, Path):
-        return Corpus(_reader_of(texts.expanduser(), column), info, False)
+        return Corpus(_reader_of(here(texts), column), info, False)
     if (columns := getattr(texts, "column_names", ())) != ():
         if isinstance(columns, Mapping):  # a DatasetDict
             raise ValueError(
@@ -240,6 +239,10 @@ def alone(text: str) -> str:
     'She read the letter twice.'
     """
     kind = names_a_file(text)
+    if kind == "address":
+        raise ValueError(
+            f"{text!r} is one text of a few tokens, and an address that is not read: download it first; for the text itself [{text!r}]"
+        )
     if kind is None and text in list_emotion_sets():
         raise ValueError(
             f"{text!r} is one text of a few tokens; for the emotion set give load_emotion_set({text!r}), for the word itself [{text!r}]"
@@ -251,8 +254,12 @@ def alone(text: str) -> str:
     return text
 
 
-def names_a_file(text: str) -> Literal["file", "folder"] | None:
-    """What a string is the name of: something that is there, or that its ending or its beginning shows to be a file's."""
+def names_a_file(text: str) -> Literal["file", "folder", "address"] | None:
+    """What a string is the name of: something that is there, or that its ending or its beginning shows to be a file's.
+
+    A sentence that ends like a file ("I saved it as report.txt") counts as a name: an error that says how to give the text costs less than
+    the numbers of a name that was read as a text.
+    """
     if not text.strip() or "\n" in text or len(text) > 1000:
         return None
     try:
@@ -261,10 +268,11 @@ def names_a_file(text: str) -> Literal["file", "folder"] | None:
             return "folder" if path.is_dir() else "file"
     except (OSError, ValueError, RuntimeError):  # no name that a file could have
         return None
-    words = text.split()
+    one = len(text.split()) == 1
+    if one and address(text):
+        return "address"
     shaped = text.startswith(("./", "../", "/", "~/", ".\\", "..\\", "~\\")) or text[1:3] in (":\\", ":/")
-    ends = text.lower().endswith(ENDINGS)
-    return "file" if (len(words) == 1 and (shaped or ends)) or (shaped and ends) else None
+    return "file" if (one and shaped) or text.lower().endswith(ENDINGS) else None
 
 
 def _scalar(value: Any) -> Any:
@@ -354,8 +362,7 @@ def _reader_of(path: Path, column: str) -> Callable[[], Iterator[tuple[Text, dic
     if path.is_dir():
         hint = f"load_emotion_set({str(path)!r})" if (path / "set.yaml").is_file() else "the files in it, one by one"
         raise ValueError(f"{path} is a folder; give {hint}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = existing(path, "file")
     ending = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if ending in FOREIGN:
         raise ValueError(
@@ -394,9 +401,10 @@ def _objects(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     for at, line in lines:
         if line.strip():
             try:
-                yield at, from_json(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{at}: invalid json: {str(error)[:200]} (one record a line is read)") from error
+                record = parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"{at}: {str(error)[:200]} (one record a line is read)") from error
+            yield at, record
 
 
 def _rows(

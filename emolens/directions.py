@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ from emolens.shards import read_safetensors, same_weights, vacant, write_safeten
 UNCALIBRATED = (
     "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
     "score with the ones they were made from, or use directions.project for raw projections"
+)
+NO_NEUTRAL = (
+    "these directions know too little neutral text (at least 20 texts are needed, for single tokens 20 of theirs): make them from an emotion "
+    "set that has more, to know what 'none' is, or use directions.project for raw projections"
 )
 SHUFFLES = 100  # draws until one is a control
 POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
@@ -228,12 +232,25 @@ class EmotionDirections:
     def token_z(
         self, rows: Float[Tensor, "token layer d_model"], position: Int[Tensor, " token"]
     ) -> Float[Tensor, "token emotion layer"]:
-        """Calibrated scores of single tokens: standard deviations above neutral text at the same position."""
+        """Calibrated scores of single tokens: standard deviations above neutral text at the same position.
+
+        Raises:
+            ValueError: no calibration, or none of tokens: as `scale`.
+        """
+        b, cal = position_bin(position), self.scale("token")
+        return (project(rows, self.vectors, self.reference) - cal.token_mean[b]) / cal.token_std[b]
+
+    def scale(self, per: Literal["text", "token"]) -> Calibration:
+        """The calibration, where it has what scores of texts, or of single tokens, are made with.
+
+        Raises:
+            ValueError: directions made by arithmetic, or from too few neutral texts.
+        """
         if self.calibration is None:
             raise ValueError(UNCALIBRATED)
-        b = position_bin(position)
-        raw = project(rows, self.vectors, self.reference)
-        return (raw - self.calibration.token_mean[b]) / self.calibration.token_std[b]
+        if not (self.calibration.token_band if per == "token" else self.calibration.band).isfinite().any():
+            raise ValueError(NO_NEUTRAL)
+        return self.calibration
 
     def cosine(
         self, *, layer: SupportsIndex | None = None, corrected: bool = False

@@ -13,7 +13,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,7 +23,8 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from emolens._files import Strict, Word, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
+from emolens._files import Strict, Word, here, inside, read_jsonl, read_text, read_yaml, table, unknown, validate
+from emolens.shards import vacant_folder
 
 Person = Literal["first", "third", "mixed"]
 Length = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]  # least and most, in words or characters
@@ -231,7 +232,7 @@ def load_emotion_set(name_or_path: str | Path | Sequence[str | Path]) -> Emotion
     shipped = data_root() / given / "set.yaml"
     if "/" not in given and shipped.is_file():
         return _load(shipped, ())
-    path = Path(given).expanduser()
+    path = here(given)
     if path.is_dir():
         path = path / "set.yaml"
     if not path.is_file() and "+" in given:
@@ -289,17 +290,27 @@ def join_emotion_sets(sets: Sequence[EmotionSet]) -> EmotionSet:
     )
 
 
+def check_vacant(folder: str | Path) -> Path:
+    """The folder that a set is to be written to.
+
+    Raises:
+        FileExistsError: there is a set already, or something else where it would be.
+    """
+    folder = vacant_folder(folder)
+    for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
+        if (folder / name).exists():
+            held = "a set" if name == "set.yaml" else "something else under a name that a set needs"
+            raise FileExistsError(f"{folder} already holds {held}; choose another folder")
+    return folder
+
+
 def save_emotion_set(s: EmotionSet, folder: str | Path) -> Path:
     """Write a set as a folder that `load_emotion_set` reads: set.yaml, topics.yaml, one file of stories an emotion, neutral texts.
 
     Raises:
         FileExistsError: there is a set already.
     """
-    folder = Path(folder).expanduser()
-    for name in ("set.yaml", "topics.yaml", "stories", "neutral"):
-        if (folder / name).exists() or (folder.exists() and not folder.is_dir()):
-            held = "a set" if name == "set.yaml" and folder.is_dir() else "something else under a name that a set needs"
-            raise FileExistsError(f"{folder} already holds {held}; choose another folder")
+    folder = check_vacant(folder)
     (folder / "stories").mkdir(parents=True, exist_ok=True)
     emotions = []
     for number, e in enumerate(s.emotions):
@@ -498,7 +509,6 @@ class Norm:
     dominance: float
 
 
-@lru_cache
 def load_norms(
     name_or_path: str | Path = "glasgow_2019", *, sense: bool = False, related: bool = False
 ) -> dict[str, Norm]:
@@ -512,22 +522,30 @@ def load_norms(
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing or a cell is not a number, with the line.
+        ValueError: a column is missing, a cell is not a number, a word is there twice, with the line.
     """
     folder = data_root() / "norms"
     path = folder / f"{name_or_path}.csv"
     if not path.is_file():
-        path = Path(name_or_path).expanduser()
+        path = here(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(unknown("norms table", str(name_or_path), sorted(p.stem for p in folder.glob("*.csv"))))
+    return dict(_norms(read_text(path), path, sense, related))
+
+
+@lru_cache(maxsize=8)
+def _norms(text: str, path: Path, sense: bool, related: bool) -> Mapping[str, Norm]:
+    """The table that a text is, read once; a file that was edited is another text."""
     norms: dict[str, Norm] = {}
-    rows = ["" if row.startswith("#") else row for row in read_text(path).splitlines()]
+    rows = ["" if row.startswith("#") else row for row in text.splitlines()]
     comments = next((i for i, row in enumerate(rows) if row), len(rows))
     names, separator = table("\n".join(rows[comments:]))
     needed = ("word", "valence", "arousal", "dominance")
     if missing := sorted(set(needed) - set(names)):
         there = ", ".join(names)[:200] or "none"
         raise ValueError(f"{path}: column {missing[0]!r} is missing; needed: {', '.join(needed)}; there are: {there}")
+    if twice := [c for c in needed if names.count(c) > 1]:
+        raise ValueError(f"{path}:{comments + 1}: there is more than one column {twice[0]!r}")
     reader = csv.DictReader(rows[comments + 1 :], fieldnames=names, delimiter=separator)
     for row in reader:
         match = row.get("match", "exact")
@@ -541,6 +559,8 @@ def load_norms(
                 raise ValueError(f"{where}: not a number{comma} (found {found[:60]!r})") from error
             if not np.isfinite(values).all():
                 raise ValueError(f"{where}: not a number")
+            if row["word"] in norms:
+                raise ValueError(f"{where}: this word is there twice")
             norms[row["word"]] = Norm(*values)
     return norms
 

@@ -23,6 +23,7 @@ from emolens.activations import Collection, Job, begun, held, joined, mean_over_
 from emolens.corpus import Corpus, Long, open_corpus
 from emolens.emotion_sets import load_emotion_set
 from emolens.models import load_model
+from emolens.shards import vacant_folder
 
 Engine = Literal["local", "ray", "slurm"]
 Check = Callable[[dict[str, Any]], None]
@@ -128,7 +129,7 @@ def collect_on(
     if workers < 1:
         raise ValueError(f"workers={workers}; at least 1")
     request.open_texts()  # before anything starts: a wrong name should not cost a queue
-    folder = Path(folder).expanduser().absolute()
+    folder = vacant_folder(folder).absolute()
     if engine == "local":
         return _local(request, folder, before, progress)
     run = {"ray": _on_ray, "slurm": _on_slurm}.get(engine)

@@ -23,12 +23,12 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from emolens import __version__
-from emolens._files import Strict, Word, read_jsonl, unknown
+from emolens._files import Strict, Word, here, read_jsonl, unknown
 from emolens._typing import HookedModel
 from emolens.emotion_sets import EmotionSet, Person, Story, load_emotion_set, save_emotion_set
 from emolens.models import present_info
 from emolens.set_checks import CHARACTERS, language_of, leaks, length
-from emolens.shards import vacant, written_whole
+from emolens.shards import vacant, vacant_folder, written_whole
 from emolens.steering import generate
 from emolens.tokens import tokenization
 
@@ -190,6 +190,7 @@ def write_stories(
         "backend": type(model).__name__,
         "tokenization": tokenization(getattr(model, "tokenizer", None)),
         "stop_tokens": info.stop_tokens,
+        "stop_strings": info.stop_strings,
         "prompts": hashlib.sha256("".join(p.model_dump_json() for p in prompts).encode()).hexdigest()[:16],
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -246,7 +247,7 @@ def import_texts(
     prompts = story_prompts(s, per_topic=per_topic, emotions=emotions, topics=topics)
     known = {p.id for p in prompts}
     texts: dict[str, str] = {}
-    for number, line in enumerate(read_jsonl(Path(path).expanduser(), _Text), start=1):
+    for number, line in enumerate(read_jsonl(here(path), _Text), start=1):
         if line.id not in known:
             raise ValueError(f"{path}: text {number}: " + unknown("prompt id", line.id, sorted(known)))
         if line.id in texts:
@@ -309,22 +310,35 @@ def _repeated(text: str, language: str) -> float:
     return 1 - len(set(runs)) / max(len(runs), 1)
 
 
-def _begin(out: str | Path, spec: dict[str, Any]) -> Path:
-    """The folder of this very run, new or interrupted."""
-    folder = Path(out).expanduser()
+def check_folder(out: str | Path) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of a run, and what an earlier run in it was asked for; what needs no model is refused here.
+
+    Raises:
+        FileExistsError: a file, or a folder that holds something else.
+    """
+    folder = vacant_folder(out)
     manifest = folder / "manifest.json"
     if manifest.is_file():
         try:
-            found = json.loads(manifest.read_text(encoding="utf-8"))["spec"]
-            other = sorted(k for k in found.keys() | spec.keys() if found.get(k) != spec.get(k))
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            if found["hash"] == _hash(found["spec"]):
+                return folder, found["spec"]
         except (ValueError, KeyError, TypeError, AttributeError):
-            other = ["a manifest.json of something else"]
-        if other:
-            raise FileExistsError(
-                f"{folder} already holds another run (differs in: {', '.join(other)}); choose another folder"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
+            pass
+        raise FileExistsError(f"{folder} holds a manifest.json of something else; choose another folder")
+    if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and holds no run of this kind; choose another folder")
+    return folder, None
+
+
+def _begin(out: str | Path, spec: dict[str, Any]) -> Path:
+    """The folder of this very run, new or interrupted."""
+    folder, found = check_folder(out)
+    manifest = folder / "manifest.json"
+    if found is not None and (other := sorted(k for k in found.keys() | spec.keys() if found.get(k) != spec.get(k))):
+        raise FileExistsError(
+            f"{folder} already holds another run (differs in: {', '.join(other)}); choose another folder"
+        )
     (folder / "texts").mkdir(parents=True, exist_ok=True)
     if not manifest.is_file():
         _write_manifest(folder, {"spec": spec, "hash": _hash(spec)})

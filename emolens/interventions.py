@@ -955,6 +955,7 @@ def validate(
         TypeError: not a list of (name, function).
     """
     points = model.hook_dict  # one look: a bridge makes it anew at each
+    known: list[Mapping[str, Any]] = []  # models that were compared with this one
     for entry in hooks:
         if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and callable(entry[1])):
             raise TypeError(f"hooks are a list of (hook name, function), found {entry!r}")
@@ -981,8 +982,9 @@ def validate(
         width = model.cfg.d_head if spec.hook_point in ("z", "q", "k", "v") else model.cfg.d_model
         if spec.width not in (None, width):
             raise ValueError(f"{spec}: made for width {spec.width}, this model has {width}")
-        if spec.model is not None:
+        if spec.model is not None and spec.model not in known:
             check_model(model, spec.model, allow_other_model=allow_other_model)
+            known.append(spec.model)
         if encoded is None:
             continue
         if spec.rows not in (1, len(encoded)):
@@ -1008,7 +1010,7 @@ class Check:
     Attributes:
         text: The prompt.
         spans: Characters of each token; none of a token that the tokenizer adds.
-        tokens: Each token by itself.
+        tokens: What each token is in the text, spaces included; the name of one that the tokenizer adds.
         steered: `[pos]` whether any hook changed the token.
         fired: For each hook: its name, how often it fired, how many tokens it changed, the median over them of |x' - x| / |x|, and of
             |x'| / |x|.
@@ -1121,5 +1123,4 @@ def check(
             "these hooks changed no token of the prompt: " + "; ".join(f"{what} fired {n}x" for what, n, *_ in fired)
         )
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
-    names = tuple(tokenizer.decode([i]) for i in encoded.ids)
-    return Check(encoded.text, tuple(encoded.offsets), names, steered, tuple(fired))
+    return Check(encoded.text, tuple(encoded.offsets), tuple(encoded.pieces(tokenizer)), steered, tuple(fired))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from emolens._files import Strict, Word, read_jsonl, read_yaml, validate
+from emolens._files import Strict, Word, here, read_jsonl, read_yaml, validate
 from emolens.emotion_sets import data_root
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -291,7 +291,7 @@ def load_stems(path: str | Path | None = None) -> Stems:
     Raises:
         FileNotFoundError, ValueError: no such file; what is wrong in which line.
     """
-    file = data_root() / "stems.yaml" if path is None else Path(path).expanduser()
+    file = data_root() / "stems.yaml" if path is None else here(path)
     lines, data = read_yaml(file)
     stems = validate(Stems, data, file, lines)
     if both := set(stems.choose) & set(stems.report):
@@ -358,7 +358,7 @@ def load_snippets(path: str | Path) -> tuple[Snippet, ...]:
     Raises:
         FileNotFoundError, ValueError: no such file; what is wrong in which line.
     """
-    file = Path(path).expanduser()
+    file = here(path)
     snippets = tuple(read_jsonl(file, Snippet))
     if not snippets:
         raise ValueError(f"{file}: empty")
@@ -379,7 +379,7 @@ def load_records(name: str, given: str | Path | None, model: Any) -> tuple[Any, 
     """
     shipped = data_root() / f"{name if given is None else given}.jsonl"
     named = given is None or (isinstance(given, str) and re.fullmatch(r"\w+", given) and shipped.is_file())
-    file = shipped if named else Path(str(given)).expanduser()
+    file = shipped if named else here(str(given))
     records = tuple(read_jsonl(file, model))
     if not records:
         raise ValueError(f"{file}: empty")

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
-from emolens._identity import fingerprints, is_quantised, sampled_fingerprint
+from emolens._files import here
+from emolens._identity import fingerprints, glance, is_quantised, sampled_fingerprint
 from emolens._typing import HookedModel, is_hooked
 from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
@@ -61,6 +62,7 @@ class ModelInfo:
         tokenizer: sha256 of the vocabulary (first 16 hex digits), or "none".
         stop_tokens: Where generation ends, by name: the end-of-text tokens of the tokenizer, the config, `generation_config` and a GGUF
             file's header together.
+        stop_strings: Strings at which it ends too, of `generation_config`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ModelInfo:
     rounded: dict[str, str] = field(default_factory=dict)
     adapter: str | None = None
     stop_tokens: dict[str, int] = field(default_factory=dict)
+    stop_strings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -148,9 +151,9 @@ def load_model(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    device = _device(device)
+    device = check_device(device)
     prepend = tokenizer is not None and _adds_bos(tokenizer)
-    stop_tokens = _stop_tokens(hf_model, tokenizer)
+    ends = _ends(hf_model, tokenizer)
     # before it runs: bitsandbytes packs its weights anew at the first pass
     stored = fingerprints(hf_model, hf_model.dtype) if is_quantised(hf_model) else None
     reference = _reference(hf_model, tokenizer) if verify else None
@@ -179,7 +182,7 @@ def load_model(
         backend,
         dict(processing),
         architecture,
-        stop_tokens,
+        ends,
         source.adapter,
         stored,
     )
@@ -218,7 +221,7 @@ def open_hf(
         if adapter is not None:
             asked = source if _has(source, "tokenizer_config.json") else None
             source = _base(source, adapter)
-    device = _device(device)
+    device = check_device(device)
     if dtype is not None:
         _dtype(dtype, device, None)  # before anything is read
     if device_map is not None and backend == "hooked":
@@ -253,7 +256,7 @@ def open_hf(
         _drop_invented(tokenizer, rows)
         header.complete_tokenizer(tokenizer)
     _check_vocabulary(source.label, tokenizer, rows)
-    with _explained(source):
+    with _explained(source), _named_misfit(source, hf_config):
         placement = _placement(backend, n_devices, device_map)
         with _quiet(), lora.left_out():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -281,8 +284,12 @@ def open_hf(
     return hf_model.eval(), tokenizer, source, family
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, which must be there."""
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the one that is used where none is.
+
+    Raises:
+        ValueError: no such device, or none of it on this machine.
+    """
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         wanted = torch.device(device or ("cuda" if n else "cpu"))
@@ -340,8 +347,8 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         if (tokenizer := getattr(model, "tokenizer", None)) is not None:
             _check_vocabulary(label, tokenizer, cfg.d_vocab)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
-        stop_tokens = _stop_tokens(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
-        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, stop_tokens)
+        ends = _ends(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
+        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, ends)
     return model
 
 
@@ -353,14 +360,22 @@ def model_info(model: HookedModel) -> ModelInfo:
 def present_info(model: HookedModel) -> ModelInfo:
     """`model_info` with the weights and their precision as they are now: they may have been trained, edited or cast since it was loaded.
 
-    Of a quantised model it is as it was when loaded: its stored bits change their order when it runs.
+    Whoever compares weights asks here, at every call: the fingerprint is taken anew only where a `glance` shows a change. Of a quantised model it is as it was when loaded: its stored bits change their order when it runs.
     """
     if is_quantised(model):
         return model_info(model)
+    known, seen = model_info(model), glance(model)
+    if seen == model._emolens_seen:  # type: ignore[attr-defined]  # set by _remember
+        return known
     fingerprint, rounded = fingerprints(model, _dtype_of(model))
-    now = replace(model_info(model), fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
-    object.__setattr__(model, "_emolens_info", now)  # past nn.Module's bookkeeping
+    now = replace(known, fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
+    _remember(model, now, seen)
     return now
+
+
+def _remember(model: Any, info: ModelInfo, seen: tuple[Any, ...] | None) -> None:
+    for name, value in (("_emolens_info", info), ("_emolens_seen", seen)):
+        object.__setattr__(model, name, value)  # past nn.Module's bookkeeping
 
 
 def has_weights_of(model: HookedModel, info: Mapping[str, Any]) -> bool:
@@ -369,7 +384,7 @@ def has_weights_of(model: HookedModel, info: Mapping[str, Any]) -> bool:
     A file of version 0.1 knows a sample of them only: the same sample is taken here, and the processing has to be the same by name.
     """
     if "rounded" in info:
-        return same_weights(model_info(model).to_dict(), info)
+        return same_weights(present_info(model).to_dict(), info)
     return info["process_weights"] == model_info(model).process_weights and info["fingerprint"] == sampled_fingerprint(
         model
     )
@@ -401,7 +416,7 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
         (e for e in CATALOGUE.values() if e.repo.lower() == name.lower() and not e.gguf_package), None
     )
     if isinstance(given, Path):
-        if not given.expanduser().exists():
+        if not here(given).exists():
             raise FileNotFoundError(
                 f"{name}: no such file or directory; a hub name or a short name is a string, not a Path"
             )
@@ -423,7 +438,7 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
             directory, file = _packaged_gguf(entry)
             return _Source(name, directory, file, gguf_file=file, entry=entry, local=True)
         return _Source(name, entry.repo, entry.repo, revision, entry=entry)
-    path = Path(name).expanduser()
+    path = here(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", lora.CONFIG)):
             ggufs = sorted(p.name for p in path.glob("*.gguf"))
@@ -715,16 +730,48 @@ def _check_memory(
 
 def _weights(hf_config: Any) -> tuple[int, int]:
     """Number of parameters of a config, and how many of them are the matrices of blocks, which quantisation packs."""
+    model = _unweighted(hf_config)
+    head = model.get_output_embeddings()
+    packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sum(p.numel() for p in model.parameters()), packed
+
+
+def _unweighted(hf_config: Any) -> Any:
+    """The model of a config, not quantised and without weights."""
     from transformers import AutoModelForCausalLM
 
     plain = copy.copy(hf_config)
     vars(plain).pop("quantization_config", None)
     # not accelerate's init_empty_weights, under which tied embeddings are counted twice
     with torch.device("meta"), _quiet():
-        model = AutoModelForCausalLM.from_config(plain)
-    head = model.get_output_embeddings()
-    packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    return sum(p.numel() for p in model.parameters()), packed
+        return AutoModelForCausalLM.from_config(plain)
+
+
+@contextmanager
+def _named_misfit(source: _Source, hf_config: Any) -> Iterator[None]:
+    """Name what a quantised checkpoint lacks: transformers fills holes with random numbers, which bytes do not take, before it reports."""
+    try:
+        yield
+    except NotImplementedError as error:
+        from safetensors import safe_open
+        from transformers.utils import cached_file
+
+        config = cached_file(source.location, "config.json", revision=source.revision)
+        found: dict[str, tuple[list[int], str]] = {}
+        for path in sorted(Path(str(config)).parent.glob("*.safetensors")):
+            with safe_open(str(path), framework="pt") as file:
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+                found |= {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+        wrong = []
+        for name, tensor in _unweighted(hf_config).named_parameters():
+            shape, dtype = found.get(name, ([], ""))
+            if not any(other.startswith(name.removesuffix("weight")) for other in found):
+                wrong.append(f"{name} is missing")
+            elif dtype in ("F64", "F32", "F16", "BF16") and shape != list(tensor.shape):
+                wrong.append(f"{name} has shape {shape}, its config says {list(tensor.shape)}")
+        what = f"the tensor {wrong[0]}" if wrong else "some of its tensors are not those of its config"
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise OSError(f"{source.label}: {what}{more}; the quantised checkpoint is not complete ({error})") from error
 
 
 def _stored_bits(hf_config: Any) -> float | None:
@@ -779,15 +826,17 @@ def _adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
-def _stop_tokens(hf_model: Any, tokenizer: Any) -> dict[str, int]:
-    """End-of-text tokens of the tokenizer, the config and the generation config together, by name."""
+def _ends(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
+    """End-of-text tokens of the tokenizer, the config and the generation config together, by name; and the last one's strings."""
     configs = [getattr(hf_model, name, None) for name in ("config", "generation_config")]
     ids: list[int] = []
     for owner in (tokenizer, *configs):
         found = getattr(owner, "eos_token_id", None)
         ids += [] if found is None else [found] if isinstance(found, int) else list(found)
     own = {} if tokenizer is None else {i: token for token, i in tokenizer.get_vocab().items()}
-    return {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
+    tokens = {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
+    strings = getattr(configs[1], "stop_strings", None) or []
+    return {"stop_tokens": tokens, "stop_strings": [strings] if isinstance(strings, str) else list(strings)}
 
 
 # buffers of earlier versions of transformers, which its models make anew
@@ -829,7 +878,7 @@ def _set_info(
     backend: str,
     processing: dict[str, bool | str],
     architecture: str,
-    stop_tokens: dict[str, int],
+    ends: dict[str, Any],
     adapter: str | None = None,
     stored: tuple[str, dict[str, str]] | None = None,
 ) -> None:
@@ -849,9 +898,9 @@ def _set_info(
         adapter=adapter,
         tokenizer=_vocabulary_hash(getattr(model, "tokenizer", None)),
         transformer_lens=importlib.metadata.version("transformer-lens"),
-        stop_tokens=stop_tokens,
+        **ends,
     )
-    object.__setattr__(model, "_emolens_info", info)  # past nn.Module's bookkeeping
+    _remember(model, info, None if stored else glance(model))
 
 
 def _dtype_of(model: Any) -> torch.dtype:

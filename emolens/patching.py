@@ -443,11 +443,11 @@ def _pairs(
             columns = {"all": list(range(n))}
         elif len(a) == 1 and not (positions and all(isinstance(p, str) for p in positions)):
             wanted = list(range(n)) if positions is None else positions
-            columns = {}
+            columns, pieces = {}, x.pieces(model.tokenizer)
             for p in wanted:
                 if not isinstance(p, int) or not -n <= p < n:
                     raise ValueError(f"position {p!r} does not exist; this pair has {n} tokens, 0..{n - 1}")
-                columns[f"{p % n}:{model.tokenizer.decode([x.ids[p]])}"] = [p % n]
+                columns[f"{p % n}:{pieces[p]}"] = [p % n]
         else:
             columns = _spans(x.ids, y.ids)
             unknown = [p for p in positions or () if p not in SPANS]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from emolens._files import read_jsonl, unknown
+from emolens._files import here, read_jsonl, unknown
 from emolens.emotion_sets import Dialogue, Emotion, EmotionSet, Story, Topic, Turn, load_emotion_set
 
 LEAST_WORDS = 20  # a segment below is a heading or a fragment
@@ -50,7 +50,7 @@ def read_emovecllm(folder: str | Path, *, unshared: Literal["raise", "keep"] = "
     Raises:
         FileNotFoundError, ValueError: no such file; what is wrong in which line; no shared topic.
     """
-    folder = Path(folder).expanduser()
+    folder = here(folder)
     calls: list[_Call] = read_jsonl(folder / "stories.jsonl", _Call)
     prompts = next(
         (p / "prompts.jsonl" for p in (folder, *folder.parents[:3]) if (p / "prompts.jsonl").is_file()), None
@@ -128,7 +128,7 @@ def read_emotion_probes(
 def _rows(source: str | Path, file: str, columns: tuple[str, ...], emotions: Sequence[str] | None) -> Iterable[dict]:
     from datasets import load_dataset
 
-    local = Path(source).expanduser() / file
+    local = here(source) / file
     if local.is_file():
         data: Any = load_dataset("parquet", data_files=str(local), split="train", streaming=True)
     elif str(source) == HUB:

@@ -24,7 +24,7 @@ from emolens import stats
 from emolens._typing import HookedModel
 from emolens.activations import Pooling, Texts, char_span, collect, every_token, last_token, mean_over_tokens
 from emolens.corpus import Long, open_corpus
-from emolens.directions import UNCALIBRATED, EmotionDirections, position_bin, project
+from emolens.directions import EmotionDirections, position_bin, project
 from emolens.models import encode, has_weights_of, model_info, unembed
 from emolens.shards import vacant, written_whole
 from emolens.tokens import text_after, word_tokens
@@ -265,23 +265,15 @@ def score(
     Raises:
         ValueError: directions of another model, or without calibration; directions made from spans without `spans`; a text of one token.
     """
-    if directions.calibration is None:
-        raise ValueError(UNCALIBRATED)
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
     if per == "token" and spans is not None:
         raise ValueError("spans= says where to pool a text; with per='token' every token is read and nothing is pooled")
+    v = directions.at(directions.layer if layer is None else layer)
+    cal = v.scale(per)
     pooling = pooled_as(directions.info, skip=skip, spans=spans) if per == "text" else every_token(skip=skip)
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     corpus = open_corpus(texts)
-    v = directions.at(directions.layer if layer is None else layer)
-    cal = v.calibration
-    assert cal is not None  # the calibration of the whole was there
-    if not (cal.token_band if per == "token" else cal.band).isfinite().any():
-        raise ValueError(
-            "these directions know too little neutral text (at least 20 are needed): collect an emotion set that has more, "
-            "to know what 'none' is"
-        )
     acts = collect(
         model,
         corpus,

@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emolens._files import existing, here
+
 FORMAT = "emolens.shards.1"
 MANIFEST, LOCK, HELD = "manifest.json", "lock", "lock.held"
 ABANDONED = 3600.0  # seconds after which a half-written file of another machine is nobody's
@@ -49,7 +51,7 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
-    path = Path(path).expanduser()
+    path = here(path)
     path = path.resolve() if path.is_symlink() else path  # a link stays, and what it leads to is written
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
@@ -73,7 +75,7 @@ def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: 
         FileNotFoundError: its folder is not there.
         FileExistsError: it is a folder, or a file that holds something else.
     """
-    path = Path(path).expanduser()
+    path = here(path)
     for folder in (path.parent, path.resolve().parent):  # of the file, and of what a link leads to
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
@@ -86,6 +88,19 @@ def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: 
     return path
 
 
+def vacant_folder(path: str | Path) -> Path:
+    """The path of a folder that is there or can be made.
+
+    Raises:
+        FileExistsError: it is a file, or would lie in one.
+    """
+    path = here(path)
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise FileExistsError(f"{part} is a file; give the name of a folder")
+    return path
+
+
 def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file of ours.
 
@@ -95,9 +110,7 @@ def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], 
     Raises:
         FileNotFoundError, ValueError: no such file; truncated, damaged or not safetensors; not of these kinds.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = existing(path, "file")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -184,7 +197,7 @@ def read_folder(path: str | Path) -> Folder:
         FileNotFoundError: no such folder, or no manifest in it.
         ValueError: the manifest is not one, or of a newer version.
     """
-    path = Path(path).expanduser()
+    path = here(path)
     file = path / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no {MANIFEST} there; this is not a folder of collected activations")
@@ -203,10 +216,10 @@ def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     """Hold a folder for one run: a new one, or one that was begun with the very same manifest.
 
     Raises:
-        FileExistsError: another process holds it; it was begun with something else (which is said); it holds other files.
+        FileExistsError: another process holds it; it was begun with something else (which is said); it holds other files, or is one.
         OSError: it cannot be written.
     """
-    path = Path(path).expanduser()
+    path = vacant_folder(path)
     manifest = {"format": FORMAT, **json.loads(json.dumps(manifest))}  # as it will be read back
     try:
         path.mkdir(parents=True, exist_ok=True)

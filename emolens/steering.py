@@ -55,8 +55,8 @@ class Ends:
 
 
 def ends(model: HookedModel, stop: Stop = ()) -> Ends:
-    """Where generation ends: at the model's own stop tokens (`model_info(model).stop_tokens`, and its tokenizer's EOS as it is now), and at
-    what is given.
+    """Where generation ends: at the model's own stop tokens and strings (`stop_tokens` and `stop_strings` of `model_info(model)`, and its
+    tokenizer's EOS as it is now), and at what is given.
 
     Args:
         stop: Token numbers, and strings; the name of a special token is that token.
@@ -66,8 +66,9 @@ def ends(model: HookedModel, stop: Stop = ()) -> Ends:
     """
     tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
     special = tokenizer.get_added_vocab()
-    tokens, strings = {tokenizer.eos_token_id, *model_info(model).stop_tokens.values()} - {None}, []
-    for given in [stop] if isinstance(stop, str | int | float) else stop:
+    info = model_info(model)
+    tokens, strings = {tokenizer.eos_token_id, *info.stop_tokens.values()} - {None}, []
+    for given in (*info.stop_strings, *([stop] if isinstance(stop, str | int | float) else stop)):
         if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
             raise ValueError(f"stop={given!r}: a token number, or a string that is not empty")
         if isinstance(given, int) and not 0 <= given < model.cfg.d_vocab:
@@ -145,7 +146,7 @@ def generate(
     Args:
         prompts: One or several texts or chats. After a turn of the user the assistant begins; a last turn of the assistant is continued.
         hooks: From `steer_resid_post` and its siblings, or anyone's (which see each step: the prompt, then one token at a time).
-        max_new_tokens: At most; a row ends before any of the model's own stop tokens (``em.model_info(model).stop_tokens``).
+        max_new_tokens: At most; a row ends before any of the model's own ends (`stop_tokens` and `stop_strings` of ``em.model_info(model)``).
         stop: More ends: token numbers or strings, before the first of which the text is cut; the name of a special token is that token.
         temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, item, step).
         top_p: Sample from the smallest set of tokens with this probability.
@@ -162,7 +163,8 @@ def generate(
         `Generations`.
 
     Raises:
-        ValueError: hooks of another model, or rows that do not match the prompts; a prompt and its continuation longer than the context.
+        ValueError: hooks or directions of another model, or directions that cannot read tokens (`EmotionDirections.scale`); rows that do not
+            match the prompts; a prompt and its continuation longer than the context.
         FloatingPointError: NaN or infinity, with the layer and the type: half precision overflows, or a dose is too large.
 
     Example:
@@ -188,6 +190,7 @@ def generate(
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         v = read.at(read.layer if layer is None else layer)
+        v.scale("token")
     reader = _Reader(v, encoded) if v is not None and read_with == "as generated" else None
     numbers = list(range(len(texts))) if items is None else list(items)
     if len(numbers) != len(texts) or any(n < 0 for n in numbers):

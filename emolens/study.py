@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from emolens import __version__, stats
+from emolens._files import here
 from emolens._typing import HookedModel
 from emolens.activations import collect_to
 from emolens.directions import EmotionDirections, mean_difference
@@ -32,7 +33,7 @@ from emolens.experiments.base import Inputs, Row
 from emolens.models import load_model, present_info
 from emolens.readout import score
 from emolens.report import write_report
-from emolens.shards import LOCK, MANIFEST, digest_of, vacant, written_whole
+from emolens.shards import LOCK, MANIFEST, digest_of, vacant, vacant_folder, written_whole
 from emolens.tokens import tokenization
 
 # texts that are in no set, for the coloured view of the report
@@ -201,7 +202,7 @@ def check_request(emotions: EmotionSet, out: str | Path, seed: int = 0) -> Path:
     if not emotions.neutral:
         raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
     _check_folds(emotions, seed)
-    folder = Path(out).expanduser()
+    folder = here(out)
     begun = [folder / "activations" / MANIFEST, *(folder / "experiments").glob("*.json")]
     strays = [p for p in (folder / "activations", folder / "experiments") if p.exists() and not _ours(p)]
     if not (folder / "results.json").exists() and not any(p.is_file() for p in begun):
@@ -253,7 +254,7 @@ def _peak_memory() -> int:
 
 
 def _prepare(out: str | Path) -> Path:
-    folder = Path(out).expanduser()
+    folder = vacant_folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -306,6 +307,7 @@ def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -
         model["dtype"],
         model["tokenization"],
         model["stop_tokens"],
+        model["stop_strings"],
         emotions.fingerprint,
         "resid_post",
         options,

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import stats
+from emolens._files import here
 from emolens._typing import HookedModel, block_number, block_numbers, hook_name
 from emolens.corpus import several
 from emolens.directions import EmotionDirections, random_directions
@@ -279,6 +280,7 @@ def sweep(
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
+        reader.scale("token")
     run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
 
     cells = [
@@ -354,7 +356,7 @@ class _Done:
     def __init__(self, out: str | Path | None, key: str) -> None:
         self.key = key
         self.found: dict[Cell, dict[str, Tensor]] = {}
-        self.file = None if out is None else Path(out).expanduser()
+        self.file = None if out is None else here(out)
         if self.file is None:
             return
         if self.file.is_file() and self.file.stat().st_size:

@@ -26,6 +26,10 @@ _NO_SPACES = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff]"
 )
 _OPENS = "([{<“‘«„‚¿¡"
+_CLOSES = ".,;:!?…%)]}>”’»"
+_STRAIGHT = "\"'"
+_REST = re.compile(r"'(s|t|d|m|re|ve|ll|S|T|D|M|RE|VE|LL)\b")  # of a contraction
+_STARTS = re.compile(r"\.\w|:[-)(]")  # what begins with such a sign and stands by itself: .5, a smiley
 CONTEXTS = ("I felt", "\n", "a")  # what a word follows where no prompt is known, or where it would melt into the prompt
 
 
@@ -36,6 +40,11 @@ class EncodedText:
     text: str
     ids: list[int]
     offsets: list[tuple[int, int]]
+
+    def pieces(self, tokenizer: Any) -> list[str]:
+        """What each token stands for in the text, spaces included (a decoder may take them off); one that stands for nothing, by its name."""
+        spans = zip(self.ids, self.offsets, strict=True)
+        return [self.text[a:b] if b > a else tokenizer.decode([i]) for i, (a, b) in spans]
 
 
 def _short(x: Any) -> str:
@@ -225,16 +234,31 @@ def ids_hash(encoded: Sequence[EncodedText]) -> str:
 def joined(word: str, prompt: str | None = None) -> str:
     """A word as it continues a prompt: with a space before it where its script has spaces.
 
-    None after white space, after an opening bracket or quote, or where the word begins or the prompt ends in a script that puts no spaces
+    None after white space, after an opening bracket or quote; before a sign that closes (a stop, a comma, a bracket, a quote that the prompt
+    has opened) or the rest of a contraction ('s); where the word begins or the prompt ends in a script that puts no spaces
     between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan). No prompt stands for one that ends in a word of the same script.
 
-    >>> joined("happy", "He felt"), joined("高兴", "她感到"), joined("A", "(")
-    (' happy', '高兴', 'A')
+    >>> joined("happy", "He felt"), joined("高兴", "她感到"), joined("A", "("), joined("!", "How nice"), joined("yes", 'She said "')
+    (' happy', '高兴', 'A', '!', 'yes')
     """
     word = word.lstrip(" ")
     last = word[:1] if prompt is None else prompt[-1:]
-    close = prompt is not None and (not last or last.isspace() or last in _OPENS)
+    close = prompt is not None and (not last or last.isspace() or last in _OPENS or _opening(prompt))
+    close = close or _closing(word, prompt or "")
     return word if close or _NO_SPACES.match(last) or _NO_SPACES.match(word) else " " + word
+
+
+def _opening(prompt: str) -> bool:
+    """Whether a prompt ends in a straight quote that opens: one with nothing, white space or an opening sign before it."""
+    before = prompt.rstrip(_STRAIGHT)
+    return before != prompt and (not before or before[-1].isspace() or before[-1] in _OPENS)
+
+
+def _closing(word: str, prompt: str) -> bool:
+    """Whether a word belongs to what stands before it: it begins with a sign that closes, or is the rest of a contraction."""
+    if word[:1] in _STRAIGHT:  # straight quotes open and close; the second one closes
+        return bool(_REST.match(word)) or (not word[1:2].isalnum() and prompt.count(word[0]) % 2 == 1)
+    return bool(word) and word[0] in _CLOSES and not _STARTS.match(word)
 
 
 def following(tokenizer: Any, continuation: str, prompt: str | None = None) -> list[int]:

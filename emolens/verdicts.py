@@ -315,9 +315,16 @@ def _nothing_to_lose(rows: Sequence[Row], k: int) -> str:
 
 
 def _component(r: Row, rows: Sequence[Row], k: int) -> str:
-    few = "underpowered" in (r.unit_of_n or "")
-    warn = f" With n = {r.n} rated words this is underpowered; a claim about geometry needs a larger set." if few else ""  # fmt: skip
-    return f"{escape(r.metric)} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum of |r| over components, layers and tables.{warn}"
+    return f"{escape(r.metric)} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum of |r| over components, layers and tables."
+
+
+def _too_few_words(rows: Sequence[Row], k: int) -> str:
+    """Below so many rated words the interval of an r is wide enough for either answer."""
+    return "".join(
+        f"{escape(r.metric)} = {r.value:.2f} {interval(r)} is of {r.n} rated words, which is underpowered; a claim about geometry needs a larger set"
+        for r in _primary("geometry")(rows, k)
+        if "underpowered" in (r.unit_of_n or "")
+    )
 
 
 def _vocabulary(r: Row, rows: Sequence[Row], k: int) -> str:
@@ -352,6 +359,6 @@ CLAIMS: tuple[Claim, ...] = (
           _of("causal", "top1 refitted minus shuffled"), _refitted, "more is left than after the controls", also=_of("causal", "top1 refitted minus random")),
     Claim("person", "Directions from “I” read “she” as well, and the other way round", "no_loss",
           _of("person", "top1 cross minus mixed"), _persons, "the change of person costs something", _nothing_to_lose),
-    Claim("valence", "A leading component lines up with human valence", "rejected_maximum", _primary("geometry"), _component),
+    Claim("valence", "A leading component lines up with human valence", "rejected_maximum", _primary("geometry"), _component, gate=_too_few_words),
     Claim("vocabulary", "Through the lens an emotion's own words lie above other emotions' words", "rejected", _primary("logit_lens"), _vocabulary, "shuffled labels do more"),
 )  # fmt: skip

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from threadpoolctl import threadpool_limits
 
 import emolens as em
 
@@ -66,6 +67,16 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()  # what a file asked for, under which its fixtures are made
     torch.set_num_threads(2 if request.node.get_closest_marker("real") else 1)
     yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For a whole file and its fixtures: matrices this small are slower on two threads, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(limits=1):
+        yield
     torch.set_num_threads(before)
 
 

@@ -53,13 +53,7 @@ BACKENDS = ("hooked", "bridge") if version("transformer-lens").startswith("3.") 
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "embed")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Matrices this small are slower on two threads, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

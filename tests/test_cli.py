@@ -37,13 +37,7 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Matrices this small are slower on two threads, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +81,22 @@ def test_the_help_of_every_command_has_an_example(command):
     result = CliRunner().invoke(cli.app, [*command, "--help"])
     assert result.exit_code == 0
     assert f"Example: emolens {' '.join(command)}" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("extract", ["Nothing is drawn here", "embed, resid_pre", "float64", "counted from 0", "128 on a CPU, 512 on a GPU"]),
+        ("plan", ["Nothing is drawn here"]),
+        ("score", ["Nothing is drawn here", "two thirds of the depth from extract", "the one that the directions were made in"]),
+        ("steer", ["Seed of what is sampled, and of random directions", "the same width and tokenizer"]),
+        ("write-stories", ["the default is 60,150, of Chinese and Japanese 100,400 characters", "above 0, at most 1"]),
+        ("study", ["Seed of folds, resamples and random directions", "or both; without it"]),
+    ],
+)  # fmt: skip
+def test_the_help_says_units_and_defaults(command, said):
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "400"})
+    assert not [phrase for phrase in said if phrase not in " ".join(result.output.split())]
 
 
 def test_the_list_of_commands_is_complete():
@@ -252,6 +262,15 @@ def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
         # before the model is looked for
         (["study", "--model", "./nowhere", "--external", "TMP", "--out", "TMP/study"], "neither goemotions_test.tsv nor emobank.csv is there"),
         (["study", "--model", "TINY", "--set", "nope", "--out", "TMP/study"], "unknown emotion set 'nope'"),
+        (["study", "--model", "https://example.org/a/b", "--out", "TMP/study"], "https://example.org/a/b is an address"),
+        (["study", "--set", "https://example.org/core", "--out", "TMP/study"], "https://example.org/core is an address"),
+        (["study", "--out", "s3://bucket/study"], "s3://bucket/study is an address"),
+        (["study", "--external", "https://example.org/texts", "--out", "TMP/study"], "https://example.org/texts is an address"),
+        (["extract", "--out", "s3://bucket/v.safetensors"], "s3://bucket/v.safetensors is an address"),
+        (["extract", "--texts", "https://example.org/t.csv"], "https://example.org/t.csv is an address"),
+        (["write-stories", "--model", "TINY", "--out", "s3://bucket/own"], "s3://bucket/own is an address"),
+        (["write-stories", "--export-prompts", "s3://bucket/p.jsonl"], "s3://bucket/p.jsonl is an address"),
+        (["sets", "import", "https://example.org/probes", "--out", "TMP/p"], "https://example.org/probes is an address"),
     ],
     ids=lambda x: " ".join(x[:3]) if isinstance(x, list) else "",
 )  # fmt: skip
@@ -281,12 +300,80 @@ def test_a_usage_error_is_exit_2(emolens):
         assert "Traceback" not in err
 
 
-def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path):
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("", encoding="utf-8")
-    code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", in_the_way / "study")
+def test_a_machine_that_says_no_is_exit_3(emolens, tiny, toy_set, tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "-o", tmp_path / "study")
     assert code == 3
-    assert "cannot write there" in one_line(err)
+    assert "cannot write there (No space left on device)" in one_line(err)
+
+
+@pytest.mark.parametrize("command", ["study", "extract", "plan", "write-stories", "languages"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_made(
+    emolens, tiny, toy_set, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("opened"))
+    set_ = ("--sets", f"{toy_set},{toy_set}") if command == "languages" else ("-s", toy_set)
+    out = () if command == "plan" else ("-o", tmp_path / "new")
+    code, _, err = emolens(command, "-m", tiny("llama", tokenizer="chat"), *set_, "--device", "cuda", *out)
+    assert code == 2
+    assert "device='cuda', but of CUDA devices this machine has none that PyTorch sees; use device='cpu'" in one_line(err)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_by_name_takes_no_device_of_this_machine(emolens, toy_set):
+    code, _, err = emolens("plan", "-m", "llama-3-8b", "-s", toy_set, "--device-name", "h100", "--device", "cuda")
+    assert code == 2
+    assert "--device: with --device-name the model is not opened; leave one of the two away" in one_line(err)
+
+
+PLACES = {  # where a file is wanted and a folder given, or the reverse
+    "is a folder; give the name of a file": [
+        ("extract", "-s", "SET", "-o", "FOLDER"),
+        ("score", "-v", "FOLDER", "She sat down."),
+        ("score", "-v", "VECTORS", "She sat down.", "--html", "FOLDER"),
+        ("steer", "-v", "FOLDER", "-e", "glimmer", "The door"),
+        ("write-stories", "-s", "SET", "--export-prompts", "FOLDER"),
+        ("write-stories", "-s", "SET", "--import-texts", "FOLDER", "--writer", "me", "-o", "NEW"),
+        ("languages", "--sets", "SET,SET", "-o", "FOLDER"),
+    ],
+    "is a folder; give the files in it": [("extract", "--texts", "FOLDER", "-o", "NEW")],
+    "is a file; give the name of a folder": [
+        ("study", "-s", "SET", "-o", "FILE"),
+        ("study", "-s", "SET", "-o", "FILE/below"),
+        ("study", "-s", "SET", "--external", "FILE", "-o", "NEW"),
+        ("extract", "-s", "SET", "--shards", "FILE", "-o", "NEW"),
+        ("extract", "-s", "SET", "--shards", "FILE/below", "-o", "NEW"),
+        ("write-stories", "-s", "SET", "-o", "FILE"),
+        ("sets", "import", "FOLDER", "--form", "emovecllm", "-o", "FILE"),
+    ],
+    "holds no run of this kind; choose another folder": [("write-stories", "-s", "SET", "-o", "FULL")],
+    "holds a manifest.json of something else": [("write-stories", "-s", "SET", "-o", "OTHER")],
+}
+
+
+@pytest.mark.parametrize(("message", "given"), [(m, g) for m, several in PLACES.items() for g in several], ids=str)
+def test_a_file_for_a_folder_and_the_reverse_are_told_apart_before_the_model_is_opened(
+    emolens, tiny, toy_set, banded, tmp_path, monkeypatch, message, given
+):
+    monkeypatch.setattr("emolens.models.load_model", lambda *a, **k: pytest.fail("the model was opened"))
+    monkeypatch.setattr("emolens.engines.load_model", lambda *a, **k: pytest.fail("the model was opened"))
+    for name in ("folder", "full", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work", encoding="utf-8")
+    (tmp_path / "other" / "manifest.json").write_text('{"spec": {"mine": 1}}', encoding="utf-8")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    places = {"SET": toy_set, "VECTORS": banded, "NEW": tmp_path / "new"}
+    places |= {n.upper(): tmp_path / n for n in ("folder", "full", "other", "file")}
+    for name, place in places.items():
+        given = [x.replace(name, str(place)) for x in given]
+    model = () if given[0] in ("sets",) else ("-m", tiny("llama", tokenizer="chat"))
+    code, _, err = emolens(*given, *model)
+    assert (code, message in one_line(err)) == (2, True), err
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_interrupt_is_exit_130(emolens, monkeypatch):
@@ -446,6 +533,11 @@ def test_score_reads_every_text_of_a_file_and_of_a_pipe(emolens, banded, tiny, t
     [
         (("comments.csv",), "comments.csv: no such file"),
         (("./comments",), "comments: no such file"),
+        (("nosuch file.csv",), "nosuch file.csv: no such file (a text that looks like a name: echo ... | emolens score -)"),
+        (("https://example.org/a.csv",), "https://example.org/a.csv is an address, and only what lies on this machine is read and written"),
+        (("https://example.org/a",), "https://example.org/a is an address"),
+        (("She sat down.", "--html", "s3://mine/view.html"), "s3://mine/view.html is an address"),
+        (("She sat down.", "-v", "https://example.org/v.safetensors"), "https://example.org/v.safetensors is an address"),
         (("TMP",), "is a folder; give the files in it"),
         (("TMP/c.csv",), "c.csv:1: no column 'text'; there are: comment, id; say which one is the text (column=, --column)"),
         (("TMP/c.xlsx",), "a .xlsx file is not read here"),
@@ -475,6 +567,13 @@ def test_score_refuses_before_the_model_is_opened(emolens, banded, tiny, tmp_pat
     assert (tmp_path / "notes.html").read_text(encoding="utf-8") == "<p>mine</p>"
 
 
+def test_where_no_text_is_left_the_advice_fits(emolens, banded, tiny):
+    model = tiny("llama", tokenizer="chat")
+    code, _, err = emolens("score", "-v", banded, "-m", model, "--long", "skip", "They laughed. " * 99)
+    assert code == 2
+    assert "every text is longer than the 256 tokens that this model reads, and was left out: choose long='truncate'" in one_line(err)  # fmt: skip
+
+
 def test_a_text_too_long_is_named_cut_or_left_out(emolens, banded, tiny, tmp_path):
     file = tmp_path / "c.txt"
     file.write_text(
@@ -484,7 +583,7 @@ def test_a_text_too_long_is_named_cut_or_left_out(emolens, banded, tiny, tmp_pat
     command = ("score", "-v", banded, "-m", tiny("llama", tokenizer="chat"), file)
     code, _, err = emolens(*command)
     assert code == 2
-    assert re.search(r"text 1 has \d+ tokens; this model reads 256 \(.*c\.txt:2\): shorten it, or choose long='truncate' or 'skip'", one_line(err))  # fmt: skip
+    assert re.search(r"text 1 has \d+ tokens; this model reads 256 \(.*c\.txt:2\): shorten it, or choose long='truncate' or 'skip' \(--long of extract and score\)", one_line(err))  # fmt: skip
     code, out, _ = emolens(*command, "--long", "truncate")
     assert code == 0
     assert ["[cut]" in line for line in out.splitlines()] == [False, False, True, False]
@@ -612,7 +711,7 @@ def test_a_study_refuses_before_the_model_is_opened(emolens, tiny, toy_set, tmp_
         (tmp_path / "own", tmp_path / "study", "set 'own' has no neutral texts"),
         (toy_set, project, "holds something else (experiments) that a study would replace"),
         (toy_set, vectors, "holds something else (vectors.safetensors) that a study would replace"),
-        (toy_set, tmp_path / "file", "cannot write there"),
+        (toy_set, tmp_path / "file", "file is a file; give the name of a folder"),
     ):
         code, _, err = emolens("study", "-m", tiny("llama", tokenizer="chat"), "-s", set_, "-o", out)
         assert code in (2, 3)

@@ -14,7 +14,7 @@ from sklearn import linear_model  # noqa: F401  (before the limit below, which s
 from threadpoolctl import threadpool_limits
 
 import emolens as em
-from emolens import stats
+from emolens import emotion_sets, stats
 from emolens.directions import project
 from emolens.experiments import causal, lens, norms, person, separability, validation
 from emolens.experiments.base import Row, find
@@ -219,6 +219,28 @@ def test_a_paired_difference_is_the_difference_of_its_sides(effect):
         assert one(rows, "separability", f"emotion {what} minus tfidf", estimator=kind).value == pytest.approx(
             ours - theirs
         )
+
+
+@pytest.mark.parametrize(
+    ("n", "r", "ridge", "verdict"),
+    [(5, False, False, None), (29, True, False, "not asked"), (30, True, True, "shown")],
+)
+def test_what_is_said_of_geometry_with_so_many_rated_words(monkeypatch, n, r, ridge, verdict):
+    """36 words whose component is their valence, of which a table rates so many."""
+    inputs = planted_geometry(True)
+    rated = inputs.emotions.names[:n]
+    real = emotion_sets.load_norms
+    known = lambda table="glasgow_2019", **o: {w: x for w, x in real(table, **o).items() if w in rated}  # noqa: E731
+    monkeypatch.setattr(norms, "load_norms", known)
+    monkeypatch.setattr(emotion_sets, "load_norms", known)
+    rows = norms.run(inputs)
+    about = [x for x in rows if "valence" in x.metric]
+    assert {x.n for x in about} == {n}
+    assert any(np.isfinite(x.value) for x in about if x.metric == "r of PC1 with valence") == r
+    assert any(np.isfinite(x.value) for x in about if x.metric.startswith("ridge")) == ridge
+    assert r or {x.control for x in about} == {"cannot be asked: fewer than 6 rated words"}
+    found = verdicts_of(rows, inputs).get("valence")
+    assert (found and found.verdict) == verdict
 
 
 def test_each_emotion_is_judged_against_its_own_null_and_corrected(effect):

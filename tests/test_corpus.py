@@ -151,7 +151,7 @@ def test_a_name_is_never_taken_for_a_text(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fear").mkdir()
     (tmp_path / "my notes").write_text("x", encoding="utf-8")
-    for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv", "comments.dat", "a.log", "t.csv.bz2", "t.jsonl.zst"):  # fmt: skip
+    for name in ("stories.csv", "stories.json", "a/b.txt", "./texts", "~/texts", "C:\\texts.csv", str(tmp_path), "fear", "my notes", "/data/my texts.csv", "comments.dat", "nosuch file.csv", "I saved it as report.txt", "a.log", "t.csv.bz2", "t.jsonl.zst"):  # fmt: skip
         for call in (
             lambda: em.collect_resid_post(tiny_model, name, progress=False),  # noqa: B023
             lambda: em.generate(tiny_model, name, max_new_tokens=1),  # noqa: B023
@@ -166,7 +166,7 @@ def test_a_name_is_never_taken_for_a_text(tiny_model, tmp_path, monkeypatch):
         em.collect_resid_post(tiny_model, "core", progress=False)
 
 
-@pytest.mark.parametrize("text", ["and/or", "She opened it.", "v1.2", "I saved it as report.txt", "e.g.", "joy", "\x00", "~nobody-here said so", "3.14", "x" * 5000, "a\nb.csv"])  # fmt: skip
+@pytest.mark.parametrize("text", ["and/or", "She opened it.", "v1.2", "Node.js", "e.g.", "joy", "\x00", "~nobody-here said so", "3.14", "x" * 5000, "a\nb.csv"])  # fmt: skip
 def test_a_text_is_a_text(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert names_a_file(text) is None
@@ -379,7 +379,9 @@ def test_a_long_text_is_cut_or_left_out_and_counted(tiny_model, tmp_path, to):
     assert (cut.info["dropped_texts"], cut.info["truncated_texts"]) == (0, 1)
     assert cut.texts[3].n_tokens == 256
     torch.testing.assert_close(torch.cat([cut.rows[:3], cut.rows[4:]]), plain.rows)
-    with pytest.raises(ValueError, match="every text is longer than the model reads"):
+    with pytest.raises(
+        ValueError, match="every text is longer than the 256 tokens that this model reads, and was left out"
+    ):
         go([LONG], "skip")
     with pytest.raises(ValueError, match="long='cut'; allowed: 'raise', 'truncate', 'skip'"):
         go(TEXTS, "cut")

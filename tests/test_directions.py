@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,17 +123,11 @@ def planted(seed: int = 0, *, signal: float = 4.0, noise: float = 0.4, n_topics:
     return World(acts, v, neutral, common)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors of a few kilobytes: beside another busy process two threads wait for each other, a hundred times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def world(_one_thread: None) -> World:
+def world(one_thread: None) -> World:
     return planted()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -471,6 +472,35 @@ def test_a_decimal_comma_and_another_encoding_are_named(tmp_path: Path) -> None:
     (tmp_path / "cp.csv").write_bytes("word,valence,arousal,dominance\nfühlen,1,2,3\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"not UTF-8 text .* such as Windows' cp1252; save it as UTF-8"):
         es.load_norms(tmp_path / "cp.csv")
+
+
+def test_a_word_or_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("# mine\nword,valence,arousal,dominance\njoy,1,2,3\njoy,3,2,1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"own\.csv:4: 'joy': this word is there twice"):
+        es.load_norms(path)
+    path.write_text("word,valence,arousal,dominance,Valence\njoy,1,2,3,4\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"own\.csv:1: there is more than one column 'valence'"):
+        es.load_norms(path)
+
+
+def test_a_table_that_was_edited_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    for valence in (1.0, 2.0):
+        path.write_text(f"word,valence,arousal,dominance\njoy,{valence},2,3\n", encoding="utf-8")
+        os.utime(path, (1e9, 1e9))
+        assert es.load_norms(path)["joy"].valence == valence
+    es.load_norms(path).clear()
+    assert es.load_norms(path)
+
+
+def test_a_key_that_is_there_twice_is_named_by_line(toy_set: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_set, tmp_path / "set")
+    file = next((tmp_path / "set" / "stories").glob("*.jsonl"))
+    first, second, *rest = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([first, second[:-1] + ', "topic": "train"}', *rest]), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{file.name}:2: not valid JSON: the key 'topic' is there twice"):
+        es.load_emotion_set(tmp_path / "set")
 
 
 def test_a_set_of_a_windows_editor_is_read(toy_set: Path, tmp_path: Path) -> None:

@@ -43,13 +43,7 @@ FLOAT32 = 2e-6
 LOGITS = 1e-4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Matrices this small are slower on two threads, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(hook_point: Any = "resid_post", *, seed: int = 0, **change: Any) -> EmotionDirections:

@@ -913,6 +913,45 @@ def test_a_quantised_checkpoint_loads_through_the_bridge_as_the_conversions_erro
         assert em.model_info(em.load_model(tmp_path, backend="bridge")).fingerprint != before
 
 
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes' own
+@pytest.mark.parametrize("real", [True, False], ids=["bitsandbytes", "its error"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 4}, "the tensor model.layers.3.self_attn.q_proj.weight is missing"),
+        ({"vocab_size": 640}, "weight has shape [320, 64], its config says [640, 64]"),
+    ],
+    ids=["missing", "shape"],
+)
+def test_what_a_quantised_checkpoint_lacks_is_named(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: bool, change: dict[str, int], message: str
+) -> None:
+    """transformers fills holes with random numbers, which a matrix of bytes does not take: a NotImplementedError of torch's."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder = tiny("llama", hidden_size=64, intermediate_size=128)
+    says: dict[str, Any] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    if real:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: it is no dependency of this project")
+        options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True), "dtype": torch.float32}
+        hf_model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        hf_model.save_pretrained(tmp_path)
+        says = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    else:
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+        def fails(*_: Any, **__: Any) -> None:
+            raise NotImplementedError("\"normal_kernel_cpu\" not implemented for 'Byte'")
+
+        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fails)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) | change | {"quantization_config": says}
+    config.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(OSError, match=re.escape(message)):
+        em.load_model(tmp_path, backend="bridge")
+
+
 def _hub_error(kind: str) -> Exception:
     import httpx
     from huggingface_hub import errors

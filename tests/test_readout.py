@@ -27,13 +27,7 @@ NEW = (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Matrices this small are slower on two threads, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -588,3 +582,61 @@ def test_every_call_that_recommends_allow_other_model_takes_it(tiny: Any, tiny_m
     with pytest.raises(ValueError, match=r"\(other weights\); collect again$"):
         readout.check_model(tiny_model, info, allow_other_model=None)
     readout.check_model(tiny_model, info, allow_other_model=True)
+
+
+def _zeroed_row(w):
+    with torch.no_grad():
+        w[3] = 0
+
+
+def _past_autograd(w):
+    w.data[3, 2] += 1e-3
+
+
+def _by_numpy(w):
+    w.detach().numpy()[[3, 4]] = w.detach().numpy()[[4, 3]]
+
+
+def _another_parameter(w):
+    w.data = w.data.clone()
+    w.data[-1, -1] *= 2
+
+
+EDITS = (_zeroed_row, _past_autograd, _by_numpy, _another_parameter)
+CALLS = {
+    "score": lambda m, v: em.score(m, v, "They walked on."),
+    "generate, read": lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v),
+    "generate, steered": lambda m, v: em.generate(
+        m, "They", em.steer_resid_post(v["gloamer"], dose=0.1), max_new_tokens=1
+    ),
+    "lens": lambda m, v: em.logit_lens(m, v, {e: [e] for e in v.emotions}, n_random=2),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("call", CALLS)
+def test_weights_that_are_edited_between_two_calls_are_another_model(tiny, v, call, edit):
+    model = em.load_model(tiny("llama", tokenizer="chat"))
+    CALLS[call](model, v)
+    edit(next(p for p in model.parameters() if p.ndim == 2))
+    with pytest.raises(ValueError, match="other weights"):
+        CALLS[call](model, v)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, v: em.score(m, v, "They walked on.", per="token"),
+        lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v),
+        lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v, read_with="as generated"),
+        lambda m, v: em.sweep(
+            m, "They", v["gloamer"], doses=[0.1], target_words={"gloamer": ["a"], "tarrow": ["b"]}, write=1, read=v
+        ),
+        lambda m, v: v.token_z(torch.zeros(1, len(v.layers), 32), torch.tensor([1])),
+    ],
+    ids=["score", "generate", "as it is generated", "sweep", "token_z"],
+)
+def test_directions_without_neutral_texts_do_not_read_tokens(tiny_model, acts, call):
+    v = em.mean_difference(acts.select(lambda t: t.split != "neutral"), remove_neutral=None)
+    with pytest.raises(ValueError, match=r"too little neutral text .*make them from an emotion set that has more"):
+        call(tiny_model, v)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +282,23 @@ def _word(tokenizer, word, prompt=None):
         ("彼女は、", "嬉しい", "嬉しい"),
         ("나는", "행복한", " 행복한"),
         ("", "happy", "happy"),
+        ("He is happy", "!", "!"),
+        ("He is happy", " .", "."),
+        ("He is (very happy", ")", ")"),
+        ("She said “yes", "”", "”"),
+        ("She", "'s", "'s"),
+        ("She", "’s", "’s"),
+        ('She said "', "happy", "happy"),
+        ("'", "happy", "happy"),
+        ('("', "happy", "happy"),
+        ("She said \"'", "happy", "happy"),
+        ('She said "yes"', "happy", " happy"),
+        ("the girls'", "happy", " happy"),
+        ('She said "yes', '"', '"'),
+        ("She said", '"', ' "'),
+        ("She felt", '"happy"', ' "happy"'),
+        ("It costs", ".5", " .5"),
+        (None, "!", "!"),
         (None, "happy", " happy"),
         (None, "高兴", "高兴"),
     ],
@@ -289,6 +307,17 @@ def test_whether_a_word_has_a_space_before_it_is_said_by_script_and_prompt(promp
     from emolens.tokens import joined
 
     assert joined(word, prompt) == text
+
+
+def test_tokens_are_shown_as_they_stand_in_the_text(tmp_path):
+    """SentencePiece's decoder takes the space off a token by itself."""
+    m = em.load_model(made(tmp_path, tiny_tokenizer("sentencepiece")))
+    prompt = "I felt happy or sad"
+    fired = em.check(m, [("blocks.0.hook_resid_post", lambda act, hook: act + 1)], prompt)
+    assert "".join(fired.tokens[1:]) == prompt
+    metric = em.logit_difference(" happy", " sad")
+    sweep = em.patch_resid_pre(m, clean=prompt, corrupted=prompt.replace("happy", "angry"), metric=metric)
+    assert "".join(label.partition(":")[2] for label in sweep.labels[1:]) == prompt
 
 
 def test_words_with_another_first_token_after_another_prompt_are_no_one_metric():
@@ -358,6 +387,21 @@ def test_generation_ends_where_that_of_transformers_does(tmp_path, backend, said
     assert em.generate(m, PROMPT, max_new_tokens=12).tokens == ((),)
     assert model_info(m).stop_tokens == {"</s>": t.eos_token_id, "<|turn_end|>": end}
     assert model_info(m).to_dict()["stop_tokens"]["<|turn_end|>"] == end
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("several", [True, False])
+def test_generation_ends_at_the_strings_of_generation_config(tmp_path, backend, several):
+    path = made(tmp_path, tiny_tokenizer("chat"))
+    whole = em.generate(em.load_model(path, backend=backend), PROMPT, max_new_tokens=12).texts[0]
+    start = next(i for i in range(3, len(whole)) if whole[i : i + 3] not in whole[: i + 2])
+    stop = whole[start : start + 3]
+    file = path / "generation_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")) | {"stop_strings": [stop, "never"] if several else stop}
+    file.write_text(json.dumps(found), encoding="utf-8")
+    m = em.load_model(path, backend=backend)
+    assert em.generate(m, PROMPT, max_new_tokens=12).texts == (whole[:start],)
+    assert model_info(m).to_dict()["stop_strings"] == [stop, "never"][: several + 1]
 
 
 def test_more_ends_may_be_given_as_tokens_and_as_strings(tiny_model):

@@ -6,9 +6,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emolens import report, verdicts
+from emolens.experiments import base
 from emolens.experiments.base import Row
 from emolens.verdicts import CLAIMS, FEWEST, RULES, Answer, answers
 
@@ -221,7 +223,9 @@ def test_what_is_said_of_the_others():
                            "with the labels resampled too, that is for labels like them, [0.20, 0.90]) against 0.20")  # fmt: skip
     assert "AUC 0.50 [0.40, 0.60]" in the_answer("vocabulary").text
     assert "underpowered" not in the_answer("valence").text
-    assert "With n = 18 rated words this is underpowered" in the_answer("valence", n=18, unit_of_n="words, underpowered").text  # fmt: skip
+    few = the_answer("valence", n=18, unit_of_n="words, underpowered")
+    assert few.verdict == "not asked"
+    assert "is of 18 rated words, which is underpowered; a claim about geometry needs a larger set" in few.text
 
 
 @pytest.mark.parametrize("name", ["more than words", "more than form", "logistic: more than words", "zero-shot: more than words"])  # fmt: skip
@@ -296,3 +300,8 @@ def test_figures_that_are_not_known_are_not_made_up():
         "0.00",
         "[0.40, 0.60]",
     )
+
+
+def test_a_null_without_draws_is_an_error():
+    with pytest.raises(ValueError, match="no draws of shuffled labels: a null needs at least one"):
+        base.judged(1.0, np.zeros(0), "shuffled labels")

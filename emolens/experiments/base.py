@@ -71,8 +71,13 @@ def judged(value: float, null: NDArray[np.floating], control: str) -> dict[str, 
     0.005
     >>> judged(1.0, np.zeros(10), "shuffled labels")  # ten draws have no 95 % point
     {'control': 'shuffled labels', 'null_mean': 0.0, 'draws': 10}
+
+    Raises:
+        ValueError: no draws.
     """
     null = np.asarray(null, float)
+    if not len(null):
+        raise ValueError(f"no draws of {control}: a null needs at least one, and a p at least {MIN_DRAWS}")
     fields = {"control": control, "null_mean": float(null.mean()), "draws": len(null)}
     if len(null) < MIN_DRAWS:
         return fields

@@ -6,7 +6,8 @@ over every component, layer and table that could have been looked at; the same f
 each r beside that of permuted words through the same cross-validation, which is below 0 by construction, and not asked of fewer than
 `geometry.RIDGE_WORDS` words; RSA; RSA with the distance in story form (`stats.form_features`); clusters against families; reliability; similarity
 of layers; how far the two tables agree. Intervals of what is measured on pairs resample emotions. Headline: exact word forms, without
-and with rows that rate one sense of a word; other forms of a word are a sensitivity row. With few rated words the rows say so: claims about geometry belong to a set of many words. Primary row: r of the
+and with rows that rate one sense of a word; other forms of a word are a sensitivity row. Below `FEW` rated words there is no r, below
+`UNDERPOWERED` no claim, and the rows say so: claims about geometry belong to a set of many words. Primary row: r of the
 component, of 1-3, with the largest |r| with valence.
 """
 
@@ -42,6 +43,14 @@ def run(inputs: Inputs) -> list[Row]:
     layers = [geometry.components(v.vectors[:, k])[0].numpy() for k in range(len(v.layers))]
     exact: dict[str, dict[int, Any]] = {}
     out: list[Row] = []
+    for table in TABLES:
+        if 0 < len(few := _rated(inputs, table, ("exact",))) < FEW:
+            reason = f"cannot be asked: fewer than {FEW} rated words"
+            at = say | _words(few, f"{table}, {EXACT}") | {"control": reason}
+            out += [
+                row(NAME, f"r of PC1-3 with {axis}", float("nan"), emotion=axis, **at)
+                for axis in ("valence", "arousal")
+            ]
     before: dict[str, dict[int, Any]] = {}
     for form, kinds in FORMS.items():
         rated = {t: r for t in TABLES if len(r := _rated(inputs, t, kinds)) >= FEW}

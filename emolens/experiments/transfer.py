@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emolens import stats
-from emolens._files import read_text
+from emolens._files import existing, read_text
 from emolens._typing import HookedModel
 from emolens.activations import Activations, collect
 from emolens.directions import logistic
@@ -139,9 +139,10 @@ def load_external(folder: str | Path) -> dict[str, Labelled]:
         FileNotFoundError: no such folder, or neither file is in it.
         ValueError: a file is not what its name says.
     """
-    folder, names = Path(folder).expanduser(), " and ".join(READERS)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"external={folder}: no such folder (expected {names} in it)")
+    try:
+        folder = existing(folder, "folder")
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"external: {error} (expected {' and '.join(READERS)} in it)") from error
     found = {name: read(folder / name) for name, read in READERS.items() if (folder / name).is_file()}
     if not found:
         raise FileNotFoundError(f"external={folder}: neither {' nor '.join(READERS)} is there")
