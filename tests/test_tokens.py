@@ -397,7 +397,8 @@ def test_generation_ends_at_the_strings_of_generation_config(tmp_path, backend, 
     start = next(i for i in range(3, len(whole)) if whole[i : i + 3] not in whole[: i + 2])
     stop = whole[start : start + 3]
     file = path / "generation_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"stop_strings": [stop, "never"] if several else stop}))
+    found = json.loads(file.read_text(encoding="utf-8")) | {"stop_strings": [stop, "never"] if several else stop}
+    file.write_text(json.dumps(found), encoding="utf-8")
     m = em.load_model(path, backend=backend)
     assert em.generate(m, PROMPT, max_new_tokens=12).texts == (whole[:start],)
     assert model_info(m).to_dict()["stop_strings"] == [stop, "never"][: several + 1]
