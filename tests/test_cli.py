@@ -749,10 +749,10 @@ def test_a_saved_value_does_not_replace_another(vectors, tmp_path):
     assert em.load_directions(file).emotions == ("glimmer",)
 
 
-def test_vectors_of_a_local_model_need_the_model_named(emolens, vectors):
+def test_vectors_of_a_local_model_need_the_model_named(emolens, banded):
     """A file never holds a path of the machine that made it."""
-    assert str(Path("/tmp")).encode() not in vectors.read_bytes()
-    code, _, err = emolens("score", "-v", vectors, "a text")
+    assert str(Path("/tmp")).encode() not in banded.read_bytes()
+    code, _, err = emolens("score", "-v", banded, "a text")
     assert code == 2
     assert "made with a local model" in one_line(err)
     assert "with --model" in err
