@@ -36,8 +36,8 @@ UNCALIBRATED = (
     "score with the ones they were made from, or use directions.project for raw projections"
 )
 NO_NEUTRAL = (
-    "these directions know too little neutral text (at least 20 texts are needed, for single tokens 20 of theirs): make them from an emotion "
-    "set that has more, to know what 'none' is, or use directions.project for raw projections"
+    "these directions know too little neutral text (at least 20 neutral texts are needed, and 20 tokens of them to score single tokens): make "
+    "them from an emotion set that has more, to know what 'none' is, or use directions.project for raw projections"
 )
 SHUFFLES = 100  # draws until one is a control
 POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
