@@ -38,6 +38,11 @@ SENTENCES = (
 )
 TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
+# files of tests that load no model
+ONCE = {
+    "architecture", "choices", "corpus", "emotion_sets", "fuzz", "generation", "geometry", "material_checks", "materials", "mutations_listed",
+    "packaging", "plots", "plots_data", "published", "reading", "set_checks", "set_rules", "stats", "summaries", "tutorials", "verdicts",
+}  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
 
 
@@ -49,6 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         assert not any(
             isinstance(value, set) and len(value) > 1 for value in getattr(item, "callspec", _NONE).params.values()
         )
+        if item.path.stem.removeprefix("test_") in ONCE:
+            item.add_marker("once")
         alone = item.get_closest_marker("notebook")
         item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("notebook") is None)

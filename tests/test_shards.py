@@ -205,6 +205,7 @@ def child(tiny: Any, toy_set: Path, folder: Path, limit: int = 0) -> subprocess.
     )
 
 
+@pytest.mark.once
 def test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand(tiny, tiny_model, toy, toy_set, tmp_path):
     expected = em.collect_resid_post(tiny_model, toy, shard_texts=2, progress=False)
     folder = tmp_path / "c"
@@ -218,6 +219,7 @@ def test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand(tiny, tiny_mod
     same_bits(to(folder, tiny_model, toy, shard_texts=2).load(), expected)
 
 
+@pytest.mark.once
 def test_a_full_disk_is_an_error_that_leaves_whole_shards_only(tiny, tiny_model, toy, toy_set, tmp_path):
     """The limit on a file's size stands for the disk: a shard is about 6 kB, the manifest smaller."""
     folder = tmp_path / "c"
@@ -460,6 +462,7 @@ def test_a_file_system_without_locks_is_named_and_a_young_part_is_left_alone(tin
         to(tmp_path / "c", tiny_model, toy)
 
 
+@pytest.mark.once
 def test_every_module_is_imported_and_a_folder_held_without_the_modules_of_unix(tiny, tmp_path):
     """Windows has no fcntl: filelock holds the folder there, for one process at a time."""
     code = """

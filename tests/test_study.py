@@ -275,6 +275,7 @@ def test_other_peoples_files_are_known_by_what_is_in_them():
     )
 
 
+@pytest.mark.once
 def test_experiments_kept_by_other_code_or_options_are_run_again(
     study, tiny_model, stories, external, tmp_path, monkeypatch
 ):
@@ -289,6 +290,7 @@ def test_experiments_kept_by_other_code_or_options_are_run_again(
     assert results(resumed.out)["rows"] == results(study.out)["rows"]
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("no_experiments")
 def test_activations_begun_for_another_set_are_refused_and_a_broken_shard_is_made_again(tiny_model, stories, tmp_path):
     shards = em.collect_to(tmp_path / "activations", tiny_model, stories, progress=False).folder
@@ -302,6 +304,7 @@ def test_activations_begun_for_another_set_are_refused_and_a_broken_shard_is_mad
     assert again.directions.emotions == ("joy", "fear")
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("no_experiments")
 def test_a_folder_of_another_study_is_refused_before_collecting(tiny_model, stories, tmp_path, monkeypatch):
     run_study(tiny_model, stories, out=tmp_path, progress=False)
@@ -336,6 +339,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_loads(stori
             run_study("pythia-70m", stories, out=out)
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("no_experiments")
 @pytest.mark.parametrize(
     "where", ["emolens.shards.save_file", "emolens.study.write_report", "emolens.report.render", "json.dumps"]
