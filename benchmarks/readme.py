@@ -45,18 +45,18 @@ class Study:
 
 
 def interval(r: dict[str, Any], form: str = "{:.2f}") -> str:
-    """A row's value with its interval, in the README's manner: .57 [.52, .62]."""
-    value = number(r["value"], form)
+    """A row's value with its interval, in the README's manner: .57 [.52, .62], or 13 % [6, 22]."""
+    value = number(r["value"], form) + (" %" if form in (PERCENT, TENTHS) else "")
     return value if r["low"] is None else f"{value} [{number(r['low'], form)}, {number(r['high'], form)}]"
 
 
 def number(x: float, form: str = "{:.2f}") -> str:
-    text = form.format(100 * x if "%" in form or form == PERCENT else x)
-    text = re.sub(r"^(-?)0\.", r"\1.", text)
-    return re.sub(r"^-(\.?0*)$", r"\1", text)
+    """A number without the 0 before its point, and without a sign if it is 0."""
+    text = form.format(100 * x if form in (PERCENT, TENTHS) else x)
+    return re.sub(r"^-([.0]+)$", r"\1", re.sub(r"^(-?)0\.", r"\1.", text))
 
 
-PERCENT = "{:.0f}"
+PERCENT, TENTHS = "{:.0f}", "{:.1f}"  # of a share
 
 
 def signed(s: Study, metric: str, form: str = "{:.2f}", **fields: Any) -> str:
@@ -104,7 +104,7 @@ def core(s: Study) -> str:
         f"the whole estimator: 95 % of {comments['draws']} runs below {number(comments['null_high'], '{:.3f}')}, p = {number(comments['p'])}; TF-IDF of the same stories {number(s.one('macro auc', control='tfidf', **MD)['value'])}, difference {signed(s, 'macro auc minus tfidf', **MD)}), where a regression fitted on the comments finds\n"
         f"{number(next(r for r in s.rows if r['metric'] == 'macro auc' and (r['control'] or '').startswith('supervised'))['value'])} at the same layer. That interval speaks of these labels; with the labels resampled too, for labels like them, it is {interval(wide).split(' ', 1)[1]} and includes chance. {named(order[:3]).capitalize()}\n"
         f"carry it; {named(order[-2:])} are read the wrong way round. They read EmoBank's arousal (r = {interval(arousal)}; shuffled 95 % below {number(arousal['null_high'], '{:.3f}')}).\n",
-        f'What it does *not* find, which the report says as plainly: EmoBank\'s valence (r = {interval(valence)}; shuffled 95 % below {number(valence["null_high"], "{:.3f}")}). From "I" to "she" and back directions lose {abs(100 * s.one("top1 cross minus mixed")["value"]):.0f} points\n'
+        f'What it does *not* find, which the report says as plainly: EmoBank\'s valence (r = {interval(valence)}; shuffled 95 % below {number(valence["null_high"], "{:.3f}")}). From "I" to "she" and back directions lose {abs(100 * s.one("top1 cross minus mixed")["value"]):.0f}\n'
         f"[{-100 * s.one('top1 cross minus mixed')['high']:.0f}, {-100 * s.one('top1 cross minus mixed')['low']:.0f}] of top-1 against directions from as many topics of both persons. Whether a leading component lines up with human valence is not asked at n = 17 rated words, families do not cluster,\n"
         f"and the geometry follows story form (RSA {s.say('rsa with distance in story form')}). Several layers read about equally well and {comments['layer']} is frozen by a hair; what hangs on such a choice deserves a second set of texts.\n",
         f"And what the model does with them (every emotion steered at block {steered['layer']}, dose {steered['dose']}, chosen on twelve openings and reported on twelve others, but for the instruction and the written text: six emotions and six openings;\n"
@@ -115,10 +115,10 @@ def core(s: Study) -> str:
         f"| the direct path alone (the vector added after the last block) | {s.say('share diag above off, direct path')} of cells | own minus others {s.say('diag minus off, direct path')} nats of {s.say('diag minus off', control=None)} |",
         f"| at the KL of an instruction in words (dose {told['dose']:.2f}), own words minus others | {interval(told)} nats | the instruction {s.say('diag minus off at equal KL', control='instruction in words')}; difference **{s.say('diag minus off at equal KL, direction minus instruction')}**: words do more |",
         f"| what is written with directions of one half of the topics, as those of the other half read it in the unsteered model | own emotion {signed(s, 'own score of the text minus random')} z over random | perplexity {s.say('''perplexity of the text, in units of the unsteered text's''', control=None)} times, random {s.say('''perplexity of the text, in units of the unsteered text's''', control='random directions')}; distinct pairs {s.say('distinct pairs of the text', control=None)}, random {s.say('distinct pairs of the text', control='random directions')} |",
-        f"| ablation of the whole stream: clean-corrupted gap lost | {s.say(stream, **percent, control=None)} % | random with the same variance {s.say(stream, **percent, **SAME)} %; difference **{signed(s, stream + ' minus random', **percent)} points** |",
-        f"| ablation after every block only | {s.say(blocks, **percent, control=None)} % | {s.say(blocks, **percent, **SAME)} %; difference {signed(s, blocks + ' minus random', **percent)} points |",
-        f"| patching only the part along the direction: gap recovered | {s.say('patch recovery', '{:.1f}%', control=None)} % | random {s.say('patch recovery', '{:.1f}%', control='random directions')} %; difference {signed(s, 'patch recovery minus random', '{:.1f}%')} points; the whole stream of the last token {s.say('patch recovery, whole stream of the last token', **percent)} % |",
-        f"| adding it to the corrupted prompt: gain, in gaps | {s.say('add gain', **percent, control=None)} % | random {s.say('add gain', **percent, control='random directions')} %; difference {signed(s, 'add gain minus random', **percent)} points |",
+        f"| ablation of the whole stream: clean-corrupted gap lost | {s.say(stream, **percent, control=None)} | random with the same variance {s.say(stream, **percent, **SAME)}; difference **{signed(s, stream + ' minus random', **percent)}** |",
+        f"| ablation after every block only | {s.say(blocks, **percent, control=None)} | {s.say(blocks, **percent, **SAME)}; difference {signed(s, blocks + ' minus random', **percent)} |",
+        f"| patching only the part along the direction: gap recovered | {s.say('patch recovery', TENTHS, control=None)} | random {s.say('patch recovery', TENTHS, control='random directions')}; difference {signed(s, 'patch recovery minus random', TENTHS)}; the whole stream of the last token {s.say('patch recovery, whole stream of the last token', **percent)} |",
+        f"| adding it to the corrupted prompt: gain, in gaps | {s.say('add gain', **percent, control=None)} | random {s.say('add gain', **percent, control='random directions')}; difference {signed(s, 'add gain minus random', **percent)} |",
         f"| a classifier of six emotions, fitted afresh after ablation, held-out topics | {s.say('top1 refitted', control=None)} | unablated {s.say('top1 refitted', control='nothing ablated')}; shuffled labels through the same fitting {s.say('top1 refitted', control='shuffled labels')}, difference {s.say('top1 refitted minus shuffled')}; random subspaces {s.say('top1 refitted', control='random subspaces, same variance')}, difference {s.say('top1 refitted minus random')}: **not shown** |",
     ]
     return "\n".join(lines)
@@ -176,7 +176,7 @@ def words(s: Study) -> str:
         f"No *single* component lines up with valence: of the first three the largest is r = {interval(best)} at n = {best['n']}, and the largest of three components, all layers and two tables\n"
         f"reaches {number(best['null_high'])} in one of twenty permutations (p = {number(best['p'])}). On the words that both tables rate they agree with r = {agree[0]} in valence and {agree[1]} in arousal. Split-half reliability of a direction: median {number(s.one('split-half reliability, median')['value'])}. On other\n"
         f"people's text: GoEmotions zero-shot macro-AUC **{interval(comments)}** over {wide['n']} labels (with the labels resampled too {interval(wide).split(' ', 1)[1]}; shuffled: 95 % below {number(comments['null_high'], '{:.3f}')}; {signed(s, 'macro auc minus tfidf', **MD)} over TF-IDF); EmoBank's valence r = {interval(valence)} (shuffled: 95 % below {number(valence['null_high'])}),\n"
-        f"its arousal {interval(arousal)} (below {number(arousal['null_high'])}). Six of them steered at block {steered['layer']}, dose {steered['dose']}: own words rise more than the mean of the others' in {interval(steered)} of cells, minus random {signed(s, 'share diag above off minus random')}; ablation of the whole stream costs {s.say(stream, PERCENT, control=None)} % of the gap, {signed(s, stream + ' minus random', PERCENT)} points more than random.",
+        f"its arousal {interval(arousal)} (below {number(arousal['null_high'])}). Six of them steered at block {steered['layer']}, dose {steered['dose']}: own words rise more than the mean of the others' in {interval(steered)} of cells, minus random {signed(s, 'share diag above off minus random')}; ablation of the whole stream costs {s.say(stream, PERCENT, control=None)} of the gap, minus random {signed(s, stream + ' minus random', PERCENT)}.",
     ]  # fmt: skip
     return "\n".join(lines)
 
