@@ -2,9 +2,10 @@
 
     emolens study --set core --external DATA --out study
     emolens study --set emotions171 --external DATA --out study171
-    python benchmarks/readme.py study study171 [--write README.md]
+    emolens study --set core2 --external DATA --out study2
+    python benchmarks/readme.py study study171 --second study2 [--write README.md]
 
-With --write the text between the section's two marks in that file is replaced. Words that say what was found (up, down, not shown) are written
+With --write the text between a section's two marks in that file is replaced. Words that say what was found (up, down, not shown) are written
 here by hand: read them against the figures.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 CORE, CORE_END = "<!-- benchmarks/readme.py writes this: core -->\n", "<!-- end: core -->"
+BOTH, BOTH_END = "<!-- benchmarks/readme.py writes this: two editions -->\n", "<!-- end: two editions -->"
 WORDS, WORDS_END = "<!-- benchmarks/readme.py writes this: 171 words -->\n", "<!-- end: 171 words -->"
 
 
@@ -181,19 +183,61 @@ def words(s: Study) -> str:
     return "\n".join(lines)
 
 
+def editions(first: Study, second: Study) -> str:
+    """`core` and `core2` side by side."""
+
+    def line(what: str, of: Any) -> str:
+        return f"| {what} | {of(first)} | {of(second)} |"
+
+    def null(metric: str, **fields: Any) -> Any:
+        def said(s: Study) -> str:
+            r = s.one(metric, control="shuffled labels", **MD, **fields)
+            return f"{interval(r)} (shuffled labels: 95 % below {number(r['null_high'])})"
+
+        return said
+
+    def labels(s: Study) -> str:
+        r = s.one("macro auc, labels resampled too", **MD)
+        return f"[{number(r['low'])}, {number(r['high'])}]"
+
+    top1, steers = "emotion top1", "share diag above off minus shuffled"
+    told = "diag minus off at equal KL, direction minus instruction"
+    lines = [
+        "| | `core` | `core2` |\n|---|---|---|",
+        line("held-out top-1 of 24, mean difference", lambda s: s.say(top1, readout="calibrated", **MD)),
+        line("the same, logistic regression", lambda s: s.say(top1, readout="decision", **LR)),
+        line("TF-IDF of the same stories", lambda s: s.say(top1, control="tfidf", **MD)),
+        line("story form only", lambda s: s.say(top1, control="form", **MD)),
+        line("GoEmotions zero-shot, macro-AUC over 8 labels", null("macro auc")),
+        line("... with the labels resampled too", labels),
+        line("... of TF-IDF of the same stories", lambda s: s.say("macro auc", control="tfidf", **MD)),
+        line("EmoBank, r of the valence axis", null("r", emotion="valence")),
+        line("EmoBank, r of the arousal axis", null("r", emotion="arousal")),
+        line("from \"I\" to \"she\": top-1 lost or won", lambda s: signed(s, "top1 cross minus mixed")),
+        line("steering: own words rise most of all 24", lambda s: s.say("argmax", control=None)),
+        line("steering: own words above the others', minus shuffled labels", lambda s: signed(s, steers)),
+        line("steering minus an instruction in words, at its KL, nats", lambda s: signed(s, told)),
+        line("gap lost by ablating the whole stream, minus random", lambda s: signed(s, "ablate loss, whole stream minus random", PERCENT)),
+        line("a classifier fitted afresh after ablation, minus shuffled labels", lambda s: signed(s, "top1 refitted minus shuffled")),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the README's findings from the results of studies.")
     parser.add_argument("core", type=Path, help="folder of a study of core")
     parser.add_argument("words", type=Path, nargs="?", help="folder of a study of emotions171")
+    parser.add_argument("--second", type=Path, help="folder of a study of core2")
     parser.add_argument("--write", type=Path, help="a file between whose marks the findings are put")
     args = parser.parse_args()
     first = core(Study(args.core))
     second = words(Study(args.words)) if args.words else ""
+    third = editions(Study(args.core), Study(args.second)) if args.second else ""
     if args.write is None:
-        print(first, second, sep="\n\n")
+        print(first, second, third, sep="\n\n")
         return
     text = args.write.read_text(encoding="utf-8")
-    for begin, end, new in ((CORE, CORE_END, first), (WORDS, WORDS_END, second)):
+    for begin, end, new in ((CORE, CORE_END, first), (WORDS, WORDS_END, second), (BOTH, BOTH_END, third)):
         if new:
             before, rest = text.split(begin)
             text = before + begin + new + "\n" + end + rest.split(end)[1]
