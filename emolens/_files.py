@@ -69,11 +69,15 @@ def existing(path: str | Path, kind: Literal["file", "folder"]) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: the other of the two is; or an address.
+        ValueError: the other of the two is, or a pipe or a device; or an address.
     """
     path = here(path)
     if path.is_dir() if kind == "file" else path.is_file():
         raise ValueError(f"{path} is a {'folder' if kind == 'file' else 'file'}; give the name of a {kind}")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(
+            f"{path} is no {kind} but a pipe or a device; write it to a file (`emolens score -` reads texts from standard input)"
+        )
     if not (path.is_file() if kind == "file" else path.is_dir()):
         raise FileNotFoundError(f"{path}: no such {kind}")
     return path
@@ -96,8 +100,12 @@ def read_text(path: Path) -> str:
 
 
 def decoded(raw: bytes, at: str) -> str:
-    """Bytes as text, which must be UTF-8; `at` begins the error."""
+    """Bytes as text, which must be UTF-8 and hold no zero bytes, as UTF-16 of plain letters does; `at` begins the error."""
     try:
+        if b"\0" in raw and not raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(
+                f"{at}: holds zero bytes, so it is UTF-16 or no text; save it as UTF-8 (in Excel: 'CSV UTF-8')"
+            )
         return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
