@@ -100,12 +100,8 @@ def read_text(path: Path) -> str:
 
 
 def decoded(raw: bytes, at: str) -> str:
-    """Bytes as text, which must be UTF-8 and hold no zero bytes, as UTF-16 of plain letters does; `at` begins the error."""
+    """Bytes as text, which must be UTF-8; `at` begins the error."""
     try:
-        if b"\0" in raw and not raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ValueError(
-                f"{at}: holds zero bytes, so it is UTF-16 or no text; save it as UTF-8 (in Excel: 'CSV UTF-8')"
-            )
         return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
