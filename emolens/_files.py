@@ -69,11 +69,15 @@ def existing(path: str | Path, kind: Literal["file", "folder"]) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: the other of the two is; or an address.
+        ValueError: the other of the two is, or a pipe or a device; or an address.
     """
     path = here(path)
     if path.is_dir() if kind == "file" else path.is_file():
         raise ValueError(f"{path} is a {'folder' if kind == 'file' else 'file'}; give the name of a {kind}")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(
+            f"{path} is no {kind} but a pipe or a device; write it to a file (`emolens score -` reads texts from standard input)"
+        )
     if not (path.is_file() if kind == "file" else path.is_dir()):
         raise FileNotFoundError(f"{path}: no such {kind}")
     return path

@@ -468,7 +468,12 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
             return
         if len(line) > MAX_LINE:
             raise ValueError(f"{at}: a line of more than {MAX_LINE:,} bytes")
-        yield at, decoded(line, f"{at}: invalid json or text")
+        text = decoded(line, f"{at}: invalid json or text")
+        if "\0" in text:  # plain letters of UTF-16 are valid UTF-8
+            raise ValueError(
+                f"{at}: holds zero bytes, so it is UTF-16 or no text; save it as UTF-8 (in Excel: 'CSV UTF-8')"
+            )
+        yield at, text
 
 
 def _first(error: ValidationError) -> str:

@@ -226,6 +226,10 @@ def load_emotion_set(name_or_path: str | Path | Sequence[str | Path]) -> Emotion
         FileNotFoundError: no such set; the message lists the shipped ones.
         ValueError: what is wrong, as ``file:line: field: found ...; allowed ...``.
     """
+    if isinstance(name_or_path, EmotionSet):
+        raise ValueError(
+            f"{name_or_path.name!r} is loaded already; sets that are loaded are joined by join_emotion_sets"
+        )
     if not isinstance(name_or_path, str | Path):
         return join_emotion_sets([load_emotion_set(name) for name in name_or_path])
     given = str(name_or_path)
@@ -252,7 +256,7 @@ def join_emotion_sets(sets: Sequence[EmotionSet]) -> EmotionSet:
     (`stats.topic_folds`). Ids become ``s/id``. Emotions are described as the first set does, and come in its order.
 
     Raises:
-        ValueError: fewer than two sets, two of one name, two languages, or emotions that are not the same in all.
+        ValueError: fewer than two sets, two of one name, two languages, emotions that are not the same in all, or a text in two of them.
     """
     names = [s.name for s in sets]
     if len(set(names)) < max(2, len(names)):
@@ -269,6 +273,15 @@ def join_emotion_sets(sets: Sequence[EmotionSet]) -> EmotionSet:
                 f"{first.name!r} and {s.name!r} do not have the same emotions: only {alone!r} has {odd[0]!r} (and {len(odd) - 1} more "
                 "differ); join subsets: join_emotion_sets([a.subset(names), b.subset(names)])"
             )
+    seen: dict[str, str] = {}
+    for s in sets:
+        texts = {t.text: t.id for t in (*(t for e in s.names for t in s.stories[e]), *s.neutral)}
+        if both := [text for text in texts if text in seen]:
+            raise ValueError(
+                f"{seen[both[0]]!r} and {s.name!r} share a text ({texts[both[0]]!r} and {len(both) - 1} more); each text once, or it is held out "
+                "under one topic and fitted on under another"
+            )
+        seen |= dict.fromkeys(texts, s.name)
 
     def under(s: EmotionSet, text: Any) -> Any:
         return text.model_copy(update={"id": f"{s.name}/{text.id}", "topic": f"{s.name}/{text.topic}"})

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from emolens._files import Strict, Word, here, read_jsonl, read_yaml, validate
+from emolens._files import Strict, Word, here, read_jsonl, read_yaml, unknown, validate
 from emolens.emotion_sets import data_root
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -380,6 +380,8 @@ def load_records(name: str, given: str | Path | None, model: Any) -> tuple[Any, 
     shipped = data_root() / f"{name if given is None else given}.jsonl"
     named = given is None or (isinstance(given, str) and re.fullmatch(r"\w+", given) and shipped.is_file())
     file = shipped if named else here(str(given))
+    if not file.exists() and re.fullmatch(r"\w+", str(given)):
+        raise FileNotFoundError(unknown("material", str(given), editions(name)) + " (or give a file)")
     records = tuple(read_jsonl(file, model))
     if not records:
         raise ValueError(f"{file}: empty")

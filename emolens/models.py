@@ -836,7 +836,10 @@ def _ends(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
     own = {} if tokenizer is None else {i: token for token, i in tokenizer.get_vocab().items()}
     tokens = {own.get(i, f"<{i}>"): i for i in dict.fromkeys(ids) if i >= 0}  # some configs say -1 for none
     strings = getattr(configs[1], "stop_strings", None) or []
-    return {"stop_tokens": tokens, "stop_strings": [strings] if isinstance(strings, str) else list(strings)}
+    strings = [strings] if isinstance(strings, str) else strings
+    if not isinstance(strings, list | tuple) or not all(isinstance(s, str) and s for s in strings):
+        raise ValueError(f"generation_config: stop_strings {strings!r}; allowed: strings that are not empty")
+    return {"stop_tokens": tokens, "stop_strings": list(strings)}
 
 
 # buffers of earlier versions of transformers, which its models make anew

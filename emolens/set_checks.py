@@ -150,7 +150,7 @@ def check_emotion_set(s: EmotionSet, *, words: bool = True, seed: int = 0) -> Ch
         ],
     }
     form, lot = _by_lot(s, seed)
-    phrase, share = _commonest([t.text for _, t in stories], s.language)
+    commonest = _commonest([t.text for _, t in stories], s.language)
     stock = sum(len(ids) for ids in shares.values())
     numbers = {
         "emotions": str(len(s.names)),
@@ -160,7 +160,7 @@ def check_emotion_set(s: EmotionSet, *, words: bool = True, seed: int = 0) -> Ch
         "length": f"median {np.median(lengths):.0f} {unit}, {min(lengths)} to {max(lengths)}",
         "language": f"{s.language}, {1 - len(foreign) / len(texts):.1%} of the texts recognised",
         "stock phrases": f"{stock} in {len(texts)} texts" if shares else "no list for this language",
-        "commonest phrase": f"{phrase!r} in {share:.1%} of the stories",
+        "commonest phrase": f"{commonest[0]!r} in {commonest[1]:.1%} of the stories" if commonest else "none",
         **form,
         **coverage(s),
         "sha256 of the texts": s.fingerprint[:16],
@@ -232,7 +232,9 @@ def read_across(sets: Mapping[str, EmotionSet], *, seed: int = 0) -> dict[str, d
     def cell(a: str, b: str) -> str:
         found = set_rules.form_accuracy(sets[a], sets[b], seed=seed) if a != b else None
         shared = len(sets[a].concepts.keys() & sets[b].concepts.keys())
-        return f"{found} (chance {1 / shared:.3f})" if found else "" if a == b else "nothing shared"
+        if found:
+            return f"{found} (chance {1 / shared:.3f})"
+        return "" if a == b else "fewer than two emotions shared" if shared < 2 else "fewer than four topics"
 
     return {f"form-only accuracy, read in {b}": {a: cell(a, b) for a in sets} for b in sets}
 
@@ -285,9 +287,12 @@ def same_openings(texts: list[tuple[str, str]], language: str = "en", n: int = 4
 
 
 def overlaps(texts: list[tuple[Name, str]]) -> Iterator[tuple[Name, Name, float]]:
-    """Pairs of (name, text) whose sets of character 5-grams overlap by `NEAR_DUPLICATE` or more, and by how much."""
+    """Pairs of (name, text) whose sets of character 5-grams overlap by `NEAR_DUPLICATE` or more, and by how much; a shorter text has none."""
     from sklearn.feature_extraction.text import CountVectorizer
 
+    texts = [(name, text) for name, text in texts if len(" ".join(text.split())) >= 5]
+    if not texts:
+        return
     counts: Any = CountVectorizer(analyzer="char", ngram_range=(5, 5), binary=True)
     grams = counts.fit_transform([t for _, t in texts]).astype(np.float32)
     sizes = np.asarray(grams.sum(1)).ravel()
@@ -304,8 +309,8 @@ def _stock(texts: list[tuple[str, str]]) -> dict[str, list[str]]:
     return {p: [name for name, text in texts if re.search(rf"\b({p})", text.lower())] for p in STOCK}
 
 
-def _commonest(texts: list[str], language: str) -> tuple[str, float]:
-    """The run of five words (eight characters) that most texts share, and their share."""
+def _commonest(texts: list[str], language: str) -> tuple[str, float] | None:
+    """The run of five words (eight characters) that most texts share, and their share; None where no text is so long."""
     counts: Counter[tuple[str, ...] | str] = Counter()
     for text in texts:
         if language in CHARACTERS:
@@ -314,6 +319,8 @@ def _commonest(texts: list[str], language: str) -> tuple[str, float]:
             words = re.findall(r"[\w'’]+", text.lower())
             runs = set(zip(*(words[k:] for k in range(5)), strict=False))
         counts.update(runs)
+    if not counts:
+        return None
     run, n = min(counts.items(), key=lambda item: (-item[1], item[0]))
     return run if isinstance(run, str) else " ".join(run), n / len(texts)
 

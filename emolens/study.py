@@ -26,7 +26,7 @@ from emolens import __version__, stats
 from emolens._files import here
 from emolens._typing import HookedModel
 from emolens.activations import collect_to
-from emolens.directions import EmotionDirections, mean_difference
+from emolens.directions import FOLDS, EmotionDirections, mean_difference
 from emolens.emotion_sets import EmotionSet, data_root, load_emotion_set
 from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
 from emolens.experiments.base import Inputs, Row
@@ -232,10 +232,16 @@ def _made_by_a_study(file: Path) -> bool:
 
 
 def _check_folds(emotions: EmotionSet, seed: int) -> None:
-    """Refuse a set that leaves nothing to fit on where some topics are held out: a fold, or one grammatical person."""
+    """Refuse a set that leaves nothing to fit on where some topics are held out: a fold, one grammatical person, or half of the topics, of whose
+    rest a group is held out again to know neutral text (`directions.Calibration`).
+    """
     persons = [tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")]
     persons = persons if min(map(len, persons)) > 1 else []  # of one person only, nothing is read across
-    for held in (*stats.topic_folds(emotions.told, seed=seed), *persons):
+    halves = []
+    for half in stats.topic_folds(emotions.told, n_folds=2, seed=seed):
+        rest = {t: p for t, p in emotions.told.items() if t not in half}
+        halves += [half + group for group in stats.topic_folds(rest, n_folds=min(FOLDS, len(rest)))]
+    for held in (*stats.topic_folds(emotions.told, seed=seed), *persons, *halves):
         if all(n.topic in held for n in emotions.neutral):
             raise ValueError(
                 f"set {emotions.name!r}: all neutral texts are of topics that are held out together ({', '.join(held)}), so nothing is left "

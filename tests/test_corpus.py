@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,7 @@ def test_another_column_can_be_the_text(tmp_path):
         (b'text,emotion\nok,joy\n"The door,joy\n', r"t\.csv:\d: not a table"),
         ("text,emotion\nIch fühle,joy\n".encode("cp1252"), r"t\.csv:2: .*not UTF-8 text \(byte 5\) but another encoding, such as Windows' cp1252; save it as UTF-8"),
         ("text,emotion\nIch,joy\n".encode("utf-16"), r"t\.csv:1: .*not UTF-8 text \(byte 0\) but UTF-16"),
+        ("text,emotion\nI sat,joy\n".encode("utf-16-le"), r"t\.csv:1: .*holds zero bytes.*UTF-16"),
         (b"text,emotion\nThe door,joy\n ,fear\n", r"t\.csv:3: text: the text is empty"),
         (b"text,emotion\nThe door,nan\n", r"t\.csv:2: emotion: a label is missing \(found 'nan'\)"),
         (b"text,text\na,b\n", "more than one column 'text'"),
@@ -111,6 +113,14 @@ def test_lines_of_an_old_mac_are_not_read_as_one_text(tmp_path):
         read(tmp_path / "t.txt")
     (tmp_path / "t.txt").write_bytes(b"The door.\r\nThe house.\r\n")
     assert [text for text, *_ in read(tmp_path / "t.txt")] == ["The door.", "The house."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+def test_a_pipe_is_not_said_to_be_missing(tmp_path):
+    """What a shell gives for <(...) is there, and can be read once only."""
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(ValueError, match=r"p\.txt is no file but a pipe or a device; .*standard input"):
+        open_corpus(tmp_path / "p.txt")
 
 
 def test_a_file_of_another_kind_and_a_folder_are_named(tmp_path, toy_set):

@@ -692,6 +692,19 @@ def test_sets_that_do_not_go_together_are_not_joined(sets: list[str], message: s
         es.load_emotion_set(sets)
 
 
+def test_sets_that_share_a_text_are_not_joined() -> None:
+    """Under two topics it would be learnt from in one and judged in the other."""
+    core = es.load_emotion_set("core")
+    with pytest.raises(
+        ValueError, match=r"'core' and 'plutchik8' share a text \('joy-supper' and 231 more\); each text once"
+    ):
+        es.join_emotion_sets([core.subset(es.load_emotion_set("plutchik8").names), es.load_emotion_set("plutchik8")])
+    with pytest.raises(ValueError, match=r"'core2\+core' and 'core' share a text"):
+        es.join_emotion_sets([es.load_emotion_set("core2+core"), core])
+    with pytest.raises(ValueError, match=r"'core' is loaded already; .*join_emotion_sets"):
+        es.load_emotion_set(["core2", core])  # type: ignore[list-item]  # what a person may try
+
+
 def test_a_part_of_a_joined_set_that_is_not_there_is_named() -> None:
     with pytest.raises(FileNotFoundError, match="unknown emotion set 'core3'; did you mean 'core'"):
         es.load_emotion_set("core2+core3")

@@ -238,8 +238,10 @@ def test_an_empty_file_of_materials_is_no_material(tmp_path: Path) -> None:
 def test_a_shipped_file_is_read_by_its_name_and_a_file_of_ones_own_by_its_path(tmp_path: Path) -> None:
     assert materials.load_scenarios("scenarios") == materials.load_scenarios()
     assert talks.load_deflections("deflections") == talks.load_deflections()
-    with pytest.raises(FileNotFoundError, match=r"deflections9"):
+    with pytest.raises(FileNotFoundError, match=r"unknown .*'deflections9'; did you mean 'deflections"):
         talks.load_deflections("deflections9")
+    with pytest.raises(FileNotFoundError, match=r"unknown .*'wrong'; allowed: pairs, pairs2 \(or give a file\)"):
+        materials.load_pairs("wrong")
     (tmp_path / "scenarios.jsonl").write_text(
         json.dumps({"id": "a", "emotion": "joy", "split": "main", "text": "x"}), encoding="utf-8"
     )

@@ -1081,6 +1081,26 @@ def test_one_element_of_any_tensor_of_the_state_changes_the_fingerprint(
     assert em.models.present_info(model) == before
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("edit", ["swap two rows", "swap two elements", "negate a column", "negate all"])
+def test_an_edit_that_keeps_the_sum_of_the_stored_bits_changes_the_fingerprint(
+    tiny: Tiny, edit: str, dtype: str
+) -> None:
+    """The sign is the highest bit: flipped an even number of times it adds nothing to a sum, whatever odd number it is multiplied by."""
+    model: Any = em.load_model(tiny("llama"), dtype=dtype)
+    before = em.model_info(model).fingerprint
+    w = model.embed.W_E.data
+    if edit == "swap two rows":
+        w[[0, 1]] = w[[1, 0]]
+    elif edit == "swap two elements":
+        w[0, [0, 4]] = w[0, [4, 0]]
+    elif edit == "negate a column":
+        w[:, 3] *= -1
+    else:
+        w *= -1
+    assert em.models.present_info(model).fingerprint != before
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "neox"])
 def test_a_cast_model_says_its_present_precision(tiny: Tiny, family: str) -> None:
     model = em.load_model(tiny(family)).to(torch.bfloat16)

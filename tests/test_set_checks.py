@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,24 @@ def test_norms_are_counted_by_the_form_that_the_table_has(small: es.EmotionSet) 
     assert numbers["norms, Glasgow"] == "2 exact, 1 by a related form, 0 without"  # afraid for fear
     assert es.norm_of(small["fear"])[1] == "related"
     assert es.norm_of(es.Emotion(name="zorb")) == (None, None)
+
+
+def test_a_set_of_words_and_no_texts_breaks_rules_and_is_told_so(tmp_path: Path) -> None:
+    """Stories too short for any run of words or characters: a crash of the counting hid the rules that they break."""
+
+    def one_word(spec: dict[str, Any]) -> None:
+        for k, e in enumerate(spec["emotions"]):
+            for i, story in enumerate(e["stories"]):
+                story["text"] = "abcd"[: 1 + (k + i) % 4]
+
+    s = load(tmp_path, one_word)
+    check = sc.check_emotion_set(s, words=False)
+    assert len(check.rules["length"]) == 12
+    assert check.numbers["commonest phrase"] == "none"
+
+
+def test_two_sets_of_few_topics_share_emotions_and_say_what_they_lack(small: es.EmotionSet) -> None:
+    few = replace(small, topics=small.topics[:2], stories={e: small.stories[e][:2] for e in small.names})
+    assert list(sc.read_across({"a": few, "b": small})["form-only accuracy, read in b"].values()) == [
+        "fewer than four topics", ""
+    ]  # fmt: skip

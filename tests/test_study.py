@@ -18,6 +18,7 @@ from sklearn import linear_model  # noqa: F401  (before the limit below, which s
 
 import emolens as em
 import emolens.study
+from emolens import stats
 from emolens.activations import NORM_BINS, Activations, TextInfo
 from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
@@ -809,7 +810,8 @@ def test_neutral_texts_of_topics_of_their_own_are_used_in_every_fold(stories):
 
 def test_a_set_whose_neutral_texts_are_held_out_together_is_refused_before_the_model(stories, tmp_path, monkeypatch):
     monkeypatch.setattr("emolens.study.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
-    for of in (("kitchen",), tuple(t for t, p in TOPICS.items() if p == "first")):
+    half, other = stats.topic_folds(TOPICS, n_folds=2, seed=0)  # what a half of the topics writes, the other half reads
+    for of in (("kitchen",), tuple(t for t, p in TOPICS.items() if p == "first"), half, (half[0], other[0])):
         with pytest.raises(ValueError, match="all neutral texts are of topics that are held out together"):
             run_study("smollm2-135m-instruct-q4", _neutral_apart(stories, of), out=tmp_path / "study")
     assert not (tmp_path / "study").exists()

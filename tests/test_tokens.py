@@ -404,6 +404,18 @@ def test_generation_ends_at_the_strings_of_generation_config(tmp_path, backend, 
     assert model_info(m).to_dict()["stop_strings"] == [stop, "never"][: several + 1]
 
 
+@pytest.mark.parametrize("given", [[""], [None], 3, [3]], ids=str)
+def test_strings_of_generation_config_that_are_none_are_said_when_the_model_is_loaded(tmp_path, given):
+    """They ended in generate, as a stop that nobody had given, or in "not iterable"."""
+    path = made(tmp_path, tiny_tokenizer("chat"))
+    file = path / "generation_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"stop_strings": given}), encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match=r"generation_config: stop_strings .*; allowed: strings that are not empty"):
+        em.load_model(path)
+
+
 def test_more_ends_may_be_given_as_tokens_and_as_strings(tiny_model):
     whole = em.generate(tiny_model, PROMPT, max_new_tokens=12)
     [ids], [text] = whole.tokens, whole.texts
