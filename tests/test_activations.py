@@ -719,15 +719,20 @@ def test_directions_of_joined_sets_rest_on_the_texts_of_each(tiny_model, toy_set
     (again / "set.yaml").write_text(
         (again / "set.yaml").read_text(encoding="utf-8").replace("name: toy\n", "name: again\n"), encoding="utf-8"
     )
+    for file in again.glob("*/*.jsonl"):  # other texts: a joined set has each once
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace('"text": "', '"text": "Once more. '), encoding="utf-8")
     both = em.load_emotion_set(f"{toy_set}+{again}")
     acts = quiet(tiny_model, both)
     assert acts.info["set"] == "toy+again"
     assert {t.topic.partition("/")[0] for t in acts.texts} == {"toy", "again"}
-    alone, joined = (
-        em.mean_difference(quiet(tiny_model, s), remove_neutral=0.0) for s in (em.load_emotion_set(toy_set), both)
+    one, other, joined = (
+        em.mean_difference(quiet(tiny_model, s), remove_neutral=0.0)
+        for s in (em.load_emotion_set(toy_set), em.load_emotion_set(again), both)
     )
-    # the same texts twice: the same means, and so the same directions
-    torch.testing.assert_close(joined.vectors, alone.vectors, rtol=1e-4, atol=1e-5)
+    # as many texts of each: the mean of both
+    torch.testing.assert_close(joined.vectors, (one.vectors + other.vectors) / 2, rtol=1e-4, atol=1e-5)
+    assert (joined.vectors - one.vectors).abs().max() > 1e-3
     assert (
         em.score(tiny_model, joined, "She went to the kitchen and sat there for a while.", progress=False) is not None
     )
