@@ -81,6 +81,7 @@ def core(s: Study) -> str:
     order = sorted(labels, key=lambda e: -labels[e])
     named = lambda names: ", ".join(f"{e} ({number(labels[e])})" for e in names)  # noqa: E731
     valence, arousal = (s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal"))
+    rated = s.one("r of PC1 with valence", split="glasgow_2019, exact form")
     steered = s.one("share diag above off", control=None)
     told = s.one("diag minus off at equal KL", control=None)
     used = s.one("pairs with a gap")
@@ -102,12 +103,12 @@ def core(s: Study) -> str:
         f"| residual stream minus TF-IDF, paired | **{signed(s, top1 + ' minus tfidf', **MD)}** | **{signed(s, top1 + ' minus tfidf', **LR)}** |\n",
         f"The same vectors read without centring give {number(s.one(top1, readout='uncentred', **MD)['value'])}, minus the neutral mean {number(s.one(top1, readout='neutral-centred', **MD)['value'])}. "
         f"With labels shuffled within topic and everything chosen and fitted again, 95 % of {null['draws']} runs stay below {number(null['null_high'])}.\n",
-        f"On other people's text the directions carry over weakly: on 2,000 GoEmotions comments in their natural proportions the zero-shot macro-AUC over {wide['n']} labels is {interval(comments)} (shuffled labels through\n"
+        f"On other people's text the directions carry over weakly: on {comments['n']:,} GoEmotions comments in their natural proportions the zero-shot macro-AUC over {wide['n']} labels is {interval(comments)} (shuffled labels through\n"
         f"the whole estimator: 95 % of {comments['draws']} runs below {number(comments['null_high'], '{:.3f}')}, p = {number(comments['p'])}; TF-IDF of the same stories {number(s.one('macro auc', control='tfidf', **MD)['value'])}, difference {signed(s, 'macro auc minus tfidf', **MD)}), where a regression fitted on the comments finds\n"
         f"{number(next(r for r in s.rows if r['metric'] == 'macro auc' and (r['control'] or '').startswith('supervised'))['value'])} at the same layer. That interval speaks of these labels; with the labels resampled too, for labels like them, it is {interval(wide).split(' ', 1)[1]} and includes chance. {named(order[:3]).capitalize()}\n"
         f"carry it; {named(order[-2:])} are read the wrong way round. They read EmoBank's arousal (r = {interval(arousal)}; shuffled 95 % below {number(arousal['null_high'], '{:.3f}')}).\n",
         f'What it does *not* find, which the report says as plainly: EmoBank\'s valence (r = {interval(valence)}; shuffled 95 % below {number(valence["null_high"], "{:.3f}")}). From "I" to "she" and back directions lose {abs(100 * s.one("top1 cross minus mixed")["value"]):.0f}\n'
-        f"[{-100 * s.one('top1 cross minus mixed')['high']:.0f}, {-100 * s.one('top1 cross minus mixed')['low']:.0f}] of top-1 against directions from as many topics of both persons. Whether a leading component lines up with human valence is not asked at n = 17 rated words, families do not cluster,\n"
+        f"[{-100 * s.one('top1 cross minus mixed')['high']:.0f}, {-100 * s.one('top1 cross minus mixed')['low']:.0f}] of top-1 against directions from as many topics of both persons. Whether a leading component lines up with human valence is not asked at n = {rated['n']} rated words, families do not cluster,\n"
         f"and the geometry follows story form (RSA {s.say('rsa with distance in story form')}). Several layers read about equally well and {comments['layer']} is frozen by a hair; what hangs on such a choice deserves a second set of texts.\n",
         f"And what the model does with them (every emotion steered at block {steered['layer']}, dose {steered['dose']}, chosen on twelve openings and reported on twelve others, but for the instruction and the written text: six emotions and six openings;\n"
         f"{n_pairs} that differ in one fact, in twelve contrasts; intervals over openings or contrasts, emotions and draws):\n",
