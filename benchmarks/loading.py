@@ -42,7 +42,7 @@ def load(case: str, directory: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
     import emolens as em
-    from emolens.models import _quiet
+    from emolens.models import quiet
 
     torch.set_num_threads(2)
     if case == "imports":
@@ -80,7 +80,7 @@ def save_weights(directory: Path) -> int:
     from speed import ALIAS
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from emolens.models import _packaged_gguf, _quiet, catalogue
+    from emolens.models import _packaged_gguf, quiet, catalogue
 
     place, file = _packaged_gguf(next(entry for entry in catalogue() if entry.alias == ALIAS))
     with _quiet():

@@ -59,7 +59,7 @@ def models() -> dict[str, Any]:
     """Three models with the same weights: `ours`, `hf` and `tl`."""
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-    from emolens.models import _packaged_gguf, _quiet, catalogue
+    from emolens.models import _packaged_gguf, quiet, catalogue
 
     directory, file = _packaged_gguf(next(entry for entry in catalogue() if entry.alias == ALIAS))
     with _quiet():

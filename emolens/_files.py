@@ -227,3 +227,16 @@ def read_jsonl(path: Path, model: Any) -> list[Any]:
             raise ValueError(f"{path}:{number}: {error}") from error
         out.append(validate(model, data, path, number))
     return out
+
+
+def whole(text: str, name: str) -> str:
+    """A text of whole characters; a ValueError that begins with `name` for one with half of a pair, which no tokenizer reads.
+
+    Such a text was decoded with another encoding than its own.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at place {error.start}"
+        raise ValueError(f"{name} holds half a character ({found}): read it as UTF-8, or take that out") from None
+    return text

@@ -5,7 +5,7 @@ Axis vocabulary: ``batch pos text layer emotion component head d_model d_head d_
 """
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, SupportsIndex, TypeVar, get_args, runtime_checkable
 
 from beartype import beartype
@@ -14,6 +14,7 @@ from jaxtyping import jaxtyped
 HookPoint = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 HeadPoint = Literal["z", "q", "k", "v"]
 
+Text = str | Sequence[Mapping[str, Any]]  # plain, or chat messages with "role" and "content"
 Blocks = SupportsIndex | Iterable[SupportsIndex]  # one layer or several: of Python, numpy or torch
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -31,13 +31,22 @@ from tqdm import tqdm
 
 from emolens import __version__, shards
 from emolens._files import here, unknown
-from emolens._typing import Blocks, HookedModel, HookPoint, block_number, block_numbers, hook_name, is_hooked, typed
+from emolens._typing import (
+    Blocks,
+    HookedModel,
+    HookPoint,
+    Text,
+    block_number,
+    block_numbers,
+    hook_name,
+    is_hooked,
+    typed,
+)
 from emolens.adapters.fused import fused
 from emolens.corpus import Corpus, Long, Slice, open_corpus
 from emolens.emotion_sets import EmotionSet
 from emolens.models import (
     EncodedText,
-    Text,
     encode,
     ending_at,
     model_info,
@@ -392,7 +401,7 @@ def join(parts: Iterable[Activations]) -> Activations:
     first = parts[0]
     offsets = torch.tensor([0, *(len(p.texts) for p in parts)]).cumsum(0).tolist()
     texts = tuple(chain.from_iterable(p.texts for p in parts))
-    info = _joined_info([p.info for p in parts])
+    info = joined_info([p.info for p in parts])
     whole = Activations(
         hook_point=first.hook_point,
         layers=first.layers,
@@ -421,7 +430,7 @@ def join(parts: Iterable[Activations]) -> Activations:
     return whole
 
 
-def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of consecutive slices as of the whole: counts are added up, and the identity of the tokens is that of all of them."""
     whole = infos[0] | {k: sum(i.get(k, 0) for i in infos) for k in COUNTED}
     if "ids_sha256" in whole:  # earlier versions did not know it
@@ -477,7 +486,7 @@ class Collection:
         moments = Moments.of(counted())
         assert histogram is not None  # a folder has at least one shard
         options = folder.manifest["options"]
-        info = _joined_info(infos)
+        info = joined_info(infos)
         return Collection(folder, options["hook_point"], tuple(options["layers"]), histogram, info, n_texts, moments)
 
     @property
@@ -633,18 +642,18 @@ def collect(
     progress: bool = True,
 ) -> Activations:
     """`collect_resid_post` for a hook point given by name."""
-    recipe = _recipe(
+    recipe = make_recipe(
         model, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
         batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long,
     )  # fmt: skip
     corpus = open_corpus(texts, emotions, topics)
     pieces = list(corpus.slices(recipe.shard_texts))
     n_texts = sum(len(piece.texts) for piece in pieces)
-    _check_number(recipe, n_texts)
-    read = [_encoded(model, recipe, piece) for piece in pieces]
-    _check_used(recipe, read, model.cfg.n_ctx)
-    with _Progress(recipe, n_texts, progress) as bar:
-        return join(_collect_slice(model, recipe, corpus, slice, bar) for slice in read)
+    check_number(recipe, n_texts)
+    read = [encode_slice(model, recipe, piece) for piece in pieces]
+    check_used(recipe, read, model.cfg.n_ctx)
+    with Progress(recipe, n_texts, progress) as bar:
+        return join(collect_slice(model, recipe, corpus, slice, bar) for slice in read)
 
 
 def collect_to(
@@ -690,7 +699,7 @@ def collect_to(
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class Recipe:
     """Everything that is decided before the first forward pass."""
 
     model: dict[str, Any]
@@ -713,21 +722,21 @@ class Job:
     folder: shards.Folder
     model: HookedModel
     corpus: Corpus
-    recipe: _Recipe
+    recipe: Recipe
 
     def run(self, numbers: Sequence[int], *, progress: bool = True) -> None:
         """Make some of the shards."""
         if not numbers:
             return
         n_texts = min(len(numbers) * self.recipe.shard_texts, self.folder.manifest["corpus"]["n_texts"])
-        with _Progress(self.recipe, n_texts, progress) as bar:
+        with Progress(self.recipe, n_texts, progress) as bar:
             for piece in self.corpus.slices(self.recipe.shard_texts, numbers):
                 if not self.folder.manifest["shards"][piece.number] == piece.digest:
                     raise RuntimeError(
                         f"the texts changed while they were being read (slice {piece.number}); start again"
                     )
-                part = _collect_slice(
-                    self.model, self.recipe, self.corpus, _encoded(self.model, self.recipe, piece), bar
+                part = collect_slice(
+                    self.model, self.recipe, self.corpus, encode_slice(self.model, self.recipe, piece), bar
                 )
                 part.save(self.folder.file(piece.number), overwrite=True)
 
@@ -794,7 +803,7 @@ def joined(
     """
     mine = shards.read_folder(folder)
     present_info(model)
-    recipe = _recipe(model, hook_point, **_as_begun(options, mine.manifest))
+    recipe = make_recipe(model, hook_point, **as_begun(options, mine.manifest))
     if recipe.model != mine.manifest["model"]:
         raise ValueError(
             f"{mine.path} was begun with another model, or in another precision: see its {shards.MANIFEST}"
@@ -823,22 +832,22 @@ def survey(
     """
     present_info(model)  # what is written down, and compared with what a run began with, is the model as it is now
     with suppress(FileNotFoundError):
-        options = _as_begun(options, shards.read_folder(folder).manifest)
-    recipe, corpus = _recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
+        options = as_begun(options, shards.read_folder(folder).manifest)
+    recipe, corpus = make_recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
     names, ids, n_texts, n_neutral = [], [], 0, 0
     for piece in corpus.slices(recipe.shard_texts):
         names.append(piece.digest)
         n_texts += len(piece.texts)
         n_neutral += corpus.has_neutral * sum(label["split"] == "neutral" for label in piece.labels)
-    _check_number(recipe, n_texts)
+    check_number(recipe, n_texts)
 
-    def read() -> Iterator[_Encoded]:
+    def read() -> Iterator[Encoded]:
         for piece in corpus.slices(recipe.shard_texts):
-            found = _encoded(model, recipe, piece)
+            found = encode_slice(model, recipe, piece)
             ids.append(ids_hash(found.encoded))
             yield found
 
-    _check_used(recipe, read(), model.cfg.n_ctx)
+    check_used(recipe, read(), model.cfg.n_ctx)
     return {
         "kinds": FORMATS[:1],
         "versions": {"emolens": __version__, "code": _code()}
@@ -864,12 +873,12 @@ def _code() -> str:
     )
 
 
-def _as_begun(options: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+def as_begun(options: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
     chosen = {k: manifest["options"][k] for k in ("batch_tokens", "shard_texts") if options.get(k) is None}
     return options | chosen
 
 
-def _recipe(
+def make_recipe(
     model: HookedModel,
     hook_point: HookPoint,
     *,
@@ -881,7 +890,7 @@ def _recipe(
     batch_size: int | None = None,
     shard_texts: int | None = None,
     long: Long = "raise",
-) -> _Recipe:
+) -> Recipe:
     info = model_info(model).to_dict()
     layers = check_layers(model, hook_point, layers)
     _check_one_piece(model)
@@ -893,7 +902,7 @@ def _recipe(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}; batch_tokens, batch_size and shard_texts must be at least 1")
     on_cpu = torch.device(getattr(model.cfg, "device", None) or "cpu").type == "cpu"
-    return _Recipe(
+    return Recipe(
         info,
         tokenization(getattr(model, "tokenizer", None)),
         hook_point,
@@ -937,15 +946,15 @@ def token_bytes(d_model: int, d_mlp: int, n_heads: int, width: int) -> int:
     return 4 * (8 * d_model + 4 * d_mlp + 3 * n_heads * width)
 
 
-class _Progress:
+class Progress:
     """A bar over texts that says how many tokens a second go through."""
 
-    def __init__(self, recipe: _Recipe, n_texts: int, show: bool) -> None:
+    def __init__(self, recipe: Recipe, n_texts: int, show: bool) -> None:
         self.bar = tqdm(total=n_texts, unit="text", disable=not show, delay=0.5)
         self.bar.set_description(f"{recipe.hook_point}, {len(recipe.layers)} layers")
         self.n_tokens, self.start = 0, time.perf_counter()
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -958,7 +967,7 @@ class _Progress:
         self.bar.update(n_texts)
 
 
-def _check_number(recipe: _Recipe, n_texts: int) -> None:
+def check_number(recipe: Recipe, n_texts: int) -> None:
     if not n_texts:
         raise ValueError("no texts given")
     spans = recipe.pooling.spans
@@ -966,7 +975,7 @@ def _check_number(recipe: _Recipe, n_texts: int) -> None:
         raise ValueError(f"char_span: {len(spans)} spans for {n_texts} texts")
 
 
-def _check_used(recipe: _Recipe, read: Iterable[_Encoded], n_ctx: int) -> None:
+def check_used(recipe: Recipe, read: Iterable[Encoded], n_ctx: int) -> None:
     """Reads all of it: any error of a single text comes now; and at least one of them must be left by the policies."""
     some_left, some_fit = False, False
     for piece in read:
@@ -1052,13 +1061,13 @@ def pooled_positions(e: EncodedText, pooling: Pooling, index: int, name: str) ->
     return positions
 
 
-def _spread(n_tokens: int, limit: int, phase: float) -> list[int]:
+def spread_positions(n_tokens: int, limit: int, phase: float) -> list[int]:
     """At most `limit` evenly spaced positions from 1 on, at a phase (0 to 1) of their step."""
     n = n_tokens - 1
     return [1 + int((k + phase) * n / limit) for k in range(limit)] if n > limit else list(range(1, n_tokens))
 
 
-def _running_mean(x: Tensor, ordinary: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def running_mean(x: Tensor, ordinary: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Mean of the ordinary tokens of a row up to a column; the token itself where none is ordinary."""
     rows, inverse = row.unique(return_inverse=True)
     kept = ordinary[rows].to(x.dtype)
@@ -1106,7 +1115,7 @@ def _batches(lengths: dict[int, int], batch_tokens: int, batch_size: int | None,
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """A slice as tokens, and of each text the positions that are pooled: none for one that a policy leaves out."""
 
     piece: Slice
@@ -1119,7 +1128,7 @@ class _Encoded:
         return self.piece.number
 
 
-def _encoded(model: HookedModel, recipe: _Recipe, piece: Slice) -> _Encoded:
+def encode_slice(model: HookedModel, recipe: Recipe, piece: Slice) -> Encoded:
     """Everything about a slice that can be refused before a forward pass; errors say where the text stands."""
     encoded = encode(model, piece.texts, prepend_bos=recipe.prepend_bos, first=piece.start, any_length=True)
     plans, most, truncated = [], model.cfg.n_ctx, 0
@@ -1140,11 +1149,11 @@ def _encoded(model: HookedModel, recipe: _Recipe, piece: Slice) -> _Encoded:
             plans.append(pooled_positions(e, recipe.pooling, number, label["id"]))
         except ValueError as error:
             raise ValueError(f"{error}{at}") from error
-    return _Encoded(piece, encoded, plans, truncated)
+    return Encoded(piece, encoded, plans, truncated)
 
 
-def _collect_slice(
-    model: HookedModel, recipe: _Recipe, corpus: Corpus, read: _Encoded, progress: _Progress
+def collect_slice(
+    model: HookedModel, recipe: Recipe, corpus: Corpus, read: Encoded, progress: Progress
 ) -> Activations:
     """The pooled activations of one slice; the only way from texts to rows."""
     piece, encoded, plans = read.piece, read.encoded, read.plans
@@ -1152,7 +1161,7 @@ def _collect_slice(
     sampling = every_token(limit=SAMPLED)
     neutral = [i for i in used if corpus.has_neutral and piece.labels[i]["split"] == "neutral"]
     # the phase goes round from text to text, so that every position is sampled as often as it occurs
-    samples = {i: _spread(len(encoded[i].ids), SAMPLED, (piece.start + i) * GOLDEN % 1) for i in neutral}
+    samples = {i: spread_positions(len(encoded[i].ids), SAMPLED, (piece.start + i) * GOLDEN % 1) for i in neutral}
     pooled = recipe.pooling.kind in ("mean", "last")
     prefixes = {i: [n for n in LENGTHS if n < len(encoded[i].ids)] for i in neutral} if pooled else {}
     passes = _Pass(model, recipe, encoded, plans, samples, prefixes)
@@ -1194,7 +1203,7 @@ class _Pass:
     def __init__(
         self,
         model: HookedModel,
-        recipe: _Recipe,
+        recipe: Recipe,
         encoded: list[EncodedText],
         plans: list[list[int]],
         samples: dict[int, list[int]],
@@ -1265,7 +1274,7 @@ class _Pass:
                 median = torch.where(rest.any(-1), median, norm[first])
             ordinary = rest & (norm < SINK * median[:, None])
             if slot >= 0:
-                histogram[slot] += _bins(norm[ordinary])
+                histogram[slot] += norm_bins(norm[ordinary])
                 sinks[:, slot] = (norm[first] / median).cpu()
             if not self.by_token:
                 w = weight * ordinary
@@ -1279,7 +1288,7 @@ class _Pass:
             for name in by_prefix:
                 row, column = places[name][:2]
                 tokens_at[name][slot] = (
-                    x[row, column] if self.last_only else _running_mean(x, ordinary, row, column)
+                    x[row, column] if self.last_only else running_mean(x, ordinary, row, column)
                 ).cpu()
 
         hooks = [(point, partial(hook, slot=slot)) for slot, point in enumerate(self.points)]
@@ -1355,7 +1364,7 @@ def _attached(model: Any, hooks: Sequence[tuple[Any, Callable[..., None]]]) -> I
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 
-def _bins(norms: Tensor) -> Tensor:
+def norm_bins(norms: Tensor) -> Tensor:
     index = ((norms.clamp_min(1e-30).log10() - _LOG_LOW) / (_LOG_HIGH - _LOG_LOW) * NORM_BINS).long()
     return torch.bincount(index.clamp(0, NORM_BINS - 1).cpu(), minlength=NORM_BINS)
 
@@ -1364,7 +1373,7 @@ def _bins(norms: Tensor) -> Tensor:
 def histogram_median(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " layer"]:
     """Median of log-binned norms, to half a bin (0.7 %).
 
-    >>> histogram_median(_bins(torch.tensor([99.0, 100.0, 5000.0]))[None]).item()  # doctest: +ELLIPSIS
+    >>> histogram_median(norm_bins(torch.tensor([99.0, 100.0, 5000.0]))[None]).item()  # doctest: +ELLIPSIS
     100...
     """
     cumulative = histogram.cumsum(-1)
@@ -1376,7 +1385,7 @@ def histogram_median(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " lay
 def histogram_mean(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " layer"]:
     """Mean of log-binned norms, to half a bin (0.7 %).
 
-    >>> histogram_mean(_bins(torch.tensor([100.0, 300.0]))[None]).item()  # doctest: +ELLIPSIS
+    >>> histogram_mean(norm_bins(torch.tensor([100.0, 300.0]))[None]).item()  # doctest: +ELLIPSIS
     200...
     """
     index = torch.arange(NORM_BINS, device=histogram.device).double()

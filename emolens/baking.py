@@ -24,9 +24,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emolens._files import here
+from emolens._typing import Text
 from emolens.corpus import several
 from emolens.interventions import Hook, Hooks, Spec, validate
-from emolens.models import VERIFY_PROMPTS, Text, checked, encode, load_model, model_info, open_hf, pad
+from emolens.models import VERIFY_PROMPTS, checked, encode, load_model, model_info, open_hf, pad
 from emolens.shards import vacant_folder
 
 Writer = Literal["attn", "mlp"]

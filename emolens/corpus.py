@@ -23,9 +23,9 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from emolens._files import address, decoded, existing, here, parse_json, table
+from emolens._files import address, decoded, existing, here, parse_json, table, whole
+from emolens._typing import Text
 from emolens.emotion_sets import EmotionSet, list_emotion_sets
-from emolens.tokens import Text, whole
 
 MAX_LINE = 1_000_000  # bytes of one line: a text is far shorter, and hostile input stays small
 LABELS = ("id", "emotion", "topic", "person", "split")

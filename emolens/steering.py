@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emolens._typing import HookedModel, hook_name
+from emolens._typing import HookedModel, Text, hook_name
 from emolens.directions import EmotionDirections
 from emolens.interventions import Hook, Hooks, Window, prompts_of, validate
-from emolens.models import Decoder, EncodedText, Text, encode, model_info, pad, run_to
+from emolens.models import Decoder, EncodedText, encode, model_info, pad, run_to
 from emolens.readout import check_model
 from emolens.tokens import text_after
 

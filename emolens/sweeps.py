@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from emolens import stats
 from emolens._files import here
-from emolens._typing import HookedModel, block_number, block_numbers, hook_name
+from emolens._typing import HookedModel, Text, block_number, block_numbers, hook_name
 from emolens.corpus import several
 from emolens.directions import EmotionDirections, random_directions
 from emolens.emotion_sets import EmotionSet
@@ -35,7 +35,6 @@ from emolens.interventions import Hook, Hooks, Window, prompts_of, steer_at, val
 from emolens.models import (
     Decoder,
     EncodedText,
-    Text,
     can_start_at_layer,
     encode,
     out_of_memory,
@@ -273,7 +272,7 @@ def sweep(
     for v in groups.values():
         validate(model, steer_at(v.hook_point, v, dose=0.0, layer=layers), allow_other_model=allow_other_model)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
-    cut = [_cut(e, neutral_tokens) for e in encode(model, several(neutral), prepend_bos=prepend_bos)] if neutral else []
+    cut = [cut_prompt(e, neutral_tokens) for e in encode(model, several(neutral), prepend_bos=prepend_bos)] if neutral else []
     if write and (longest := max(len(e.ids) for e in encoded)) + write > model.cfg.n_ctx:
         raise ValueError(f"{longest} tokens of prompt and {write} new ones; this model reads {model.cfg.n_ctx}")
     reader = None
@@ -281,7 +280,7 @@ def sweep(
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
         reader.scale("token")
-    run = _Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
+    run = Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
 
     cells = [
         Cell(e, control, layer, dose)
@@ -311,7 +310,7 @@ def sweep(
         digest.update(reader.vectors.numpy().tobytes() + reader.reference.numpy().tobytes())
         if (c := reader.calibration) is not None:
             digest.update(c.token_mean.numpy().tobytes() + c.token_std.numpy().tobytes())
-    done = _Done(out, digest.hexdigest()[:16])
+    done = Done(out, digest.hexdigest()[:16])
     with tqdm(total=len(cells), unit="cell", disable=not progress, delay=1.0) as bar:
         for layer in layers:
             todo = [c for c in cells if c.layer == layer and c not in done.found]
@@ -319,7 +318,7 @@ def sweep(
             per_batch = max(1, batch_tokens // (len(encoded) * max(len(e.ids) for e in encoded)))
             for start in range(0, len(todo), per_batch):
                 chunk = todo[start : start + per_batch]
-                vectors = torch.stack([_vector(groups[c.control], c) for c in chunk])
+                vectors = torch.stack([vector_of(groups[c.control], c) for c in chunk])
                 found = run.measure(vectors, groups[None].hook_point, layer)
                 for i, c in enumerate(chunk):
                     done.add(c, {readout: values[i] for readout, values in found.items()})
@@ -341,16 +340,16 @@ def sweep(
     )
 
 
-def _vector(v: EmotionDirections, c: Cell) -> Tensor:
+def vector_of(v: EmotionDirections, c: Cell) -> Tensor:
     slot = v.slot(c.layer)
     return c.dose * float(v.norm_median[slot]) * v.unit(c.layer)[v.index(c.direction)]
 
 
-def _cut(e: EncodedText, n: int) -> EncodedText:
+def cut_prompt(e: EncodedText, n: int) -> EncodedText:
     return EncodedText(e.text, e.ids[:n], e.offsets[:n])
 
 
-class _Done:
+class Done:
     """Finished cells, in memory and (if asked for) in a file that an interrupted sweep goes on from."""
 
     def __init__(self, out: str | Path | None, key: str) -> None:
@@ -388,7 +387,7 @@ class _Done:
             file.write(line + "\n")
 
 
-class _Run:
+class Run:
     """The prompts, the unsteered model's answers, and the streams before each steered block."""
 
     def __init__(
@@ -654,14 +653,14 @@ def calibrate_dose(
     validate(model, steer_at(direction.hook_point, direction, dose=0.0, layer=layer), allow_other_model=None)
     rng = np.random.default_rng(seed)
     runs = [
-        _Run(model, [], [_cut(e, neutral_tokens) for e in encode(model, part)], {}) for part in _halves(neutral, rng)
+        Run(model, [], [cut_prompt(e, neutral_tokens) for e in encode(model, part)], {}) for part in _halves(neutral, rng)
     ]
     e = direction.emotions[0]
 
     def vectors(doses: Sequence[float]) -> Tensor:
-        return torch.stack([_vector(direction, Cell(e, None, layer, dose)) for dose in doses])
+        return torch.stack([vector_of(direction, Cell(e, None, layer, dose)) for dose in doses])
 
-    def damage(run: _Run, dose: float) -> Tensor:
+    def damage(run: Run, dose: float) -> Tensor:
         return run.damage(vectors([dose]), direction.hook_point, layer)[0]
 
     low, high = 0.0, max_dose
@@ -680,9 +679,9 @@ def calibrate_dose(
         low = max_dose
     text: dict[str, Any] = {}
     if prompts:
-        writers = [_Run(model, encode(model, part), [], {}, write=write) for part in _halves(prompts, rng)]
+        writers = [Run(model, encode(model, part), [], {}, write=write) for part in _halves(prompts, rng)]
 
-        def writes(run: _Run, dose: float) -> tuple[Written, Tensor]:
+        def writes(run: Run, dose: float) -> tuple[Written, Tensor]:
             made = run.written(run.text(vectors([dose]), direction.hook_point, layer))
             log_ratio = (made.log_perplexity - run.unsteered["log_perplexity"])[0]
             return made, log_ratio[~log_ratio.isnan()]  # an empty text has no perplexity; `length` shows it
@@ -739,12 +738,12 @@ def prompt_baseline(
     names = list(adjective) if names is None else list(names)
     if unknown := [n for n in names if n not in adjective]:
         raise ValueError(f"{unknown[0]!r} has no adjective in set {emotions.name!r}")
-    texts = [_cut(e, neutral_tokens) for e in encode(model, several(neutral))] if neutral else []
-    run = _Run(model, encode(model, asked), texts, dict(words))
+    texts = [cut_prompt(e, neutral_tokens) for e in encode(model, several(neutral))] if neutral else []
+    run = Run(model, encode(model, asked), texts, dict(words))
     change, kl = [], []
     for name in names:
         said = template.format(adjective=adjective[name])
-        told = _Run(model, encode(model, [_said_before(said, p) for p in asked]), [], dict(words))
+        told = Run(model, encode(model, [_said_before(said, p) for p in asked]), [], dict(words))
         change.append(told.baseline - run.baseline)
         if texts:
             kl.append(_told_damage(model, run, said))
@@ -761,7 +760,7 @@ def _said_before(said: str, prompt: Text) -> Text:
 
 
 @torch.no_grad()
-def _told_damage(model: Any, run: _Run, said: str) -> Float[Tensor, " text"]:
+def _told_damage(model: Any, run: Run, said: str) -> Float[Tensor, " text"]:
     """KL of each neutral text with the instruction before it, over the same tokens."""
     [before] = encode(model, [said.rstrip()])
     out = []

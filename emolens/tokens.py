@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-Text = str | Sequence[Mapping[str, Any]]  # plain, or chat messages with "role" and "content"
-
 DATE = date(2024, 7, 26)  # on which every template that asks for today's date is rendered; Llama-3.1's own default
 _CODES = ("%-d", "%-m", *(f"%{c}" for c in "YymdeBbAaHMSIpjFDcxXUuwZz"))
 SPEAKS = ("assistant", "model")  # roles of the model itself; Gemma's is called "model"
@@ -153,19 +151,6 @@ def _dated(template: str) -> str:
 
 
 # --- texts to tokens --------------------------------------------------------------------------------------------------
-
-
-def whole(text: str, name: str) -> str:
-    """A text of whole characters; a ValueError that begins with `name` for one with half of a pair, which no tokenizer reads.
-
-    Such a text was decoded with another encoding than its own.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = f"{text[error.start]!r} at place {error.start}"
-        raise ValueError(f"{name} holds half a character ({found}): read it as UTF-8, or take that out") from None
-    return text
 
 
 def tokenize(tokenizer: Any, text: str, *, special: bool = True, prepend_bos: bool | None = None) -> EncodedText:

@@ -264,7 +264,7 @@ def test_beginnings_of_neutral_texts_are_pooled_as_a_text_of_that_length_is(tiny
 
 
 def test_the_sample_of_neutral_tokens_has_every_position_as_often_as_it_occurs():
-    from emolens.activations import GOLDEN, SAMPLED, _spread
+    from emolens.activations import GOLDEN, SAMPLED, spread_positions
 
     counts = Counter(p for text in range(400) for p in _spread(121, SAMPLED, text * GOLDEN % 1))
     assert set(counts) == set(range(1, 121))

@@ -1267,7 +1267,7 @@ def assert_removes(model: Any, v: EmotionDirections, hooks: Hooks, *, emotion: s
     assert rest.abs().max() < 2e-5
 
 
-# what a slip of the pen would make of iv._set_projection
+# what a slip of the pen would make of iv.set_projection
 WRONG_PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "added instead of removed": lambda x, basis, r, limit: x - step(x, basis, r),
     "reflected": lambda x, basis, r, limit: x + 2 * step(x, basis, r),
@@ -1287,14 +1287,14 @@ def step(x: Tensor, basis: Tensor, r: Tensor) -> Tensor:
 def test_the_ablation_check_passes_on_the_right_hook_and_on_its_formula(tiny_model, v, monkeypatch):
     e = v.emotions[0]
     assert_removes(tiny_model, v, em.ablate_resid_post(v[e], layer=1), emotion=e, layer=1)
-    monkeypatch.setattr(iv, "_set_projection", lambda x, basis, r, limit: x + step(x, basis, r))
+    monkeypatch.setattr(iv, "set_projection", lambda x, basis, r, limit: x + step(x, basis, r))
     assert_removes(tiny_model, v, em.ablate_resid_post(v[e], layer=1), emotion=e, layer=1)
 
 
 @pytest.mark.parametrize("slip", WRONG_PROJECTIONS)
 def test_the_ablation_check_fails_on_every_wrong_formula(tiny_model, v, slip, monkeypatch):
     e = v.emotions[0]
-    monkeypatch.setattr(iv, "_set_projection", WRONG_PROJECTIONS[slip])
+    monkeypatch.setattr(iv, "set_projection", WRONG_PROJECTIONS[slip])
     with pytest.raises(AssertionError):
         assert_removes(tiny_model, v, em.ablate_resid_post(v[e], layer=1), emotion=e, layer=1)
 

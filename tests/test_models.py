@@ -207,7 +207,7 @@ def real_expected(real_model: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     from transformers import AutoModelForCausalLM
 
     directory, file = models._packaged_gguf(CATALOGUE[SMOLLM2])
-    with models._quiet():
+    with models.quiet():
         hf_model = AutoModelForCausalLM.from_pretrained(directory, gguf_file=file, dtype=torch.float32).eval()
     expected = expected_rows(hf_model, real_model.tokenizer)
     written = greedy_hf(hf_model, torch.tensor([expected[0][0]]), 12)
@@ -655,7 +655,7 @@ def test_a_path_is_a_path_and_a_name_that_is_both_is_not_guessed(
     ):
         em.load_model(Path("pythia-70m"))
     (tmp_path / "pythia-70m").mkdir()  # somebody's results: no checkpoint, so the name means what it says
-    assert models._resolve("pythia-70m", None).location == "EleutherAI/pythia-70m"
+    assert models.resolve("pythia-70m", None).location == "EleutherAI/pythia-70m"
     with pytest.raises(FileNotFoundError, match=r"no config\.json in this directory"):
         em.load_model(Path("pythia-70m"))
 
@@ -1485,7 +1485,7 @@ def test_out_of_memory_is_recognised_by_the_error_that_this_machine_raises() -> 
 def test_parameter_counts_of_the_catalogue_are_those_of_the_hf_model(alias: str) -> None:
     family, config, published = PUBLISHED[alias]
     hf_config = tiny_config(family, **config)  # made on the meta device: no memory
-    assert models._weights(hf_config)[0] == published
+    assert models.count_weights(hf_config)[0] == published
     assert CATALOGUE[alias].n_parameters == published
     assert CATALOGUE[alias].n_layers == hf_config.num_hidden_layers
     assert CATALOGUE[alias].d_model == hf_config.hidden_size
@@ -1500,9 +1500,9 @@ def test_the_catalogue_has_unique_lower_case_names_and_is_what_em_lists() -> Non
 
 
 def test_full_hub_names_and_any_case_find_the_catalogue_entry() -> None:
-    assert models._resolve("EleutherAI/pythia-70m", None).entry is CATALOGUE["pythia-70m"]
-    assert models._resolve("Qwen2.5-0.5B-Instruct", None).entry is CATALOGUE["qwen2.5-0.5b-instruct"]
+    assert models.resolve("EleutherAI/pythia-70m", None).entry is CATALOGUE["pythia-70m"]
+    assert models.resolve("Qwen2.5-0.5B-Instruct", None).entry is CATALOGUE["qwen2.5-0.5b-instruct"]
     # the hub's full-precision checkpoint is another model than the embedded one
-    full = models._resolve("HuggingFaceTB/SmolLM2-135M-Instruct", None)
+    full = models.resolve("HuggingFaceTB/SmolLM2-135M-Instruct", None)
     assert full.entry is CATALOGUE["smollm2-135m-instruct"]
     assert full.gguf_file is None

@@ -139,7 +139,7 @@ def test_joining_slices_shifts_the_texts_of_rows(tiny_model):
 
 def test_a_run_stopped_in_the_middle_continues_to_the_same_bits(tiny_model, toy, whole, tmp_path, monkeypatch):
     made: list[int] = []
-    slice_ = activations._collect_slice
+    slice_ = activations.collect_slice
 
     def interrupted(*args: Any) -> Activations:
         if len(made) == 3:
@@ -148,13 +148,13 @@ def test_a_run_stopped_in_the_middle_continues_to_the_same_bits(tiny_model, toy,
         return slice_(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "_collect_slice", interrupted)
+        patch.setattr(activations, "collect_slice", interrupted)
         with pytest.raises(KeyboardInterrupt):
             to(tmp_path / "c", tiny_model, toy)
     with pytest.raises(ValueError, match="the collection is not whole: run it again"):
         Collection.open(tmp_path / "c")
     again: list[int] = []
-    monkeypatch.setattr(activations, "_collect_slice", lambda *a: again.append(a[3].number) or slice_(*a))
+    monkeypatch.setattr(activations, "collect_slice", lambda *a: again.append(a[3].number) or slice_(*a))
     same_bits(to(tmp_path / "c", tiny_model, toy).load(), whole)
     assert (made, again) == ([0, 1, 2], [3, 4, 5])
 

@@ -239,7 +239,7 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     assert finished == {e.NAME for e in (separability, person, transfer, norms, validation)}
     (tmp_path / "experiments" / f"{norms.NAME}.json").write_text("{", encoding="utf-8")  # damaged: made again
 
-    collect_slice = emolens.activations._collect_slice
+    collect_slice = emolens.activations.collect_slice
 
     def never(model: Any, recipe: Any, corpus: Any, *rest: Any) -> Any:
         assert corpus.info["set"] is None, "the stories were collected again"

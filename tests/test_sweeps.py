@@ -172,7 +172,7 @@ def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
     }
     whole = sweep(model, STEMS, v, **options)
     file, calls = tmp_path / "sweep.jsonl", []
-    measure = sweeps._Run.measure
+    measure = sweeps.Run.measure
 
     def dies(self, *args):
         calls.append(1)
@@ -180,13 +180,13 @@ def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measure(self, *args)
 
-    monkeypatch.setattr(sweeps._Run, "measure", dies)
+    monkeypatch.setattr(sweeps.Run, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, STEMS, v, out=file, **options)
     with file.open("a", encoding="utf-8") as f:
         f.write('{"cell": {"dire')  # as a kill in the middle of a line leaves it
     calls.clear()
-    monkeypatch.setattr(sweeps._Run, "measure", lambda self, *a: calls.append(1) or measure(self, *a))
+    monkeypatch.setattr(sweeps.Run, "measure", lambda self, *a: calls.append(1) or measure(self, *a))
     resumed = sweep(model, STEMS, v, out=file, **options)
     assert len(calls) == len(whole.cells) - 6
     torch.testing.assert_close(resumed.change, whole.change, atol=0, rtol=0)  # JSON keeps every digit of a float
@@ -244,7 +244,7 @@ def test_a_text_that_ends_at_once_has_no_perplexity_and_length_zero(model, v, mo
 def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, monkeypatch):
     options = {"layers": [0, 2], "doses": [0.4], "target_words": WORDS, "write": 4, "read": v, "progress": False}
     whole = sweep(model, STEMS, v, **options)
-    real, calls = sweeps._Run.text, []
+    real, calls = sweeps.Run.text, []
 
     def small_and_dies(self, vectors, *args):
         if vectors is not None:
@@ -255,7 +255,7 @@ def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, mon
                 raise KeyboardInterrupt
         return real(self, vectors, *args)
 
-    monkeypatch.setattr(sweeps._Run, "text", small_and_dies)
+    monkeypatch.setattr(sweeps.Run, "text", small_and_dies)
     file = tmp_path / "sweep.jsonl"
     with pytest.raises(KeyboardInterrupt):
         sweep(model, STEMS, v, out=file, **options)
@@ -328,14 +328,14 @@ def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(m
 def test_running_out_of_memory_halves_the_batch_and_is_recorded(model, v, monkeypatch):
     options = {"layers": [1], "doses": [0.1], "target_words": WORDS, "progress": False}
     expected = sweep(model, STEMS, v, **options)
-    real = sweeps._Run._next_words
+    real = sweeps.Run._next_words
 
     def small_machine(self, vectors, *args):
         if len(vectors) > 3:
             torch.empty(2**60)  # the error of this machine
         return real(self, vectors, *args)
 
-    monkeypatch.setattr(sweeps._Run, "_next_words", small_machine)
+    monkeypatch.setattr(sweeps.Run, "_next_words", small_machine)
     result = sweep(model, STEMS, v, **options)
     assert result.info["splits"] == 3  # 12 cells: 6 + 6, 3 + 3 + 3 + 3
     torch.testing.assert_close(result.change, expected.change, atol=TOLERANCE, rtol=0)
