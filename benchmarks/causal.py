@@ -22,7 +22,7 @@ from speed import ALIAS, compare  # sets the environment before torch
 import torch  # isort: skip
 
 import emolens as em
-from emolens.models import encode, pad
+from emolens.models.tokens import encode, pad
 
 PROMPTS = [
     "I opened the door and", "After the phone call she", "The old man looked at me and", "On the way home they",
@@ -39,14 +39,20 @@ class Work:
     def __init__(self, vectors: Path) -> None:
         self.model: Any = em.load_model(ALIAS)
         self.n_layers = self.model.cfg.n_layers
-        self.random = torch.randn((len(PROMPTS), self.model.cfg.d_model), generator=torch.Generator().manual_seed(0))
+        self.random = torch.randn(
+            (len(PROMPTS), self.model.cfg.d_model), generator=torch.Generator().manual_seed(0)
+        )
         emotions = em.load_emotion_set("plutchik8")
         # words of one token, which a plain run reads from its last logits
         one = lambda w: len(self.model.tokenizer(" " + w, add_special_tokens=False).input_ids) == 1  # noqa: E731
         words = {e.name: [w for w in e.target_words if one(w)] for e in emotions.emotions}
         self.words = {e: ws for e, ws in words.items() if ws}
-        if not vectors.is_file():  # collected in a process of its own: it needs more memory than what is measured
-            acts = em.collect_resid_post(self.model, emotions, layers=[2 * self.n_layers // 3], progress=False)
+        if (
+            not vectors.is_file()
+        ):  # collected in a process of its own: it needs more memory than what is measured
+            acts = em.collect_resid_post(
+                self.model, emotions, layers=[2 * self.n_layers // 3], progress=False
+            )
             em.mean_difference(acts).save(vectors)
         self.v = em.load_directions(vectors)[list(self.words)]
 
@@ -75,7 +81,10 @@ class Work:
         """The same cells as hooks of plain runs, one after another; the prompts of a cell are one batch already."""
         v, tokenizer = self.v, self.model.tokenizer
         tokens, mask = pad(encode(self.model, PROMPTS), "left", "cpu")
-        ids = [[tokenizer(" " + w, add_special_tokens=False).input_ids for w in ws] for ws in self.words.values()]
+        ids = [
+            [tokenizer(" " + w, add_special_tokens=False).input_ids for w in ws]
+            for ws in self.words.values()
+        ]
 
         def read(hooks: list[Any]) -> torch.Tensor:
             with self.model.hooks(fwd_hooks=hooks):
@@ -88,7 +97,7 @@ class Work:
         return torch.stack([read(em.steer_resid_post(v[e], dose=d)) - base for d, e in cells])
 
     def pair(self) -> Any:
-        return em.load_pairs()[0]
+        return em.sets.load_pairs()[0]
 
     def patch_ours(self) -> torch.Tensor:
         p, metric = self.pair(), em.logit_difference(" happy", " sad")
@@ -104,13 +113,22 @@ class Work:
         from transformer_lens import patching
 
         p = self.pair()
-        clean, corrupted = (torch.tensor([e.ids]) for e in encode(self.model, [p.clean, p.corrupted]))
-        happy, sad = (self.model.tokenizer(w, add_special_tokens=False).input_ids[0] for w in (" happy", " sad"))
+        clean, corrupted = (
+            torch.tensor([e.ids]) for e in encode(self.model, [p.clean, p.corrupted])
+        )
+        happy, sad = (
+            self.model.tokenizer(w, add_special_tokens=False).input_ids[0]
+            for w in (" happy", " sad")
+        )
         difference = lambda logits: logits[0, -1, happy] - logits[0, -1, sad]  # noqa: E731  (a metric, as there)
         base, target = difference(self.model(corrupted)), difference(self.model(clean))
-        _, cache = self.model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_resid_pre"))
+        _, cache = self.model.run_with_cache(
+            clean, names_filter=lambda name: name.endswith("hook_resid_pre")
+        )
         n = clean.shape[1]
-        cells = pd.DataFrame([(layer, pos) for layer in PATCHED_LAYERS for pos in range(n)], columns=["layer", "pos"])
+        cells = pd.DataFrame(
+            [(layer, pos) for layer in PATCHED_LAYERS for pos in range(n)], columns=["layer", "pos"]
+        )
         values = patching.generic_activation_patch(
             self.model, corrupted, cache, lambda logits: (difference(logits) - base) / (target - base),
             patching.layer_pos_patch_setter, "resid_pre", index_df=cells,
@@ -120,7 +138,10 @@ class Work:
 
 def resident_mib() -> tuple[float, float]:
     """Resident memory now, and its peak since the last call (Linux); loading a GGUF file has a higher peak than any case here."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    fields = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
     now, peak = (float(fields[k].split()[0]) / 2**10 for k in ("VmRSS", "VmHWM"))
     return now, peak
@@ -144,10 +165,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=9, help="interleaved pairs for each ratio")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", type=int, nargs="*", default=range(len(CASES)), help="numbers of the ratios to run")
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="*",
+        default=range(len(CASES)),
+        help="numbers of the ratios to run",
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--vectors", type=Path, help="directions of plutchik8 at one layer; the default collects them")
+    parser.add_argument(
+        "--vectors",
+        type=Path,
+        help="directions of plutchik8 at one layer; the default collects them",
+    )
     options = parser.parse_args()
     if not importlib.metadata.version("transformer-lens").startswith("3."):
         sys.exit("transformer-lens 4 has no HookedTransformer to compare")
@@ -202,7 +233,8 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text(
-            json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2), encoding="utf-8"
+            json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2),
+            encoding="utf-8",
         )
 
 

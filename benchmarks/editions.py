@@ -21,7 +21,7 @@ import numpy as np
 import emolens as em
 from emolens import stats
 from emolens.experiments.base import Inputs
-from emolens.experiments.refit import Training, against_shuffled, leave_out
+from emolens.experiments.fitting import Training, against_shuffled, leave_out
 from emolens.experiments.separability import held_out_scores
 
 
@@ -36,7 +36,9 @@ class Side:
         self.training, self.n_shuffles = Training(self.inputs), n_shuffles
         self.concepts = [e.concept or e.name for e in self.emotions.emotions]
 
-    def figures(self, scores: np.ndarray, at: Side, rows: np.ndarray | slice = slice(None)) -> tuple[float, float]:
+    def figures(
+        self, scores: np.ndarray, at: Side, rows: np.ndarray | slice = slice(None)
+    ) -> tuple[float, float]:
         """Top-1 and macro-AUC of scores `[story of at, emotion of self]` over the emotions that both have."""
         mine, theirs, labels = self._shared(at)
         s, y = scores[:, mine][theirs][rows], labels[theirs][rows]
@@ -45,7 +47,9 @@ class Side:
     def _shared(self, at: Side) -> tuple[list[int], np.ndarray, np.ndarray]:
         """Columns of the emotions that both have, which stories are of them, and the stories' label among them (-1 for none)."""
         shared = [c for c in self.concepts if c in at.concepts]
-        labels = np.array([shared.index(c) if (c := at.concepts[y]) in shared else -1 for y in at.inputs.labels])
+        labels = np.array(
+            [shared.index(c) if (c := at.concepts[y]) in shared else -1 for y in at.inputs.labels]
+        )
         return [self.concepts.index(c) for c in shared], labels >= 0, labels
 
     def read(self, at: Side) -> dict[str, Any]:
@@ -59,17 +63,27 @@ class Side:
             return held_out_scores(folds, labels) if folds else self.training.fit(labels).z(there)
 
         def cell(s: np.ndarray) -> dict[str, Any]:
-            top1, auc = (stats.bootstrap(lambda i, k=k: self.figures(s, at, i)[k], topics, n=500) for k in (0, 1))
-            return {"top1": [top1.value, top1.low, top1.high], "auc": [auc.value, auc.low, auc.high]}
+            top1, auc = (
+                stats.bootstrap(lambda i, k=k: self.figures(s, at, i)[k], topics, n=500)
+                for k in (0, 1)
+            )
+            return {
+                "top1": [top1.value, top1.low, top1.high],
+                "auc": [auc.value, auc.low, auc.high],
+            }
 
         own = scores(inputs.labels)
-        null = against_shuffled(lambda y: self.figures(scores(y), at), inputs.labels, inputs.topics, n=self.n_shuffles)[
-            1
-        ]
+        null = against_shuffled(
+            lambda y: self.figures(scores(y), at), inputs.labels, inputs.topics, n=self.n_shuffles
+        )[1]
         twins = {name: cell(s) for name, s in self.twins(at).items()}
         margins = {}
         for name, s in self.twins(at).items():
-            d = stats.bootstrap(lambda i, s=s: self.figures(own, at, i)[0] - self.figures(s, at, i)[0], topics, n=500)
+            d = stats.bootstrap(
+                lambda i, s=s: self.figures(own, at, i)[0] - self.figures(s, at, i)[0],
+                topics,
+                n=500,
+            )
             margins[name] = [d.value, d.low, d.high]
         high = np.percentile(null, 95, axis=0).tolist()
         return cell(own) | {
@@ -87,7 +101,9 @@ class Side:
 
         def words(train: np.ndarray, test: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
             return stats.tfidf(
-                [texts[i] for i in train], others if test is None else [texts[i] for i in test], language
+                [texts[i] for i in train],
+                others if test is None else [texts[i] for i in test],
+                language,
             )
 
         def embeddings(train: np.ndarray, test: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,10 +124,16 @@ class Side:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Directions of one set read the stories of another.")
-    parser.add_argument("--sets", default="core,core2,everyday", help="names or folders, joined ones with a plus")
+    parser = argparse.ArgumentParser(
+        description="Directions of one set read the stories of another."
+    )
+    parser.add_argument(
+        "--sets", default="core,core2,everyday", help="names or folders, joined ones with a plus"
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct-q4")
-    parser.add_argument("--rows", type=Path, default=Path("editions"), help="folder for pooled rows, kept")
+    parser.add_argument(
+        "--rows", type=Path, default=Path("editions"), help="folder for pooled rows, kept"
+    )
     parser.add_argument("--shuffles", type=int, default=100)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -23,8 +23,9 @@ import torch
 from speed import ALIAS, compare, seconds
 
 import emolens as em
-from emolens.models import encode, open_hf
-from emolens.planning import plan_measured
+from emolens.collect.planning import plan_measured
+from emolens.models.loading import open_hf
+from emolens.models.tokens import encode
 
 
 def faster(
@@ -104,9 +105,14 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
     hf = open_hf(ALIAS)[0]
     collect = lambda texts: em.collect_resid_post(model, texts, progress=False)  # noqa: E731
     sample = [t.text for _, t in core.texts()][::16]  # 24 stories
-    mixed = [text_of(model, n, i) for i, n in enumerate((8, 12, 20, 30, 45, 60, 80, 110, 140, 170, 220, 300))]
+    mixed = [
+        text_of(model, n, i)
+        for i, n in enumerate((8, 12, 20, 30, 45, 60, 80, 110, 140, 170, 220, 300))
+    ]
     encoded = encode(model, sample)
-    assert all(len(e.ids) >= 100 for e in encoded)  # so that pooling skips 50 tokens, and not half of a short text
+    assert all(
+        len(e.ids) >= 100 for e in encoded
+    )  # so that pooling skips 50 tokens, and not half of a short text
     hidden = hf(torch.tensor([encoded[0].ids]), output_hidden_states=True).hidden_states[15][0, 50:]
     row = em.collect_resid_post(model, sample[:1], layers=[14], progress=False).rows[0, 0]
     norm = torch.linalg.vector_norm(hidden, dim=-1)
@@ -121,7 +127,9 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
             lambda texts=texts: collect(texts), lambda tokens=tokens: hf.model(tokens, use_cache=False), 1.0,
         )  # fmt: skip
     n = sum(len(e.ids) for e in encoded)
-    best = torch.tensor([e.ids for e in encode(model, [text_of(model, 128, 5 * i) for i in range(8)])])
+    best = torch.tensor(
+        [e.ids for e in encode(model, [text_of(model, 128, 5 * i) for i in range(8)])]
+    )
     cases["bare blocks at 8 x 128, ours on 24 stories of mixed length, with tokenising and padding"] = (
         lambda: collect(sample), lambda: hf.model(best, use_cache=False), n / best.numel(),
     )  # fmt: skip
@@ -143,7 +151,10 @@ def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict
         lambda: em.collect_resid_post(model, mixed, layers=[20], progress=False),
         lambda: one_at_a_time(hf, mixed_encoded), 1.0,
     )  # fmt: skip
-    short = [text_of(model, n, i) for i, n in enumerate((8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) * 2)]
+    short = [
+        text_of(model, n, i)
+        for i, n in enumerate((8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) * 2)
+    ]
     short_encoded = encode(model, short)
     cases["Hugging Face, output_hidden_states, one text at a time: 24 texts of 8 to 30 tokens"] = (
         lambda: collect(short), lambda: one_at_a_time(hf, short_encoded), 1.0,
@@ -178,7 +189,10 @@ def profile(model: Any, runs: int, results: dict[str, Any]) -> None:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             profiled = seconds(run)
         spent = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
-        share = {kind: sum(spent.get(key, 0.0) for key in keys) / profiled for kind, keys in KINDS.items()}
+        share = {
+            kind: sum(spent.get(key, 0.0) for key in keys) / profiled
+            for kind, keys in KINDS.items()
+        }
         share["other operations"] = sum(spent.values()) / profiled - sum(share.values())
         share["outside operations"] = 1 - sum(share.values())
         results[name] = {"wall_s": wall, "profiled_s": profiled, "share": share}
@@ -186,9 +200,12 @@ def profile(model: Any, runs: int, results: dict[str, Any]) -> None:
         for kind, part in sorted(share.items(), key=lambda item: -item[1]):
             print(f"  {kind:20} {part:6.1%}")
         largest = sorted(
-            ((t, k) for k, t in spent.items() if not any(k in keys for keys in KINDS.values())), reverse=True
+            ((t, k) for k, t in spent.items() if not any(k in keys for keys in KINDS.values())),
+            reverse=True,
         )
-        print("  largest of the others:", ", ".join(f"{k} {t / profiled:.1%}" for t, k in largest[:5]))
+        print(
+            "  largest of the others:", ", ".join(f"{k} {t / profiled:.1%}" for t, k in largest[:5])
+        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ def load(case: str, directory: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
     import emolens as em
-    from emolens.models import quiet
 
     torch.set_num_threads(2)
     if case == "imports":
@@ -50,7 +49,9 @@ def load(case: str, directory: str) -> Any:
     if case in ("hooked", "bridge"):
         return em.load_model(directory, backend=case)
     with _quiet():
-        hf_model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, use_safetensors=True
+        )
     if case == "hf":
         return hf_model
     from speed import through_transformer_lens
@@ -80,12 +81,15 @@ def save_weights(directory: Path) -> int:
     from speed import ALIAS
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from emolens.models import _packaged_gguf, quiet, catalogue
+    from emolens.models.catalogue import catalogue
+    from emolens.models.sources import _packaged_gguf
 
     place, file = _packaged_gguf(next(entry for entry in catalogue() if entry.alias == ALIAS))
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
-        model.hf_quantizer = None  # the weights are plain float32 by now, but transformers would not write them
+        model.hf_quantizer = (
+            None  # the weights are plain float32 by now, but transformers would not write them
+        )
         del model.config.quantization_config
         model.save_pretrained(directory)
         AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(directory)
@@ -94,7 +98,9 @@ def save_weights(directory: Path) -> int:
 
 def import_seconds(name: str) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-W", "ignore", "-c", f"import {name}"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"import {name}"], check=True, capture_output=True
+    )
     return time.perf_counter() - start
 
 
@@ -126,12 +132,16 @@ def main() -> None:
 
     cases = list(CASES)
     if int(importlib.metadata.version("transformer-lens").split(".")[0]) >= 4:
-        cases = [case for case in cases if case not in ("hooked", "tl")]  # there is no HookedTransformer
+        cases = [
+            case for case in cases if case not in ("hooked", "tl")
+        ]  # there is no HookedTransformer
     with tempfile.TemporaryDirectory(prefix="weights") as directory:
 
         def child(case: str) -> list[float]:
             command = [sys.executable, __file__, "--case", case, "--directory", directory]
-            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout
+            out = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            ).stdout
             return [float(number) for number in out.splitlines()[-1].split()]
 
         weights = child("save")[0] / 2**20
@@ -145,7 +155,9 @@ def main() -> None:
         memory = (peaks[case] - peaks["imports"]) / weights
         slower = [r[case][0] / r["hf"][0] for r in rounds]
         results[case] = {"peak_mib": peaks[case], "ratio": memory, "time": spread(slower)}
-        print(f"{CASES[case]}: above imports {memory:.2f} x the weights; time {in_words(slower)} of Hugging Face's")
+        print(
+            f"{CASES[case]}: above imports {memory:.2f} x the weights; time {in_words(slower)} of Hugging Face's"
+        )
     for name in IMPORTS[:-1]:
         slower = [r[name] / r["transformer_lens"] for r in started]
         results[f"import {name}"] = spread(slower) | {"fastest_s": min(r[name] for r in started)}

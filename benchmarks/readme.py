@@ -18,15 +18,23 @@ from pathlib import Path
 from typing import Any
 
 CORE, CORE_END = "<!-- benchmarks/readme.py writes this: core -->\n", "<!-- end: core -->"
-BOTH, BOTH_END = "<!-- benchmarks/readme.py writes this: two editions -->\n", "<!-- end: two editions -->"
-WORDS, WORDS_END = "<!-- benchmarks/readme.py writes this: 171 words -->\n", "<!-- end: 171 words -->"
+BOTH, BOTH_END = (
+    "<!-- benchmarks/readme.py writes this: two editions -->\n",
+    "<!-- end: two editions -->",
+)
+WORDS, WORDS_END = (
+    "<!-- benchmarks/readme.py writes this: 171 words -->\n",
+    "<!-- end: 171 words -->",
+)
 
 
 class Study:
     """Rows of one results.json, by metric and fields."""
 
     def __init__(self, folder: Path) -> None:
-        self.rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+        self.rows: list[dict[str, Any]] = json.loads(
+            (folder / "results.json").read_text(encoding="utf-8")
+        )["rows"]
 
     def one(self, metric: str, **fields: Any) -> dict[str, Any]:
         """The row of a metric whose fields are these.
@@ -34,7 +42,11 @@ class Study:
         Raises:
             LookupError: none, or several that differ.
         """
-        found = [r for r in self.rows if r["metric"] == metric and all(r.get(k) == v for k, v in fields.items())]
+        found = [
+            r
+            for r in self.rows
+            if r["metric"] == metric and all(r.get(k) == v for k, v in fields.items())
+        ]
         values = {(r["value"], r["low"], r["high"]) for r in found}
         if len(values) != 1:
             raise LookupError(f"{len(values)} rows {metric!r} with {fields}")
@@ -49,7 +61,11 @@ class Study:
 def interval(r: dict[str, Any], form: str = "{:.2f}") -> str:
     """A row's value with its interval, in the README's manner: .57 [.52, .62], or 13 % [6, 22]."""
     value = number(r["value"], form) + (" %" if form in (PERCENT, TENTHS) else "")
-    return value if r["low"] is None else f"{value} [{number(r['low'], form)}, {number(r['high'], form)}]"
+    return (
+        value
+        if r["low"] is None
+        else f"{value} [{number(r['low'], form)}, {number(r['high'], form)}]"
+    )
 
 
 def number(x: float, form: str = "{:.2f}") -> str:
@@ -80,7 +96,9 @@ def core(s: Study) -> str:
     labels = {r["emotion"]: r["value"] for r in s.rows if r["metric"] == "auc by label"}
     order = sorted(labels, key=lambda e: -labels[e])
     named = lambda names: ", ".join(f"{e} ({number(labels[e])})" for e in names)  # noqa: E731
-    valence, arousal = (s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal"))
+    valence, arousal = (
+        s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal")
+    )
     rated = s.one("r of PC1 with valence", split="glasgow_2019, exact form")
     steered = s.one("share diag above off", control=None)
     told = s.one("diag minus off at equal KL", control=None)
@@ -132,7 +150,9 @@ def words(s: Study) -> str:
     top1 = "emotion top1"
     reading = s.one(top1, readout="calibrated", **MD)
     auc = s.one("emotion auc", readout="calibrated", **MD)
-    null = {m: s.one(f"emotion {m}", control="shuffled labels", **MD) for m in ("top1", "top5", "auc")}
+    null = {
+        m: s.one(f"emotion {m}", control="shuffled labels", **MD) for m in ("top1", "top5", "auc")
+    }
     ridge = []
     for axis, table, name in (
         ("valence", "glasgow_2019", "Glasgow"), ("arousal", "glasgow_2019", "Glasgow"),
@@ -154,15 +174,20 @@ def words(s: Study) -> str:
         (
             r
             for r in s.rows
-            if re.fullmatch(r"r of PC[123] with valence", r["metric"]) and r["split"] == "glasgow_2019, exact form"
+            if re.fullmatch(r"r of PC[123] with valence", r["metric"])
+            and r["split"] == "glasgow_2019, exact form"
         ),
         key=lambda r: abs(r["value"]),
     )
     comments = s.one("macro auc", control="shuffled labels", **MD)
     wide = s.one("macro auc, labels resampled too", **MD)
-    valence, arousal = (s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal"))
+    valence, arousal = (
+        s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal")
+    )
     steered = s.one("share diag above off", control=None)
-    agree = [number(s.one(f"r of the two tables in {axis}")["value"]) for axis in ("valence", "arousal")]
+    agree = [
+        number(s.one(f"r of the two tables in {axis}")["value"]) for axis in ("valence", "arousal")
+    ]
     stream = "ablate loss, whole stream"
     lines = [
         f"**With the paper's 171 words** (`emolens study --set emotions171`, eight topics, 1,368 stories, frozen at block {comments['layer']}). The form row lies below chance by design: an emotion has each form once, so a margin over it says nothing.\n",
@@ -225,11 +250,15 @@ def editions(first: Study, second: Study) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the README's findings from the results of studies.")
+    parser = argparse.ArgumentParser(
+        description="Print the README's findings from the results of studies."
+    )
     parser.add_argument("core", type=Path, help="folder of a study of core")
     parser.add_argument("words", type=Path, nargs="?", help="folder of a study of emotions171")
     parser.add_argument("--second", type=Path, help="folder of a study of core2")
-    parser.add_argument("--write", type=Path, help="a file between whose marks the findings are put")
+    parser.add_argument(
+        "--write", type=Path, help="a file between whose marks the findings are put"
+    )
     args = parser.parse_args()
     first = core(Study(args.core))
     second = words(Study(args.words)) if args.words else ""
@@ -238,7 +267,11 @@ def main() -> None:
         print(first, second, third, sep="\n\n")
         return
     text = args.write.read_text(encoding="utf-8")
-    for begin, end, new in ((CORE, CORE_END, first), (WORDS, WORDS_END, second), (BOTH, BOTH_END, third)):
+    for begin, end, new in (
+        (CORE, CORE_END, first),
+        (WORDS, WORDS_END, second),
+        (BOTH, BOTH_END, third),
+    ):
         if new:
             before, rest = text.split(begin)
             text = before + begin + new + "\n" + end + rest.split(end)[1]

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a process that has threads cannot be forked
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: a process that has threads cannot be forked
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +47,10 @@ def write_texts(file: Path, n: int) -> None:
     with file.open("w", encoding="utf-8") as out:
         for i in range(n):
             text = " ".join(rng.choices(words, k=rng.randint(4, 9)))
-            out.write(json.dumps({"text": text, "emotion": "abcd"[i % 4], "topic": f"t{i // 4 % 16}"}) + "\n")
+            out.write(
+                json.dumps({"text": text, "emotion": "abcd"[i % 4], "topic": f"t{i // 4 % 16}"})
+                + "\n"
+            )
 
 
 def tiny_model(directory: Path) -> Any:
@@ -66,7 +71,7 @@ def tiny_model(directory: Path) -> Any:
 
 def digest(folder: Path) -> str:
     """Of every number of a collection, its texts and its sums."""
-    from emolens.activations import Collection
+    from emolens.collect.collection import Collection
 
     collection = Collection.open(folder)
     acts, sha = collection.load(), hashlib.sha256()
@@ -115,9 +120,21 @@ def kills(place: Path, n: int) -> dict[str, Any]:
 def memory(place: Path, sizes: list[int]) -> dict[str, Any]:
     out = {}
     for n in sizes:
-        command = [sys.executable, "-W", "ignore", __file__, "child", "--place", str(place), "--n", str(n)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "child",
+            "--place",
+            str(place),
+            "--n",
+            str(n),
+        ]
         out[n] = float(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout.split()[-1]
+            subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            ).stdout.split()[-1]
         )
         print(f"{n} texts: peak {out[n]:.0f} MiB", flush=True)
     spread = max(out.values()) / min(out.values()) - 1
@@ -144,7 +161,9 @@ def ranks(place: Path) -> dict[str, Any]:
     texts = place / "stories.jsonl"
     stories = em.load_emotion_set("core").texts()[::4]  # 96, of every emotion
     texts.write_text(
-        "".join(json.dumps({"text": t.text, "emotion": e, "topic": t.topic}) + "\n" for e, t in stories),
+        "".join(
+            json.dumps({"text": t.text, "emotion": e, "topic": t.topic}) + "\n" for e, t in stories
+        ),
         encoding="utf-8",
     )
     took: dict[int, float] = {}
@@ -153,7 +172,9 @@ def ranks(place: Path) -> dict[str, Any]:
         folder = place / f"r{n}-{turn}"
         launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--master_port", "29677"]  # fmt: skip
         options = ["-m", ALIAS, "--texts", str(texts), "-o", str(place / "v.safetensors"), "--shards", str(folder), "--shard-texts", "8", "--device", "cpu"]  # fmt: skip
-        subprocess.run([*launch, "-m", "emolens", "extract", *options], check=True, capture_output=True)
+        subprocess.run(
+            [*launch, "-m", "emolens", "extract", *options], check=True, capture_output=True
+        )
         shards = [f.stat().st_mtime for f in folder.glob("*.safetensors")]
         took[n] = min(took.get(n, 1e9), max(shards) - (folder / "manifest.json").stat().st_mtime)
         last[n] = folder

@@ -36,7 +36,9 @@ def through_transformer_lens(hf_model: Any) -> Any:
     """
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
-    with tempfile.TemporaryDirectory(prefix="config") as directory:  # it reads model families out of the path
+    with tempfile.TemporaryDirectory(
+        prefix="config"
+    ) as directory:  # it reads model families out of the path
         hf_model.config.architectures = [type(hf_model).__name__]  # a GGUF file does not name it
         hf_model.config.save_pretrained(directory)
         cfg = loading_from_pretrained.get_pretrained_model_config(
@@ -50,7 +52,11 @@ def through_transformer_lens(hf_model: Any) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # it announces its own removal
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_and_process_state_dict(
-        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        state,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
     )
     return model.eval()
 
@@ -59,7 +65,8 @@ def models() -> dict[str, Any]:
     """Three models with the same weights: `ours`, `hf` and `tl`."""
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-    from emolens.models import _packaged_gguf, quiet, catalogue
+    from emolens.models.catalogue import catalogue
+    from emolens.models.sources import _packaged_gguf
 
     directory, file = _packaged_gguf(next(entry for entry in catalogue() if entry.alias == ALIAS))
     with _quiet():
@@ -68,7 +75,11 @@ def models() -> dict[str, Any]:
     hf_model = LlamaForCausalLM(read.config)
     hf_model.load_state_dict(read.state_dict())
     hf_model.generation_config.eos_token_id = None  # every row runs its length, as in the others
-    return {"ours": em.load_model(ALIAS), "hf": hf_model.eval(), "tl": through_transformer_lens(hf_model)}
+    return {
+        "ours": em.load_model(ALIAS),
+        "hf": hf_model.eval(),
+        "tl": through_transformer_lens(hf_model),
+    }
 
 
 def forward(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -78,9 +89,13 @@ def forward(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def generate(model: Any, tokens: torch.Tensor, n_new: int) -> torch.Tensor:
     if hasattr(model, "hook_dict"):
-        return model.generate(tokens, max_new_tokens=n_new, do_sample=False, stop_at_eos=False, verbose=False)
+        return model.generate(
+            tokens, max_new_tokens=n_new, do_sample=False, stop_at_eos=False, verbose=False
+        )
     mask = torch.ones_like(tokens)
-    return model.generate(tokens, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=0)
+    return model.generate(
+        tokens, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=0
+    )
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -89,7 +104,9 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int) -> dict[str, float]:
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], pairs: int
+) -> dict[str, float]:
     """Median of `pairs` ratios ours / theirs, its bootstrap interval, and the fastest times of both."""
     ours(), theirs()  # warm
     times = np.array(
@@ -137,7 +154,11 @@ def main() -> None:
                 if not difference < 1e-3:  # logits reach 29; 5e-5 was measured
                     sys.exit(f"{name} differs from Hugging Face by {difference:.1e} in: {task}")
             results[task] = {
-                other: compare(lambda: run(loaded["ours"]), lambda other=other: run(loaded[other]), options.pairs)  # noqa: B023
+                other: compare(
+                    lambda run=run: run(loaded["ours"]),
+                    lambda run=run, other=other: run(loaded[other]),
+                    options.pairs,
+                )
                 for other in ("hf", "tl")
             }
             for other, label in (("hf", "Hugging Face"), ("tl", "TransformerLens's loader")):
@@ -148,7 +169,8 @@ def main() -> None:
                 )
     if options.json:
         options.json.write_text(
-            json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2), encoding="utf-8"
+            json.dumps({"pairs": options.pairs, "threads": options.threads} | results, indent=2),
+            encoding="utf-8",
         )
 
 

@@ -36,7 +36,11 @@ def unknown(what: str, name: str, allowed: Any) -> str:
     near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(allowed[:30]) + (" ..." if len(allowed) > 30 else "")
-    return f"unknown {what} {name!r}{hint} allowed: {shown}" if hint else f"unknown {what} {name!r}; allowed: {shown}"
+    return (
+        f"unknown {what} {name!r}{hint} allowed: {shown}"
+        if hint
+        else f"unknown {what} {name!r}; allowed: {shown}"
+    )
 
 
 _ADDRESS = re.compile(
@@ -73,7 +77,9 @@ def existing(path: str | Path, kind: Literal["file", "folder"]) -> Path:
     """
     path = here(path)
     if path.is_dir() if kind == "file" else path.is_file():
-        raise ValueError(f"{path} is a {'folder' if kind == 'file' else 'file'}; give the name of a {kind}")
+        raise ValueError(
+            f"{path} is a {'folder' if kind == 'file' else 'file'}; give the name of a {kind}"
+        )
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(
             f"{path} is no {kind} but a pipe or a device; write it to a file (`emolens score -` reads texts from standard input)"
@@ -95,7 +101,9 @@ def read_text(path: Path) -> str:
     """The text of a file of at most `MAX_BYTES`, which must be UTF-8; without the mark that editors on Windows put before it."""
     path = existing(path, "file")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read from one file")
+        raise ValueError(
+            f"{path}: {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read from one file"
+        )
     return decoded(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -129,17 +137,27 @@ def read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             if depth > MAX_DEPTH:
-                raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="nested too deeply", problem_mark=event.start_mark
+                )
             if isinstance(event, yaml.AliasEvent):
-                problem = f"aliases (*{event.anchor}) are not used in emotion sets; write the value out"
+                problem = (
+                    f"aliases (*{event.anchor}) are not used in emotion sets; write the value out"
+                )
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
         lines: dict[tuple, int] = {}
         _lines(root, (), lines)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-13-45
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+    ) as error:  # ValueError: a date such as 2026-13-45
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -160,7 +178,9 @@ def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if (*path, key.value) in out:  # YAML would silently keep the last
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
             _lines(value, (*path, key.value), out)
             out[(*path, key.value)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
@@ -182,15 +202,21 @@ def validate(model: Any, data: Any, path: Path, lines: dict[tuple, int] | int) -
 
 
 def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) -> str:
-    first = min(error.errors(), key=lambda e: -len(e["loc"]))  # the deepest branch of a union is the one that was meant
+    first = min(
+        error.errors(), key=lambda e: -len(e["loc"])
+    )  # the deepest branch of a union is the one that was meant
     loc = tuple(
-        part for part in first["loc"] if not (isinstance(part, str) and (part == "str" or part.startswith("list[")))
+        part
+        for part in first["loc"]
+        if not (isinstance(part, str) and (part == "str" or part.startswith("list[")))
     )
     line: int | None = lines if isinstance(lines, int) else None
     if isinstance(lines, dict):
         line = next((lines[loc[:k]] for k in range(len(loc), -1, -1) if loc[:k] in lines), 1)
     found = "" if first["type"] == "missing" else f" (found {str(first['input'])[:60]!r})"
-    message = "this key is not known here" if first["type"] == "extra_forbidden" else first["msg"].lower()
+    message = (
+        "this key is not known here" if first["type"] == "extra_forbidden" else first["msg"].lower()
+    )
     return f"{path}:{line}: {'.'.join(map(str, loc))}: {message}{found}"
 
 
@@ -210,8 +236,15 @@ def parse_json(text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-        problem = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also a number of more than 4,300 digits
+        problem = (
+            "nested too deeply"
+            if isinstance(error, RecursionError)
+            else getattr(error, "msg", str(error))
+        )
         raise ValueError(f"not valid JSON: {problem}") from error
 
 
@@ -238,5 +271,7 @@ def whole(text: str, name: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         found = f"{text[error.start]!r} at place {error.start}"
-        raise ValueError(f"{name} holds half a character ({found}): read it as UTF-8, or take that out") from None
+        raise ValueError(
+            f"{name} holds half a character ({found}): read it as UTF-8, or take that out"
+        ) from None
     return text

@@ -54,14 +54,18 @@ def block_number(layer: Any, wrong: str = ": layers are block numbers, such as 1
         ValueError: it is no whole number; `wrong` ends the sentence.
     """
     try:
-        if not isinstance(layer, bool) and "bool" not in str(getattr(layer, "dtype", "")):  # of torch, an index too
+        if not isinstance(layer, bool) and "bool" not in str(
+            getattr(layer, "dtype", "")
+        ):  # of torch, an index too
             return operator.index(layer)
     except TypeError:
         pass
     raise ValueError(f"layer {layer!r}{wrong}")
 
 
-def block_numbers(layers: Any, wrong: str = ": layers are block numbers, such as 18") -> tuple[int, ...]:
+def block_numbers(
+    layers: Any, wrong: str = ": layers are block numbers, such as 18"
+) -> tuple[int, ...]:
     """One layer or several as plain numbers.
 
     >>> block_numbers(3), block_numbers(range(2))

@@ -23,15 +23,29 @@ sets = typer.Typer(no_args_is_help=True, help="Look at emotion sets and check th
 app.add_typer(sets, name="sets")
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Short name (see `emolens models`), hub name, directory or .gguf file.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Short name (see `emolens models`), hub name, directory or .gguf file.",
+    ),
 ]
 Set = Annotated[
-    str, typer.Option("--set", "-s", help="Shipped set, or a folder with a set.yaml; several with a plus: core2+core.")
+    str,
+    typer.Option(
+        "--set",
+        "-s",
+        help="Shipped set, or a folder with a set.yaml; several with a plus: core2+core.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of folds, resamples and random directions.")]
 SampleSeed = Annotated[int, typer.Option(help="Seed of what is sampled, and of random directions.")]
-NoSeed = Annotated[int, typer.Option(help="Nothing is drawn here; it is there so that every command takes it.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")]
+NoSeed = Annotated[
+    int, typer.Option(help="Nothing is drawn here; it is there so that every command takes it.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the default is a GPU if there is one.")
+]
 Dtype = Annotated[
     str | None,
     typer.Option(
@@ -57,15 +71,24 @@ Twin = Annotated[
         help="Accept other weights of the same width and tokenizer, such as the base model of an instruct model.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, if it is something else.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is there, if it is something else.")
+]
 Long = Annotated[
-    str, typer.Option(help="A text of more tokens than the model reads: raise (before any is read), truncate or skip.")
+    str,
+    typer.Option(
+        help="A text of more tokens than the model reads: raise (before any is read), truncate or skip."
+    ),
 ]
 Column = Annotated[str, typer.Option(help="Of a .csv, .tsv or .jsonl file: where the text is.")]
-Revision = Annotated[str | None, typer.Option(help="Hub revision, or a Pythia step such as step3000.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Hub revision, or a Pythia step such as step3000.")
+]
 SameRevision = Annotated[
     str | None,
-    typer.Option(help="Hub revision, or a Pythia step; the default is the one that the directions were made with."),
+    typer.Option(
+        help="Hub revision, or a Pythia step; the default is the one that the directions were made with."
+    ),
 ]
 
 
@@ -73,15 +96,21 @@ SameRevision = Annotated[
 def study(
     model: Model = "smollm2-135m-instruct-q4",
     set: Set = "core",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors, results and report.")] = Path("study"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for vectors, results and report.")
+    ] = Path("study"),
     external: Annotated[
         Path | None,
         typer.Option(
             help="Folder with goemotions_test.tsv, emobank.csv or both; without it, nothing is read across to other people's text."
         ),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="More permutations, every layer, all external texts.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another study in the folder.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="More permutations, every layer, all external texts.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another study in the folder.")
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -95,12 +124,15 @@ def study(
 
     console = Console()
     console.print("loading ...", style="dim")
-    from emolens.emotion_sets import load_emotion_set
     from emolens.experiments.transfer import load_external
-    from emolens.models import check_device, load_model
+    from emolens.models.loading import load_model
+    from emolens.models.placement import check_device
+    from emolens.sets.emotion_sets import load_emotion_set
     from emolens.study import check_request, run_study
 
-    emotions = load_emotion_set(set)  # before the model: a wrong name should not take half a minute to say
+    emotions = load_emotion_set(
+        set
+    )  # before the model: a wrong name should not take half a minute to say
     if external is not None:
         load_external(external)
     check_device(device)
@@ -119,9 +151,13 @@ def study(
     )
     from rich.table import Table
 
-    table = Table("experiment", "primary row", "value [95 %]", "control", box=None, header_style="bold")
+    table = Table(
+        "experiment", "primary row", "value [95 %]", "control", box=None, header_style="bold"
+    )
     for r in result.primary():
-        interval = f" [{r.low:.2f}, {r.high:.2f}]" if r.low is not None and r.high is not None else ""
+        interval = (
+            f" [{r.low:.2f}, {r.high:.2f}]" if r.low is not None and r.high is not None else ""
+        )
         table.add_row(r.experiment, r.metric, f"{r.value:.3f}{interval}", r.control or "")
     console.print(table)
 
@@ -130,7 +166,10 @@ def study(
 def extract(
     model: Model = "smollm2-135m-instruct-q4",
     set: Annotated[
-        str | None, typer.Option("--set", "-s", help="Shipped set (core is the default), or a folder with a set.yaml.")
+        str | None,
+        typer.Option(
+            "--set", "-s", help="Shipped set (core is the default), or a folder with a set.yaml."
+        ),
     ] = None,
     texts: Annotated[
         Path | None,
@@ -139,10 +178,14 @@ def extract(
         ),
     ] = None,
     column: Column = "text",
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the directions.")] = Path("vectors.safetensors"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the directions.")] = Path(
+        "vectors.safetensors"
+    ),
     shards: Annotated[
         Path | None,
-        typer.Option(help="Folder for the pooled rows, to keep; without it they are beside OUT until the run is done."),
+        typer.Option(
+            help="Folder for the pooled rows, to keep; without it they are beside OUT until the run is done."
+        ),
     ] = None,
     method: Annotated[
         str, typer.Option(help="mean_difference, antonym_contrast, pca, lda or logistic.")
@@ -159,14 +202,16 @@ def extract(
         str, typer.Option(help="embed, resid_pre, resid_mid, resid_post, attn_out or mlp_out.")
     ] = "resid_post",
     layers: Annotated[
-        str | None, typer.Option(help="Blocks, counted from 0, such as 10,15,20; the default is all.")
+        str | None,
+        typer.Option(help="Blocks, counted from 0, such as 10,15,20; the default is all."),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="local (also under accelerate launch or torchrun), ray or slurm.")
     ] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Actors of ray, or jobs of slurm.")] = 1,
     slurm: Annotated[
-        list[str] | None, typer.Option(help="For submitit, such as slurm_partition=gpu; once for each parameter.")
+        list[str] | None,
+        typer.Option(help="For submitit, such as slurm_partition=gpu; once for each parameter."),
     ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a batch; the default fits free memory.")
@@ -180,8 +225,12 @@ def extract(
     ] = None,
     long: Long = "raise",
     overwrite: Overwrite = False,
-    n_devices: Annotated[int, typer.Option(min=1, help="Spread the blocks of one model over so many devices.")] = 1,
-    device_map: Annotated[str | None, typer.Option(help="accelerate's placement, for the bridge backend.")] = None,
+    n_devices: Annotated[
+        int, typer.Option(min=1, help="Spread the blocks of one model over so many devices.")
+    ] = 1,
+    device_map: Annotated[
+        str | None, typer.Option(help="accelerate's placement, for the bridge backend.")
+    ] = None,
     seed: NoSeed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -199,7 +248,7 @@ def extract(
 
     from emolens import directions
     from emolens._typing import HookPoint
-    from emolens.engines import Request, collect_on
+    from emolens.collect.engines import Request, collect_on
     from emolens.shards import vacant, vacant_folder
 
     methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
@@ -216,8 +265,16 @@ def extract(
             f"--remove-neutral {remove_neutral}: {method} takes nothing out; leave it away, or choose another method"
         )
     if remove_neutral == 1:
-        raise ValueError("--remove-neutral 1 would leave nothing; give a share below 1, such as 0.5")
-    share = remove_neutral if remove_neutral is not None else 0.5 if texts is None and not by_weights else 0
+        raise ValueError(
+            "--remove-neutral 1 would leave nothing; give a share below 1, such as 0.5"
+        )
+    share = (
+        remove_neutral
+        if remove_neutral is not None
+        else 0.5
+        if texts is None and not by_weights
+        else 0
+    )
     request = Request(
         model,
         emotions=None if texts is not None else set or "core",
@@ -244,13 +301,17 @@ def extract(
         folder,
         workers=workers,
         slurm=parameters,
-        before=lambda manifest: vacant(out, lambda file: asked.other(file, manifest), overwrite=overwrite) and None,
+        before=lambda manifest: (
+            vacant(out, lambda file: asked.other(file, manifest), overwrite=overwrite) and None
+        ),
     )
     if collection is None:  # a rank that is not the first
         return
     by_means = method in ("mean_difference", "antonym_contrast")
     acts: Any = collection if by_means else collection.load()
-    v = getattr(directions, method)(acts, **({} if by_weights else {"remove_neutral": share or None}))
+    v = getattr(directions, method)(
+        acts, **({} if by_weights else {"remove_neutral": share or None})
+    )
     v.save(out, overwrite=True)  # what may be replaced was asked before the first text was read
     typer.echo(f"{out}: {v!r}")
     for what, n in (
@@ -274,15 +335,19 @@ def plan(
     model: Model = "smollm2-135m-instruct-q4",
     set: Set = "core",
     stories_per_emotion: Annotated[
-        int | None, typer.Option(min=1, help="Of the run that is planned; the default is what the set has.")
+        int | None,
+        typer.Option(min=1, help="Of the run that is planned; the default is what the set has."),
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="How many of the device.")] = 1,
     device_name: Annotated[
         str | None,
-        typer.Option(help="h200, h100, a100, l40s, rtx4090 or v100; without it, the speed is measured here."),
+        typer.Option(
+            help="h200, h100, a100, l40s, rtx4090 or v100; without it, the speed is measured here."
+        ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="Blocks, counted from 0, such as 10,15,20; the default is all.")
+        str | None,
+        typer.Option(help="Blocks, counted from 0, such as 10,15,20; the default is all."),
     ] = None,
     seed: NoSeed = 0,
     device: Device = None,
@@ -294,22 +359,30 @@ def plan(
     Example: emolens plan --model llama-3-8b --set core --stories-per-emotion 1200 --devices 8 --device-name h100
     """
     del seed  # nothing is drawn
-    from emolens import planning
-    from emolens.emotion_sets import load_emotion_set
-    from emolens.models import load_model
+    from emolens.collect import planning
+    from emolens.models.loading import load_model
+    from emolens.sets.emotion_sets import load_emotion_set
 
     emotions, chosen = load_emotion_set(set), _layers(layers)
-    options: dict[str, Any] = {"stories_per_emotion": stories_per_emotion, "layers": chosen, "devices": devices}
+    options: dict[str, Any] = {
+        "stories_per_emotion": stories_per_emotion,
+        "layers": chosen,
+        "devices": devices,
+    }
     if device_name is not None:
         given = {"--device": device, "--dtype": dtype, "--revision": revision}
         if ignored := [name for name, value in given.items() if value is not None]:
-            raise ValueError(f"{ignored[0]}: with --device-name the model is not opened; leave one of the two away")
+            raise ValueError(
+                f"{ignored[0]}: with --device-name the model is not opened; leave one of the two away"
+            )
         typer.echo(str(planning.plan_named(model, emotions, device_name, **options)))
         return
     try:
         loaded = load_model(model, device=device, dtype=dtype, revision=revision)
     except (OSError, MemoryError) as error:
-        raise type(error)(f"{error}; or name the device, with --device-name h100, to plan without measuring") from error
+        raise type(error)(
+            f"{error}; or name the device, with --device-name h100, to plan without measuring"
+        ) from error
     typer.echo(str(planning.plan_measured(loaded, emotions, **options)))
 
 
@@ -325,7 +398,8 @@ def score(
         Path, typer.Option("--vectors", "-v", help="Directions, as written by study or extract.")
     ] = Path("study/vectors.safetensors"),
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The default is the model they were made with.")
+        str | None,
+        typer.Option("--model", "-m", help="The default is the model they were made with."),
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Score every token.")] = False,
     layer: Layer = None,
@@ -346,11 +420,11 @@ def score(
     A file: emolens score comments.csv --column comment > scores.txt
     """
     del seed  # nothing is drawn
-    from emolens.corpus import Corpus
-    from emolens.directions import load_directions
-    from emolens.models import load_model
+    from emolens.directions.value import load_directions
+    from emolens.models.loading import load_model
     from emolens.readout import score as read
     from emolens.readout import vacant_page, write_page
+    from emolens.sets.corpus import Corpus
 
     _check_long(long)
     if html is not None:
@@ -384,7 +458,8 @@ def steer(
         Path, typer.Option("--vectors", "-v", help="Directions, as written by study or extract.")
     ] = Path("study/vectors.safetensors"),
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The default is the model they were made with.")
+        str | None,
+        typer.Option("--model", "-m", help="The default is the model they were made with."),
     ] = None,
     layer: Layer = None,
     dose: Annotated[
@@ -394,13 +469,19 @@ def steer(
         ),
     ] = 0.1,
     method: Annotated[str, typer.Option(help="add, ablate, clamp or rotate.")] = "add",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write for each prompt, at most.")] = 40,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to write for each prompt, at most.")
+    ] = 40,
     stop: Annotated[
         list[str] | None,
         typer.Option(help="End at this string, or special token, too; may be given several times."),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.0,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the steered text as it is written.")] = False,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")
+    ] = 0.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the steered text as it is written.")
+    ] = False,
     allow_other_model: Twin = False,
     seed: SampleSeed = 0,
     device: Device = None,
@@ -414,10 +495,11 @@ def steer(
     import math
 
     from emolens import interventions
-    from emolens.corpus import names_a_file, several
-    from emolens.directions import load_directions, random_directions
-    from emolens.models import load_model
-    from emolens.steering import generate
+    from emolens.directions.controls import random_directions
+    from emolens.directions.value import load_directions
+    from emolens.interventions.generate import generate
+    from emolens.models.loading import load_model
+    from emolens.sets.corpus import names_a_file, several
 
     if method not in ("add", "ablate", "clamp", "rotate"):
         raise ValueError(f"--method {method}; allowed: add, ablate, clamp, rotate")
@@ -435,9 +517,12 @@ def steer(
     v = load_directions(vectors)
     at = v.layers[v.slot(layer)]
     verb = getattr(interventions, f"{'steer' if method == 'add' else method}_{v.hook_point}")
-    amount = {"add": {"dose": dose}, "ablate": {}, "clamp": {"value": dose}, "rotate": {"angle": _degrees(dose)}}[
-        method
-    ]
+    amount = {
+        "add": {"dose": dose},
+        "ablate": {},
+        "clamp": {"value": dose},
+        "rotate": {"angle": _degrees(dose)},
+    }[method]
     runs = {
         "baseline": None,
         f"{method} {emotion}": verb(v[emotion], layer=at, **amount),
@@ -494,35 +579,57 @@ def steer(
 def write_stories(
     model: Model = "smollm2-135m-instruct-q4",
     set: Set = "core",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for texts, counts and the set.")] = Path("stories"),
-    per_topic: Annotated[int, typer.Option(min=1, help="Stories asked for, for each emotion and topic.")] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for texts, counts and the set.")
+    ] = Path("stories"),
+    per_topic: Annotated[
+        int, typer.Option(min=1, help="Stories asked for, for each emotion and topic.")
+    ] = 1,
     emotions: Annotated[
-        str | None, typer.Option(help="Some of the set's, such as joy,fear,anger; the default is all.")
+        str | None,
+        typer.Option(help="Some of the set's, such as joy,fear,anger; the default is all."),
     ] = None,
     topics: Annotated[
-        str | None, typer.Option(help="Some of the set's, such as supper,clinic; the default is all.")
+        str | None,
+        typer.Option(help="Some of the set's, such as supper,clinic; the default is all."),
     ] = None,
     length: Annotated[
         str | None,
-        typer.Option(help="Least and most words; the default is 60,150, of Chinese and Japanese 100,400 characters."),
+        typer.Option(
+            help="Least and most words; the default is 60,150, of Chinese and Japanese 100,400 characters."
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write for each story, at most.")] = 220,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")] = 0.9,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to write for each story, at most.")
+    ] = 220,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token; above, samples.")
+    ] = 0.9,
     top_p: Annotated[
-        float, typer.Option(help="Sample from the smallest set of tokens with this probability, above 0, at most 1.")
+        float,
+        typer.Option(
+            help="Sample from the smallest set of tokens with this probability, above 0, at most 1."
+        ),
     ] = 0.95,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Prompts at once; a run goes on with the same number only.")
     ] = 16,
     export_prompts: Annotated[
-        Path | None, typer.Option(help="Write the prompts as JSON lines for another engine, and stop.")
+        Path | None,
+        typer.Option(help="Write the prompts as JSON lines for another engine, and stop."),
     ] = None,
     import_texts: Annotated[
-        Path | None, typer.Option(help="Read the texts from JSON lines (id, text) that another engine wrote.")
+        Path | None,
+        typer.Option(help="Read the texts from JSON lines (id, text) that another engine wrote."),
     ] = None,
-    writer: Annotated[str | None, typer.Option(help="Who wrote the imported texts, for the set's source.")] = None,
+    writer: Annotated[
+        str | None, typer.Option(help="Who wrote the imported texts, for the set's source.")
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file of --export-prompts, if it holds something else.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the file of --export-prompts, if it holds something else."
+        ),
     ] = False,
     seed: SampleSeed = 0,
     device: Device = None,
@@ -535,9 +642,10 @@ def write_stories(
 
     Example: emolens write-stories --set core --emotions joy,fear,anger --topics supper,clinic --per-topic 8 --out own
     """
-    from emolens import generation
-    from emolens.emotion_sets import load_emotion_set
-    from emolens.models import check_device, load_model
+    from emolens import stories as generation
+    from emolens.models.loading import load_model
+    from emolens.models.placement import check_device
+    from emolens.sets.emotion_sets import load_emotion_set
 
     s = load_emotion_set(set)
     lengths = None if length is None else _two_numbers(length)
@@ -547,13 +655,19 @@ def write_stories(
         check_device(device)
     named = [x.split(",") if x else None for x in (emotions, topics)]
     if export_prompts is not None:
-        prompts = generation.story_prompts(s, per_topic=per_topic, emotions=named[0], topics=named[1])
+        prompts = generation.story_prompts(
+            s, per_topic=per_topic, emotions=named[0], topics=named[1]
+        )
         generation.export_prompts(prompts, export_prompts, overwrite=overwrite)
-        typer.echo(f"{export_prompts}: {len(prompts)} prompts; give back lines of id and text with --import-texts")
+        typer.echo(
+            f"{export_prompts}: {len(prompts)} prompts; give back lines of id and text with --import-texts"
+        )
         return
     if import_texts is not None:
         if not writer:
-            raise ValueError("--import-texts needs --writer: who wrote the texts (model, engine, sampling)")
+            raise ValueError(
+                "--import-texts needs --writer: who wrote the texts (model, engine, sampling)"
+            )
         made = generation.import_texts(import_texts, s, out, writer=writer, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths)  # fmt: skip
     else:
         generation.story_prompts(
@@ -578,9 +692,13 @@ def languages(
     model: Model = "smollm2-135m-instruct-q4",
     sets: Annotated[
         str,
-        typer.Option(help="Sets of different languages with the same concepts and topics, with commas between them."),
+        typer.Option(
+            help="Sets of different languages with the same concepts and topics, with commas between them."
+        ),
     ] = "core,core_zh,core_ja,core_de",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all rows to this JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write all rows to this JSON file.")
+    ] = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = None,
@@ -593,9 +711,10 @@ def languages(
     """
     import json
 
-    from emolens.emotion_sets import load_emotion_set
     from emolens.experiments.languages import compare_languages
-    from emolens.models import load_model, model_info
+    from emolens.models.identity import model_info
+    from emolens.models.loading import load_model
+    from emolens.sets.emotion_sets import load_emotion_set
     from emolens.shards import vacant, written_whole
 
     chosen = [load_emotion_set(name) for name in sets.split(",")]
@@ -607,7 +726,11 @@ def languages(
             name, read = found["model"]["name"], found["sets"]
         except (ValueError, KeyError, TypeError):
             return "something that is no result of this command"
-        return None if name in _names(model) and read == prints else f"the result of {name} on {', '.join(read)}"
+        return (
+            None
+            if name in _names(model) and read == prints
+            else f"the result of {name} on {', '.join(read)}"
+        )
 
     if out is not None:
         vacant(out, other, overwrite=overwrite)
@@ -623,7 +746,9 @@ def languages(
             "rows": [r.to_dict() for r in found.rows],
         }
         with written_whole(out) as part:
-            part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+            part.write_text(
+                json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
+            )
         typer.echo(f"wrote {out}")
 
 
@@ -636,7 +761,7 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from emolens._catalogue import CATALOGUE
+    from emolens.models.catalogue import CATALOGUE
 
     table = Table(box=None, header_style="bold")
     table.add_column("name", no_wrap=True)
@@ -644,14 +769,19 @@ def models() -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for e in CATALOGUE.values():
-        n = f"{e.n_parameters / 1e9:.1f} B" if e.n_parameters > 1e9 else f"{e.n_parameters / 1e6:.0f} M"
+        n = (
+            f"{e.n_parameters / 1e9:.1f} B"
+            if e.n_parameters > 1e9
+            else f"{e.n_parameters / 1e6:.0f} M"
+        )
         note = "gated" if e.gated else ("in a package" if e.gguf_package else "")
         memory = f"{e.gigabytes(4):.1f} GB", f"{e.gigabytes(2):.1f} GB"
         table.add_row(e.alias, str(e.n_layers), n, *memory, note)
     console = Console()
     console.print(table)
     console.print(
-        "Any other Llama-3, Qwen-2.5 or Pythia model loads by its hub name, a directory or a .gguf file.", style="dim"
+        "Any other Llama-3, Qwen-2.5 or Pythia model loads by its hub name, a directory or a .gguf file.",
+        style="dim",
     )
 
 
@@ -661,14 +791,16 @@ def sets_list() -> None:
 
     Example: emolens sets list
     """
-    from emolens.emotion_sets import list_emotion_sets, load_emotion_set
+    from emolens.sets.emotion_sets import list_emotion_sets, load_emotion_set
 
     for name in list_emotion_sets():
         typer.echo(repr(load_emotion_set(name)))
 
 
 @sets.command("show")
-def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder with a set.yaml.")] = "core") -> None:
+def sets_show(
+    name: Annotated[str, typer.Argument(help="Shipped set, or a folder with a set.yaml.")] = "core",
+) -> None:
     """Show the emotions of a set and their human norms.
 
     Example: emolens sets show core
@@ -677,8 +809,9 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
     from rich.markup import escape
     from rich.table import Table
 
-    from emolens.emotion_sets import load_emotion_set, norm_of
-    from emolens.set_checks import coverage
+    from emolens.sets.check import coverage
+    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets.norms import norm_of
 
     s = load_emotion_set(name)
     console = Console()
@@ -694,8 +827,17 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
         for source in ("glasgow_2019", "russell_mehrabian_1977"):
             rated, match = norm_of(e, source)
             mark = {"sense": "~", "related": "*"}.get(match or "", "")
-            cells += [f"{rated.valence:.1f}{mark}", f"{rated.arousal:.1f}{mark}"] if rated else ["-", "-"]
-        said = (e.name, e.family, e.antonym, *((e.adjective, ", ".join(e.target_words)) if wide else ()))
+            cells += (
+                [f"{rated.valence:.1f}{mark}", f"{rated.arousal:.1f}{mark}"]
+                if rated
+                else ["-", "-"]
+            )
+        said = (
+            e.name,
+            e.family,
+            e.antonym,
+            *((e.adjective, ", ".join(e.target_words)) if wide else ()),
+        )
         table.add_row(*(escape(x or "") for x in said), *cells)
     console.print(table)
     for title, text in coverage(s).items():
@@ -711,10 +853,15 @@ def sets_show(name: Annotated[str, typer.Argument(help="Shipped set, or a folder
 def sets_check(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Shipped sets, or folders with a set.yaml; none checks everything shipped."),
+        typer.Argument(
+            help="Shipped sets, or folders with a set.yaml; none checks everything shipped."
+        ),
     ] = None,
     words: Annotated[
-        bool, typer.Option("--words/--no-words", help="Also how far words alone go (TF-IDF on held-out topics).")
+        bool,
+        typer.Option(
+            "--words/--no-words", help="Also how far words alone go (TF-IDF on held-out topics)."
+        ),
     ] = True,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Every text that breaks a rule, not only the first.")
@@ -729,9 +876,9 @@ def sets_check(
     from rich.markup import escape
     from rich.table import Table
 
-    from emolens.emotion_sets import load_emotion_set
-    from emolens.material_checks import check_shipped
-    from emolens.set_checks import check_emotion_set, read_across
+    from emolens.sets.check import check_emotion_set, read_across
+    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets.material_checks import check_shipped
 
     console = Console(highlight=False)
     if names:
@@ -748,7 +895,10 @@ def sets_check(
         for key, cells in across.items():
             table.add_row(key, *(cells[name] for name in columns))
         for rule in dict.fromkeys(rule for result in shown for rule in result.rules):
-            counts = [str(len(result.rules[rule])) if rule in result.rules else "not asked" for result in shown]
+            counts = [
+                str(len(result.rules[rule])) if rule in result.rules else "not asked"
+                for result in shown
+            ]
             table.add_row(f"rule: {rule}", *counts)
         console.print("  ".join(columns), style="bold", markup=False, soft_wrap=True)
         console.print(table)
@@ -756,7 +906,9 @@ def sets_check(
             for rule, found in result.rules.items():
                 for k, violation in enumerate(found if verbose else found[:1]):
                     of = f" ({len(found)} such)" if k == 0 and len(found) > 1 else ""
-                    console.print(f"violation: {name}: {rule}: {violation}{of}", markup=False, soft_wrap=True)
+                    console.print(
+                        f"violation: {name}: {rule}: {violation}{of}", markup=False, soft_wrap=True
+                    )
     broken = sum(len(result.violations) for result in results.values())
     console.print(f"{broken or 'no'} violations in {len(results)} checked", style="bold")
     if broken:
@@ -765,23 +917,33 @@ def sets_check(
 
 @sets.command("import")
 def sets_import(
-    source: Annotated[str, typer.Argument(help="A folder; for emotion-probes also the hub's name.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder; for emotion-probes also the hub's name.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the set.")],
-    form: Annotated[str, typer.Option("--form", help="emovecllm or emotion-probes.")] = "emotion-probes",
+    form: Annotated[
+        str, typer.Option("--form", help="emovecllm or emotion-probes.")
+    ] = "emotion-probes",
     emotions: Annotated[
-        str | None, typer.Option(help="emotion-probes: some of them, such as joyful,afraid; the default is all.")
+        str | None,
+        typer.Option(
+            help="emotion-probes: some of them, such as joyful,afraid; the default is all."
+        ),
     ] = None,
     topics: Annotated[
-        int | None, typer.Option(min=1, help="emotion-probes: the first so many topics; the default is all.")
+        int | None,
+        typer.Option(min=1, help="emotion-probes: the first so many topics; the default is all."),
     ] = None,
-    per_topic: Annotated[int, typer.Option(min=1, help="emotion-probes: stories of an emotion in a topic.")] = 1,
+    per_topic: Annotated[
+        int, typer.Option(min=1, help="emotion-probes: stories of an emotion in a topic.")
+    ] = 1,
 ) -> None:
     """Make a set of another project's corpus.
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.emotion_sets import check_vacant, save_emotion_set
-    from emolens.published import read_emotion_probes, read_emovecllm
+    from emolens.sets.emotion_sets import check_vacant, save_emotion_set
+    from emolens.sets.published import read_emotion_probes, read_emovecllm
 
     if form not in ("emovecllm", "emotion-probes"):
         raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")
@@ -790,7 +952,10 @@ def sets_import(
         s = read_emovecllm(source)
     else:
         s = read_emotion_probes(
-            source, emotions=emotions.split(",") if emotions else None, topics=topics, per_topic=per_topic
+            source,
+            emotions=emotions.split(",") if emotions else None,
+            topics=topics,
+            per_topic=per_topic,
         )
     typer.echo(f"{save_emotion_set(s, out)}: {s!r}\n{s.source}")
 
@@ -809,7 +974,9 @@ class _Asked:
         corpus = self.request.open_texts()
         labels = [label for _, label in corpus.read()]
         what = f"set {corpus.info['set']!r}" if corpus.info["set"] else f"{self.request.texts}"
-        names = sorted({x["emotion"] for x in labels if x["split"] == "main" and x["emotion"] is not None})
+        names = sorted(
+            {x["emotion"] for x in labels if x["split"] == "main" and x["emotion"] is not None}
+        )
         if len(names) < 2:
             splits = sorted({x["split"] or "none" for x in labels})
             raise ValueError(
@@ -829,12 +996,14 @@ class _Asked:
                 "give --remove-neutral 0"
             )
         if self.method == "antonym_contrast" and not corpus.info["antonyms"]:
-            raise ValueError(f"{what} names no antonyms, which antonym_contrast needs; choose another --method")
+            raise ValueError(
+                f"{what} names no antonyms, which antonym_contrast needs; choose another --method"
+            )
 
     def other(self, file: Path, manifest: dict[str, Any] | None = None) -> str | None:
         """What the file holds, if it is not what was asked for; `manifest`, once the model is open, has its weights too."""
-        from emolens.activations import text_hash
-        from emolens.directions import load_directions
+        from emolens.collect.activations import text_hash
+        from emolens.directions.value import load_directions
 
         try:
             v = load_directions(file)
@@ -876,14 +1045,18 @@ def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]
     import io
 
     from emolens._files import here
-    from emolens.corpus import names_a_file, open_corpus, records
+    from emolens.sets.corpus import names_a_file, open_corpus, records
 
     out: list[tuple[Any, dict[str, Any]]] = []
     files = 0
     for argument in arguments:
         kind = None if argument == "-" else names_a_file(argument)
         if argument == "-":
-            raw = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+            raw = (
+                sys.stdin.buffer.read()
+                if hasattr(sys.stdin, "buffer")
+                else sys.stdin.read().encode()
+            )
             out += records(io.BytesIO(raw), "standard input", "text", ".txt")
         elif kind is not None:
             path = here(argument)
@@ -922,7 +1095,9 @@ def _layers(given: str | None) -> tuple[int, ...] | None:
 def _parameter(given: str) -> tuple[str, Any]:
     key, equals, value = given.partition("=")
     if not key or not equals:
-        raise ValueError(f"--slurm {given}; give KEY=VALUE, such as slurm_partition=gpu or timeout_min=600")
+        raise ValueError(
+            f"--slurm {given}; give KEY=VALUE, such as slurm_partition=gpu or timeout_min=600"
+        )
     return key, int(value) if value.isdigit() else value
 
 
@@ -937,10 +1112,12 @@ def _made_with(
     info: dict[str, Any], model: str | None, dtype: str | None, revision: str | None
 ) -> tuple[str, str | None, str | None]:
     """Model, dtype and revision: as asked for, or as the directions were made."""
-    from emolens._catalogue import CATALOGUE
+    from emolens.models.catalogue import CATALOGUE
 
     if model is None and info["name"] not in CATALOGUE and "/" not in info["name"]:
-        raise ValueError(f"these directions were made with a local model, {info['name']}: say where it is with --model")
+        raise ValueError(
+            f"these directions were made with a local model, {info['name']}: say where it is with --model"
+        )
     return model or info["name"], dtype or info["dtype"], revision or info["revision"]
 
 
@@ -958,7 +1135,14 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes", err=True)
         sys.exit(130)
-    except (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        FileNotFoundError,
+        FileExistsError,
+        ModuleNotFoundError,
+    ) as error:
         _fail(error, 2, os.environ)
     except (OSError, MemoryError, ArithmeticError, RuntimeError) as error:
         _fail(error, 3, os.environ)

@@ -52,7 +52,9 @@ def components(
     n = min(n, len(s))
     scores = u[:, :n] * s[:n]
     furthest = scores.gather(0, scores.abs().argmax(0, keepdim=True))
-    return (scores * torch.where(furthest < 0, -1.0, 1.0)).float(), (s[:n] ** 2 / (s**2).sum()).float()
+    return (scores * torch.where(furthest < 0, -1.0, 1.0)).float(), (
+        s[:n] ** 2 / (s**2).sum()
+    ).float()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class AxisFit:
 
 
 def axis_null(
-    scores: Sequence[Array], norms: Sequence[tuple[Sequence[int], Array]], *, n_permutations: int = 1000, seed: int = 0
+    scores: Sequence[Array],
+    norms: Sequence[tuple[Sequence[int], Array]],
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
 ) -> Array:
     """Largest |r| of any component at any layer with any table of norms when the words are permuted, `[permutation]`.
 
@@ -131,13 +137,19 @@ def ridge_heldout(vectors: Array, norm: Array, *, seed: int = 0) -> Array:
 
     x, out = unit(vectors), np.zeros(norm.shape)
     for train, test in KFold(min(10, len(norm)), shuffle=True, random_state=seed).split(x):
-        fitted = RidgeCV(alphas=np.logspace(-2, 3, 11), alpha_per_target=norm.ndim > 1).fit(x[train], norm[train])
+        fitted = RidgeCV(alphas=np.logspace(-2, 3, 11), alpha_per_target=norm.ndim > 1).fit(
+            x[train], norm[train]
+        )
         out[test] = fitted.predict(x[test])
     return out
 
 
 def over_pairs(
-    statistic: Callable[[NDArray[np.intp], NDArray[np.intp]], float], n_emotions: int, *, n: int = 1000, seed: int = 0
+    statistic: Callable[[NDArray[np.intp], NDArray[np.intp]], float],
+    n_emotions: int,
+    *,
+    n: int = 1000,
+    seed: int = 0,
 ) -> stats.Estimate:
     """A statistic of pairs of emotions with an interval that resamples the emotions: pairs that share one are not independent.
 
@@ -157,7 +169,12 @@ def over_pairs(
 
 
 def rsa(
-    vectors: Array, points: Array, *, n_permutations: int = 1000, n_resamples: int = 300, seed: int = 0
+    vectors: Array,
+    points: Array,
+    *,
+    n_permutations: int = 1000,
+    n_resamples: int = 300,
+    seed: int = 0,
 ) -> tuple[stats.Estimate, float]:
     """Spearman correlation of cosine distance with distance in the norms' plane, its interval over words and its Mantel p.
 
@@ -165,7 +182,9 @@ def rsa(
         vectors: `[word d_model]`.
         points: `[word axis]`, for example standardised valence and arousal.
     """
-    ours, theirs = (spatial.distance.squareform(spatial.distance.pdist(x)) for x in (unit(vectors), points))
+    ours, theirs = (
+        spatial.distance.squareform(spatial.distance.pdist(x)) for x in (unit(vectors), points)
+    )
     upper = np.triu_indices(len(points), 1)
 
     def rho(i: NDArray[np.intp], j: NDArray[np.intp], order: NDArray[np.integer]) -> float:
@@ -177,11 +196,16 @@ def rsa(
     return observed, stats.permutation_p(observed.value, null)
 
 
-def procrustes(scores: Array, points: Array, *, n_permutations: int = 1000, seed: int = 0) -> tuple[float, float]:
+def procrustes(
+    scores: Array, points: Array, *, n_permutations: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Disparity (0 is identical) between two planes after the best rotation and scale, and its permutation p."""
     rng = np.random.default_rng(seed)
     observed = float(spatial.procrustes(points, scores)[2])
-    null = [-float(spatial.procrustes(points[rng.permutation(len(points))], scores)[2]) for _ in range(n_permutations)]
+    null = [
+        -float(spatial.procrustes(points[rng.permutation(len(points))], scores)[2])
+        for _ in range(n_permutations)
+    ]
     return observed, stats.permutation_p(-observed, null)
 
 
@@ -194,7 +218,9 @@ def layer_rsa(vectors: Float[Tensor, "emotion layer d_model"]) -> Array:
     return np.atleast_2d(np.corrcoef(ranks))
 
 
-def cosine_null(n_emotions: int, d_model: int, *, n: int = 200, seed: int = 0) -> tuple[float, float]:
+def cosine_null(
+    n_emotions: int, d_model: int, *, n: int = 200, seed: int = 0
+) -> tuple[float, float]:
     """Central 95 % of pairwise cosines of random directions that are centred over the emotions, as mean differences are."""
     rng = np.random.default_rng(seed)
     upper = np.triu_indices(n_emotions, 1)
@@ -217,7 +243,10 @@ def family_agreement(
     clusters = cluster.hierarchy.fcluster(tree, len(set(families)), "maxclust")
     rng = np.random.default_rng(seed)
     observed = float(adjusted_rand_score(list(families), clusters))
-    null = [adjusted_rand_score(rng.permutation(list(families)), clusters) for _ in range(n_permutations)]
+    null = [
+        adjusted_rand_score(rng.permutation(list(families)), clusters)
+        for _ in range(n_permutations)
+    ]
     return observed, stats.permutation_p(observed, null), clusters.tolist()
 
 

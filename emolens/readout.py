@@ -22,12 +22,16 @@ from torch import Tensor
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import Pooling, Texts, char_span, collect, every_token, last_token, mean_over_tokens
-from emolens.corpus import Long, open_corpus
-from emolens.directions import EmotionDirections, position_bin, project
-from emolens.models import encode, has_weights_of, model_info, unembed
+from emolens.collect.forward import collect
+from emolens.collect.pooling import Pooling, char_span, every_token, last_token, mean_over_tokens
+from emolens.collect.recipe import Texts
+from emolens.directions.algebra import project
+from emolens.directions.value import EmotionDirections, position_bin
+from emolens.models.identity import check_model
+from emolens.models.running import unembed
+from emolens.models.tokens import encode, text_after, word_tokens
+from emolens.sets.corpus import Long, open_corpus
 from emolens.shards import vacant, written_whole
-from emolens.tokens import text_after, word_tokens
 
 SHOWN = 3  # emotions of a row, in the table and in the view
 SHORT = 8  # pooled tokens; below this a text score rests on little
@@ -68,7 +72,10 @@ class Scores:
         """The highest emotion of each row, or "none" inside the neutral band."""
         best, index = self.values.max(1)
         above = (best > self.band).tolist()
-        return [self.emotions[i] if shown else "none" for shown, i in zip(above, index.tolist(), strict=True)]
+        return [
+            self.emotions[i] if shown else "none"
+            for shown, i in zip(above, index.tolist(), strict=True)
+        ]
 
     @property
     def band_in_words(self) -> str:
@@ -113,7 +120,9 @@ class Scores:
         """
         shown = len(self) if rows is None else min(rows, len(self))
         lines = [f"Scores per {self.per}, layer {self.layer}, z ({self.band_in_words})"]
-        for row, (label, best) in enumerate(zip(self.labels[:shown], self.top(SHOWN), strict=False)):
+        for row, (label, best) in enumerate(
+            zip(self.labels[:shown], self.top(SHOWN), strict=False)
+        ):
             start, end = self.spans[row]
             text = self.texts[self.text_of[row]][start:end].replace("\n", " ")
             band = float(self.band[row])
@@ -139,7 +148,10 @@ class Scores:
             limit: The z that gets the full colour.
         """
         style = "font:14px/1.7 system-ui,sans-serif;color:#1d2433;background:#fff;padding:8px;max-width:52em"
-        parts, asked = [f'<div style="{style}">'], None if emotions is None else [self.column(e) for e in emotions]
+        parts, asked = (
+            [f'<div style="{style}">'],
+            None if emotions is None else [self.column(e) for e in emotions],
+        )
         for t, text in enumerate(self.texts):
             rows = [i for i, owner in enumerate(self.text_of) if owner == t]
             if not rows:
@@ -149,13 +161,27 @@ class Scores:
                 continue
             values = self.values[rows]
             order = asked
-            if order is None:  # the mean of the five highest tokens, so that one odd token does not choose
-                order = values.topk(min(5, len(rows)), dim=0).values.mean(0).argsort(descending=True)[:3].tolist()
+            if (
+                order is None
+            ):  # the mean of the five highest tokens, so that one odd token does not choose
+                order = (
+                    values.topk(min(5, len(rows)), dim=0)
+                    .values.mean(0)
+                    .argsort(descending=True)[:3]
+                    .tolist()
+                )
             for e in order:
                 spans = [self.spans[i] for i in rows]
                 parts.append(f'<div style="margin:4px 0"><b>{escape(self.emotions[e])}</b> ')
-                parts.append(token_html(text, spans, values[:, e].tolist(), self.band[rows].tolist(), limit) + "</div>")
-        scale = "z against neutral text at the same position" if self.per == "token" else "z against held-out stories"
+                parts.append(
+                    token_html(text, spans, values[:, e].tolist(), self.band[rows].tolist(), limit)
+                    + "</div>"
+                )
+        scale = (
+            "z against neutral text at the same position"
+            if self.per == "token"
+            else "z against held-out stories"
+        )
         parts.append(
             f'<div style="font-size:12px;color:#667">layer {self.layer}; {scale}; '
             f"grey: inside the band of neutral text, where nothing is claimed ({self.band_in_words})</div></div>"
@@ -164,10 +190,15 @@ class Scores:
 
     def _text_html(self, row: int, text: str, asked: Sequence[int] | None) -> str:
         label = self.labels[row]
-        flags = "".join(f' <small style="color:#a40">[{escape(f)}]</small>' for f in self.flags[self.text_of[row]])
+        flags = "".join(
+            f' <small style="color:#a40">[{escape(f)}]</small>'
+            for f in self.flags[self.text_of[row]]
+        )
         shown = escape(text if len(text) < 600 else text[:600] + " ...")
         best = (
-            self.top(SHOWN)[row] if asked is None else [(self.emotions[e], float(self.values[row, e])) for e in asked]
+            self.top(SHOWN)[row]
+            if asked is None
+            else [(self.emotions[e], float(self.values[row, e])) for e in asked]
         )
         bars = "".join(
             f'<div style="display:flex;align-items:center"><span style="width:8em">{escape(e)}</span>'
@@ -185,7 +216,11 @@ def _range(values: Tensor, form: str, by: str = "") -> str:
 
 
 def token_html(
-    text: str, spans: Sequence[tuple[int, int]], values: Sequence[float], bands: Sequence[float], limit: float
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    values: Sequence[float],
+    bands: Sequence[float],
+    limit: float,
 ) -> str:
     """Text with each token's background from blue (low) over white (inside its band) to orange (high); everything escaped."""
     out, at = [], 0
@@ -194,11 +229,17 @@ def token_html(
             start = at
         if end <= start:
             continue
-        strength = 0.0 if abs(z) <= band else min((abs(z) - band) / max(limit - band, 1e-6) * 0.85 + 0.15, 1.0)
+        strength = (
+            0.0
+            if abs(z) <= band
+            else min((abs(z) - band) / max(limit - band, 1e-6) * 0.85 + 0.15, 1.0)
+        )
         colour = "217,98,43" if z > 0 else "60,110,180"
         piece = escape(text[start:end]).replace("\n", "<br>")
         out.append(escape(text[at:start]).replace("\n", "<br>"))
-        out.append(f'<span title="{z:+.1f}" style="background:rgba({colour},{strength:.2f})">{piece}</span>')
+        out.append(
+            f'<span title="{z:+.1f}" style="background:rgba({colour},{strength:.2f})">{piece}</span>'
+        )
         at = end
     out.append(escape(text[at:]).replace("\n", "<br>"))
     # isolate right-to-left marks, so that a hostile text cannot reorder the page around it
@@ -224,7 +265,11 @@ def vacant_page(path: str | Path, *, overwrite: bool = False) -> None:
 
     def other(file: Path) -> str | None:
         with file.open("rb") as page:
-            return None if page.read(len(PAGE)) == PAGE.encode() else "something that emolens did not write"
+            return (
+                None
+                if page.read(len(PAGE)) == PAGE.encode()
+                else "something that emolens did not write"
+            )
 
     vacant(path, other, overwrite=overwrite)
 
@@ -268,10 +313,16 @@ def score(
     if per not in ("text", "token"):
         raise ValueError(f"per={per!r}; allowed: 'text', 'token'")
     if per == "token" and spans is not None:
-        raise ValueError("spans= says where to pool a text; with per='token' every token is read and nothing is pooled")
+        raise ValueError(
+            "spans= says where to pool a text; with per='token' every token is read and nothing is pooled"
+        )
     v = directions.at(directions.layer if layer is None else layer)
     cal = v.scale(per)
-    pooling = pooled_as(directions.info, skip=skip, spans=spans) if per == "text" else every_token(skip=skip)
+    pooling = (
+        pooled_as(directions.info, skip=skip, spans=spans)
+        if per == "text"
+        else every_token(skip=skip)
+    )
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
     corpus = open_corpus(texts)
     acts = collect(
@@ -284,25 +335,36 @@ def score(
         long=long,
         progress=progress,
     )
-    encoded = encode(model, [text for text, _ in corpus.read()], prepend_bos=prepend_bos, any_length=True)
+    encoded = encode(
+        model, [text for text, _ in corpus.read()], prepend_bos=prepend_bos, any_length=True
+    )
     fits = [len(e.ids) <= model.cfg.n_ctx for e in encoded]
     kept = [i for i, fit in enumerate(fits) if fit or long == "truncate"]
     text_of = tuple(kept[t] for t in acts.row_text.tolist())
     raw = project(acts.rows, v.vectors, v.reference)[:, :, 0]
     if per == "token":
-        values, b = v.token_z(acts.rows, acts.row_position)[:, :, 0], position_bin(acts.row_position)
+        values, b = (
+            v.token_z(acts.rows, acts.row_position)[:, :, 0],
+            position_bin(acts.row_position),
+        )
         band, rate = cal.token_band[b, 0], cal.token_rate[b, 0]
         at = zip(text_of, acts.row_position.tolist(), strict=True)
         places = tuple(encoded[t].offsets[p] for t, p in at)
     else:
         values = v.z(acts.rows)[:, :, 0]
         start = pooling.skip if pooling.kind == "mean" else 1
-        band, rate = (x[:, 0] for x in cal.of_length(torch.tensor([t.n_tokens - start for t in acts.texts])))
+        band, rate = (
+            x[:, 0] for x in cal.of_length(torch.tensor([t.n_tokens - start for t in acts.texts]))
+        )
         places = tuple((0, len(encoded[t].text)) for t in text_of)
     training = set(v.info["training_texts"])
     flags: list[tuple[str, ...]] = [("left out",)] * len(encoded)
     for i, t in zip(kept, acts.texts, strict=True):
-        known = (("short", t.n_tokens <= SHORT), ("training", t.sha256 in training), ("cut", not fits[i]))
+        known = (
+            ("short", t.n_tokens <= SHORT),
+            ("training", t.sha256 in training),
+            ("cut", not fits[i]),
+        )
         flags[i] = tuple(name for name, on in known if on)
     return Scores(
         emotions=v.emotions,
@@ -316,12 +378,16 @@ def score(
         band=band,
         rate=rate,
         flags=tuple(flags),
-        info=acts.info | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
+        info=acts.info
+        | {"directions": {k: v.info[k] for k in ("method", "remove_neutral", "set", "set_sha256")}},
     )
 
 
 def pooled_as(
-    made_with: Mapping[str, Any], *, skip: int = 1, spans: Sequence[tuple[int, int] | str] | None = None
+    made_with: Mapping[str, Any],
+    *,
+    skip: int = 1,
+    spans: Sequence[tuple[int, int] | str] | None = None,
 ) -> Pooling:
     """How to pool a text that directions are to read: as the texts that they were made from. `made_with` is their ``info``.
 
@@ -344,41 +410,6 @@ def pooled_as(
     if spans is not None:
         return char_span(spans)
     return last_token() if kind == "last" else mean_over_tokens(skip=skip)
-
-
-def check_model(model: HookedModel, made_with: Mapping[str, Any], *, allow_other_model: bool | None = False) -> None:
-    """Refuse directions that belong to another model; `made_with` is their ``info["model"]``.
-
-    Args:
-        allow_other_model: As in `score`; None where the caller has no such option, so that none is recommended.
-
-    Raises:
-        ValueError: other weights or other processing; with `allow_other_model`, another width or tokenizer.
-    """
-    here, there = model_info(model).to_dict(), made_with
-    if here["d_model"] != there["d_model"]:
-        raise ValueError(
-            f"these directions have width {there['d_model']} ({there['name']}), this model {here['d_model']} ({here['name']})"
-        )
-    if has_weights_of(model, there):
-        return
-    if not allow_other_model:
-        what = "weights" if here["process_weights"] == there["process_weights"] else "processing of the weights"
-        raise ValueError(
-            f"these directions were made with {there['name']} and this is {here['name']} (other {what}); collect again"
-            + (
-                ""
-                if allow_other_model is None
-                else ", or pass allow_other_model=True for a twin such as base and instruct"
-            )
-        )
-    if here["tokenizer"] != there["tokenizer"]:
-        raise ValueError(
-            f"{here['name']} has another tokenizer than {there['name']}; allow_other_model needs the same one"
-        )
-
-
-# --- logit lens -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,7 +444,10 @@ def first_tokens(
     Args:
         prompt: None is a sentence of the word's own script; see `tokens.word_tokens`.
     """
-    first = {e: [word_tokens(tokenizer, w, prompt)[0] for w in words] for e, words in target_words.items()}
+    first = {
+        e: [word_tokens(tokenizer, w, prompt)[0] for w in words]
+        for e, words in target_words.items()
+    }
     shared = {t for e in first for t in first[e] if any(t in first[o] for o in first if o != e)}
     return {e: sorted(set(ids) - shared) for e, ids in first.items()}
 
@@ -457,17 +491,21 @@ def logit_lens(
     ids, owner = np.array([c[0] for c in columns]), np.array([c[1] for c in columns])
 
     base = v.reference[0]
-    device = next(model.parameters()).device  # type: ignore[attr-defined]  # nn.Module
+    weight = next(model.parameters())  # type: ignore[attr-defined]  # nn.Module
 
     def lens(vectors: Tensor) -> Tensor:
         with torch.no_grad():
-            stacked = torch.cat([base[None], base + vectors]).to(device, next(model.parameters()).dtype)  # type: ignore[attr-defined]
-            logits = unembed(model, rearrange(stacked, "row d_model -> 1 row d_model"))[0].float().cpu()
+            stacked = torch.cat([base[None], base + vectors]).to(weight)
+            logits = (
+                unembed(model, rearrange(stacked, "row d_model -> 1 row d_model"))[0].float().cpu()
+            )
         out = logits[1:] - logits[:1]
         return out - out.mean(0)
 
     def aucs(logits: Tensor) -> np.ndarray:
-        return stats.multilabel_auc(logits[:, ids].T.double().numpy(), owner[:, None] == np.arange(len(v.emotions)))
+        return stats.multilabel_auc(
+            logits[:, ids].T.double().numpy(), owner[:, None] == np.arange(len(v.emotions))
+        )
 
     vectors = v.vectors[:, 0]
     logits = lens(vectors)
@@ -475,12 +513,27 @@ def logit_lens(
     generator = torch.Generator().manual_seed(seed)
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     random = torch.randn((n_random if null is None else 0, *vectors.shape), generator=generator)
-    draws = random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms if null is None else null
+    draws = (
+        random / torch.linalg.vector_norm(random, dim=-1, keepdim=True) * norms
+        if null is None
+        else null
+    )
     drawn = [float(np.nanmean(aucs(lens(draw)))) for draw in draws]
     p = stats.permutation_p(float(np.nanmean(auc)), drawn)
     words: dict[str, list[str]] = {e: [] for e in v.emotions}
     if p < 0.05:
-        before = tokenizer("a", add_special_tokens=False).input_ids  # a token by itself may lose its space
+        before = tokenizer(
+            "a", add_special_tokens=False
+        ).input_ids  # a token by itself may lose its space
         for i, e in enumerate(v.emotions):
-            words[e] = [text_after(tokenizer, before, [t]) for t in logits[i].topk(k).indices.tolist()]
-    return LogitLens(v.emotions, v.layer, dict(zip(v.emotions, auc.tolist(), strict=True)), tuple(drawn), p, words)
+            words[e] = [
+                text_after(tokenizer, before, [t]) for t in logits[i].topk(k).indices.tolist()
+            ]
+    return LogitLens(
+        v.emotions,
+        v.layer,
+        dict(zip(v.emotions, auc.tolist(), strict=True)),
+        tuple(drawn),
+        p,
+        words,
+    )

@@ -35,7 +35,9 @@ ABANDONED = 3600.0  # seconds after which a half-written file of another machine
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
     """Write tensors with their metadata and a checksum of both, whole or not at all.
 
     Raises:
@@ -52,7 +54,9 @@ def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: di
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A file to write beside the target, moved into place at the end: a reader never sees half a file, and none is left behind."""
     path = here(path)
-    path = path.resolve() if path.is_symlink() else path  # a link stays, and what it leads to is written
+    path = (
+        path.resolve() if path.is_symlink() else path
+    )  # a link stays, and what it leads to is written
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     part = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.part")
@@ -64,7 +68,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: bool = False) -> Path:
+def vacant(
+    path: str | Path, other: Callable[[Path], str | None], *, overwrite: bool = False
+) -> Path:
     """The path of a file that is to be written, if that costs nobody anything: the one guard of all that is written.
 
     Args:
@@ -84,7 +90,9 @@ def vacant(path: str | Path, other: Callable[[Path], str | None], *, overwrite: 
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is no file but a device or a pipe; give the name of a file")
     if path.exists() and not overwrite and (held := other(path)) is not None:
-        raise FileExistsError(f"{path} already holds {held}; choose another file, or overwrite=True (--overwrite)")
+        raise FileExistsError(
+            f"{path} already holds {held}; choose another file, or overwrite=True (--overwrite)"
+        )
     return path
 
 
@@ -116,7 +124,9 @@ def read_safetensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], 
             metadata = file.metadata() or {}
             found = metadata.get("format", "another program's file")
             if found not in kinds:
-                raise ValueError(f"{path}: this is {found}, not {kinds[0]}{_newer(found, kinds[0])}")
+                raise ValueError(
+                    f"{path}: this is {found}, not {kinds[0]}{_newer(found, kinds[0])}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or a truncated one") from error
@@ -133,9 +143,18 @@ def digest_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_digest(*rooms: str) -> str:
+    """Identity of the sources of some rooms of this package: a file, or a folder with all that is in it."""
+    package = Path(__file__).parent
+    found = [sorted((package / room).rglob("*.py")) or [package / room] for room in rooms]
+    return digest_of(file for files in found for file in files)
+
+
 def same_weights(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two files' ``info["model"]`` are of the same weights, whatever the loader, and to the precision of the coarser load."""
-    if not ("rounded" in a and "rounded" in b):  # of version 0.1, which took a sample that some processing leaves alone
+    if not (
+        "rounded" in a and "rounded" in b
+    ):  # of version 0.1, which took a sample that some processing leaves alone
         return (a["fingerprint"], a["process_weights"]) == (b["fingerprint"], b["process_weights"])
     return (
         a["fingerprint"] == b["fingerprint"]
@@ -152,7 +171,9 @@ def _newer(found: str, known: str) -> str:
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(sorted((k, v) for k, v in metadata.items() if k != "checksum")).encode())
+    digest = hashlib.sha256(
+        json.dumps(sorted((k, v) for k, v in metadata.items() if k != "checksum")).encode()
+    )
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name} {t.dtype} {list(t.shape)}".encode())
@@ -200,12 +221,16 @@ def read_folder(path: str | Path) -> Folder:
     path = here(path)
     file = path / MANIFEST
     if not file.is_file():
-        raise FileNotFoundError(f"{path}: no {MANIFEST} there; this is not a folder of collected activations")
+        raise FileNotFoundError(
+            f"{path}: no {MANIFEST} there; this is not a folder of collected activations"
+        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         found, names = manifest["format"], manifest["shards"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file}: not a manifest of emolens; remove the folder, or choose another") from error
+        raise ValueError(
+            f"{file}: not a manifest of emolens; remove the folder, or choose another"
+        ) from error
     if found != FORMAT or not isinstance(names, list):
         raise ValueError(f"{file}: this is {found!r}, not {FORMAT}{_newer(str(found), FORMAT)}")
     return Folder(path, manifest)
@@ -223,17 +248,27 @@ def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     manifest = {"format": FORMAT, **json.loads(json.dumps(manifest))}  # as it will be read back
     try:
         path.mkdir(parents=True, exist_ok=True)
-        others = [p.name for p in path.iterdir() if p.name not in (LOCK, HELD) and not p.name.endswith(".part")]
+        others = [
+            p.name
+            for p in path.iterdir()
+            if p.name not in (LOCK, HELD) and not p.name.endswith(".part")
+        ]
         lock = (path / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
-        raise OSError(f"{path}: cannot write there ({error.strerror or error}); choose another folder") from error
+        raise OSError(
+            f"{path}: cannot write there ({error.strerror or error}); choose another folder"
+        ) from error
     with lock, _hold(lock, path):
         if (path / MANIFEST).is_file():
             found = read_folder(path).manifest
             if reason := _difference(found, manifest):
-                raise FileExistsError(f"{path} was begun {reason}; choose another folder, or remove this one")
+                raise FileExistsError(
+                    f"{path} was begun {reason}; choose another folder, or remove this one"
+                )
         elif others:
-            raise FileExistsError(f"{path} holds other files ({others[0]}); choose an empty or a new folder")
+            raise FileExistsError(
+                f"{path} holds other files ({others[0]}); choose an empty or a new folder"
+            )
         else:
             with written_whole(path / MANIFEST) as part:
                 part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

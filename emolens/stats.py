@@ -30,7 +30,9 @@ class Estimate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def topic_folds(person_of_topic: Mapping[str, str | None], *, n_folds: int = 4, seed: int = 0) -> list[tuple[str, ...]]:
+def topic_folds(
+    person_of_topic: Mapping[str, str | None], *, n_folds: int = 4, seed: int = 0
+) -> list[tuple[str, ...]]:
     """Held-out topics of each fold, stratified by grammatical person and, in a joined set, by source; of sizes that differ by one at most.
 
     The source of a topic is what stands before a slash in its name (`emotion_sets.join_emotion_sets`). Give the topics that have stories (`EmotionSet.told`): one that only neutral texts have would take a story topic's place.
@@ -42,11 +44,15 @@ def topic_folds(person_of_topic: Mapping[str, str | None], *, n_folds: int = 4, 
         ValueError: fewer topics than folds.
     """
     if len(person_of_topic) < n_folds:
-        raise ValueError(f"{len(person_of_topic)} topics cannot make {n_folds} folds; give more topics or fewer folds")
+        raise ValueError(
+            f"{len(person_of_topic)} topics cannot make {n_folds} folds; give more topics or fewer folds"
+        )
     rng = np.random.default_rng(seed)
     folds: list[list[str]] = [[] for _ in range(n_folds)]
     k = 0
-    stratum = {t: (t.partition("/")[0] if "/" in t else "", str(p)) for t, p in person_of_topic.items()}
+    stratum = {
+        t: (t.partition("/")[0] if "/" in t else "", str(p)) for t, p in person_of_topic.items()
+    }
     for kind in sorted(set(stratum.values())):
         for topic in rng.permutation(sorted(t for t, s in stratum.items() if s == kind)):
             folds[k % n_folds].append(str(topic))
@@ -55,7 +61,11 @@ def topic_folds(person_of_topic: Mapping[str, str | None], *, n_folds: int = 4, 
 
 
 def bootstrap(
-    statistic: Callable[[NDArray[np.intp]], float], groups: Sequence[object], *, n: int = 1000, seed: int = 0
+    statistic: Callable[[NDArray[np.intp]], float],
+    groups: Sequence[object],
+    *,
+    n: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """Percentile interval of a statistic of row indices, resampling whole groups.
 
@@ -70,7 +80,11 @@ def bootstrap(
 
 
 def bootstrap_each(
-    statistic: Callable[[NDArray[np.intp]], Array], groups: Sequence[object], *, n: int = 1000, seed: int = 0
+    statistic: Callable[[NDArray[np.intp]], Array],
+    groups: Sequence[object],
+    *,
+    n: int = 1000,
+    seed: int = 0,
 ) -> list[Estimate]:
     """`bootstrap` for a statistic that gives several figures at once, such as one for each emotion: the same resamples serve all.
 
@@ -82,13 +96,18 @@ def bootstrap_each(
     rng = np.random.default_rng(seed)
     value = statistic(np.arange(len(inverse)))
     draws = [
-        statistic(np.concatenate([members[g] for g in rng.integers(len(names), size=len(names))])) for _ in range(n)
+        statistic(np.concatenate([members[g] for g in rng.integers(len(names), size=len(names))]))
+        for _ in range(n)
     ]
     low, high = np.nanpercentile(np.stack(draws), [2.5, 97.5], axis=0)
-    return [Estimate(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True)]
+    return [
+        Estimate(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True)
+    ]
 
 
-def bootstrap_mean(values: Array, groups: Sequence[object], *, n: int = 2000, seed: int = 0) -> Estimate:
+def bootstrap_mean(
+    values: Array, groups: Sequence[object], *, n: int = 2000, seed: int = 0
+) -> Estimate:
     """Mean of `values` with an interval over groups: `bootstrap` for means, without a Python loop.
 
     >>> e = bootstrap_mean(np.array([1.0, 1.0, 0.0, 0.0]), ["a", "a", "b", "b"])
@@ -117,13 +136,19 @@ def bootstrap_two_way(values: Array, *, n: int = 2000, seed: int = 0) -> Estimat
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(n):
-        draws.append(np.nanmean(values[np.ix_(*(rng.integers(size, size=size) for size in values.shape))]))
+        draws.append(
+            np.nanmean(values[np.ix_(*(rng.integers(size, size=size) for size in values.shape))])
+        )
     low, high = np.percentile(draws, [2.5, 97.5])
     return Estimate(float(np.nanmean(values)), float(low), float(high))
 
 
 def bootstrap_columns(
-    statistic: Callable[[NDArray[np.intp]], Array], groups: Sequence[object], *, n: int = 1000, seed: int = 0
+    statistic: Callable[[NDArray[np.intp]], Array],
+    groups: Sequence[object],
+    *,
+    n: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """Mean of a statistic with a figure for each column, with an interval that resamples whole groups of rows and the columns at once.
 
@@ -153,7 +178,12 @@ def bootstrap_columns(
 
 
 def bootstrap_draws(
-    values: Array, groups: Sequence[object], *, of: Array | None = None, n: int = 2000, seed: int = 0
+    values: Array,
+    groups: Sequence[object],
+    *,
+    of: Array | None = None,
+    n: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
     """Mean over draws and rows of a table `[draw row]`, with an interval that resamples the draws and whole groups of rows at once.
 
@@ -191,10 +221,14 @@ def permutation_p(observed: float, null: Sequence[float] | Array) -> float:
     0.5
     """
     null = np.asarray(null, dtype=float)
-    return float((np.sum(~(null < observed)) + 1) / (len(null) + 1))  # NaN on either side is no evidence
+    return float(
+        (np.sum(~(null < observed)) + 1) / (len(null) + 1)
+    )  # NaN on either side is no evidence
 
 
-def shuffle_within(labels: NDArray[np.integer], groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.integer]:
+def shuffle_within(
+    labels: NDArray[np.integer], groups: Sequence[str], rng: np.random.Generator
+) -> NDArray[np.integer]:
     """The labels permuted inside each group: the null that keeps topics and counts as they are.
 
     >>> shuffle_within(np.array([0, 1, 7]), ["a", "a", "b"], np.random.default_rng(0))[2]
@@ -298,7 +332,9 @@ def heldout_scores(
     return out
 
 
-def centroid_scores(train: Array, labels: NDArray[np.integer], test: Array, n_classes: int) -> Array:
+def centroid_scores(
+    train: Array, labels: NDArray[np.integer], test: Array, n_classes: int
+) -> Array:
     """Mean difference as a classifier: (x - mu) . v_e / |v_e| with v_e = mean of class e - mu, mu = mean of the class means.
 
     Raises:
@@ -313,7 +349,9 @@ def centroid_scores(train: Array, labels: NDArray[np.integer], test: Array, n_cl
     return (test - mu) @ vectors.T
 
 
-def logistic_scores(train: Array, labels: NDArray[np.integer], test: Array, *, c: float = 1.0) -> Array:
+def logistic_scores(
+    train: Array, labels: NDArray[np.integer], test: Array, *, c: float = 1.0
+) -> Array:
     """Multinomial logistic regression on features of unit variance; decision values.
 
     `c` = 1 is scikit-learn's C = 100 on rows of about unit norm; as there, it weighs the sum of the losses, not their mean.
@@ -324,7 +362,9 @@ def logistic_scores(train: Array, labels: NDArray[np.integer], test: Array, *, c
     scale = np.where(scale > 1e-12, scale, 1.0) * np.sqrt(
         train.shape[1]
     )  # unit norm, not unit entries: one C for any width
-    model = LogisticRegression(C=c * 100, max_iter=300, tol=logistic_tolerance(len(np.unique(labels))))
+    model = LogisticRegression(
+        C=c * 100, max_iter=300, tol=logistic_tolerance(len(np.unique(labels)))
+    )
     model.fit((train - mean) / scale, labels)
     scores = model.decision_function((test - mean) / scale)
     return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
@@ -336,19 +376,25 @@ def tfidf(train: Sequence[str], test: Sequence[str], language: str = "en") -> tu
 
     vectorizer: Any  # scikit-learn's stubs know no sparse results
     if language in ("zh", "ja"):
-        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2)
+        vectorizer = TfidfVectorizer(
+            analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2
+        )
     else:
         vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b")
     return vectorizer.fit_transform(train).toarray(), vectorizer.transform(test).toarray()
 
 
-_SIGNS = str.maketrans("，、。？！；：„“”「」『』«»", ",,.?!;:" + '"' * 9)  # of other languages, by their English kind
+_SIGNS = str.maketrans(
+    "，、。？！；：„“”「」『』«»", ",,.?!;:" + '"' * 9
+)  # of other languages, by their English kind
 FORM = (
     "quoted speech", "sentences", "words a sentence", "spread of sentence length", "longest sentence", "commas", "question marks",
     "exclamation marks", "semicolons", "colons", "ellipses", "digits", "contractions", "word length",
 )  # fmt: skip
 # subtle: an apostrophe is the same sign; speech begins before a word that no letter precedes and ends behind a mark
-QUOTED = re.compile(r"[\"“「][^\"”」]*[\"”」]|(?<!\w)['‘](?=\w)(?:[^'\n]|'(?=\w))*?[.,?!…—-]['’](?!\w)")
+QUOTED = re.compile(
+    r"[\"“「][^\"”」]*[\"”」]|(?<!\w)['‘](?=\w)(?:[^'\n]|'(?=\w))*?[.,?!…—-]['’](?!\w)"
+)
 
 
 def form_features(texts: Sequence[str], language: str = "en") -> Array:
@@ -365,7 +411,9 @@ def form_features(texts: Sequence[str], language: str = "en") -> Array:
     for text in texts if language == "en" else [t.translate(_SIGNS) for t in texts]:
         words = split(text)
         lengths = [
-            len(split(sentence)) for sentence in re.split(r"(?<=[.!?。！？])[\"'”’」]?\s*", text) if sentence.strip()
+            len(split(sentence))
+            for sentence in re.split(r"(?<=[.!?。！？])[\"'”’」]?\s*", text)
+            if sentence.strip()
         ] or [0]
         quoted = sum(len(q) for q in QUOTED.findall(text)) / max(len(text), 1)
         marks = [text.count(mark) / max(len(words), 1) for mark in ",?!;:…"]

@@ -25,16 +25,30 @@ import psutil
 from emolens import __version__, stats
 from emolens._files import here
 from emolens._typing import HookedModel
-from emolens.activations import collect_to
-from emolens.directions import FOLDS, EmotionDirections, mean_difference
-from emolens.emotion_sets import EmotionSet, data_root, load_emotion_set
-from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
+from emolens.collect.collection import collect_to
+from emolens.directions.estimators import mean_difference
+from emolens.directions.fitting import FOLDS
+from emolens.directions.value import EmotionDirections
+from emolens.experiments import causal, person, separability, transfer, validation
+from emolens.experiments import fitting as refit
+from emolens.experiments import geometry as norms
+from emolens.experiments import logit_lens as lens
 from emolens.experiments.base import Inputs, Row
-from emolens.models import load_model, present_info
+from emolens.models.identity import present_info
+from emolens.models.loading import load_model
+from emolens.models.tokens import tokenization
 from emolens.readout import score
-from emolens.report import write_report
-from emolens.shards import LOCK, MANIFEST, digest_of, vacant, vacant_folder, written_whole
-from emolens.tokens import tokenization
+from emolens.report.page import write_report
+from emolens.sets.emotion_sets import EmotionSet, data_root, load_emotion_set
+from emolens.shards import (
+    LOCK,
+    MANIFEST,
+    code_digest,
+    digest_of,
+    vacant,
+    vacant_folder,
+    written_whole,
+)
 
 # texts that are in no set, for the coloured view of the report
 SAMPLES = (
@@ -120,7 +134,9 @@ def run_study(
         shutil.rmtree(collected, ignore_errors=True)
         shutil.rmtree(kept.folder, ignore_errors=True)
     acts = collect_to(collected, loaded, emotions, progress=progress).load()
-    say(f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)")
+    say(
+        f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)"
+    )
     inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, others)  # type: ignore[arg-type]  # completed below
     accuracy = refit.choose_layer(
         inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
@@ -128,7 +144,9 @@ def run_study(
     layer = acts.layers[int(accuracy.argmax())]
     directions = replace(mean_difference(acts), layer=layer)
     inputs = replace(inputs, directions=directions, layer=layer)
-    say(f"layer {layer} of {info.n_layers} frozen by cross-validation ({time.time() - started:.0f} s)")
+    say(
+        f"layer {layer} of {info.n_layers} frozen by cross-validation ({time.time() - started:.0f} s)"
+    )
 
     rows: list[Row] = []
     lens_rows, lenses = lens.run_with_words(inputs)
@@ -146,7 +164,8 @@ def run_study(
     samples = score(loaded, directions, list(SAMPLES), per="token")
     provenance = {
         "emolens": __version__,
-        "command": command or f"em.run_study({info.name!r}, {emotions.name!r}, seed={seed}, full={full})",
+        "command": command
+        or f"em.run_study({info.name!r}, {emotions.name!r}, seed={seed}, full={full})",
         "key": key,
         "model": info.to_dict(),
         "set": {
@@ -165,7 +184,8 @@ def run_study(
         "full": full,
         "external": sorted(others),
         "versions": {
-            p: version(p) for p in ("torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
+            p: version(p)
+            for p in ("torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
         },
         "python": platform.python_version(),
         "wall_seconds": round(time.time() - started, 1),
@@ -174,7 +194,9 @@ def run_study(
     directions.save(folder / "vectors.safetensors", overwrite=True)  # the folder is this study's
     with written_whole(folder / "results.json") as part:
         data = {"provenance": provenance, "rows": [r.to_dict() for r in rows]}
-        part.write_text(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+        part.write_text(
+            json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
+        )
     write_report(
         folder / "index.html",
         rows,
@@ -200,11 +222,15 @@ def check_request(emotions: EmotionSet, out: str | Path, seed: int = 0) -> Path:
         OSError: it cannot be written.
     """
     if not emotions.neutral:
-        raise ValueError(f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is")
+        raise ValueError(
+            f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is"
+        )
     _check_folds(emotions, seed)
     folder = here(out)
     begun = [folder / "activations" / MANIFEST, *(folder / "experiments").glob("*.json")]
-    strays = [p for p in (folder / "activations", folder / "experiments") if p.exists() and not _ours(p)]
+    strays = [
+        p for p in (folder / "activations", folder / "experiments") if p.exists() and not _ours(p)
+    ]
     if not (folder / "results.json").exists() and not any(p.is_file() for p in begun):
         strays += [p for p in (folder / "vectors.safetensors", folder / "index.html") if p.exists()]
     if strays:
@@ -221,7 +247,9 @@ def _ours(part: Path) -> bool:
     if part.name == "activations":
         return (part / MANIFEST).is_file() or not any(p.name != LOCK for p in part.iterdir())
     files = [p for p in part.iterdir() if not p.name.endswith(".part")]
-    return all(p.suffix == ".json" for p in files) and (not files or any(map(_made_by_a_study, files)))
+    return all(p.suffix == ".json" for p in files) and (
+        not files or any(map(_made_by_a_study, files))
+    )
 
 
 def _made_by_a_study(file: Path) -> bool:
@@ -235,8 +263,12 @@ def _check_folds(emotions: EmotionSet, seed: int) -> None:
     """Refuse a set that leaves nothing to fit on where some topics are held out: a fold, one grammatical person, or half of the topics, of whose
     rest a group is held out again to know neutral text (`directions.Calibration`).
     """
-    persons = [tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")]
-    persons = persons if min(map(len, persons)) > 1 else []  # of one person only, nothing is read across
+    persons = [
+        tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")
+    ]
+    persons = (
+        persons if min(map(len, persons)) > 1 else []
+    )  # of one person only, nothing is read across
     halves = []
     for half in stats.topic_folds(emotions.told, n_folds=2, seed=seed):
         rest = {t: p for t, p in emotions.told.items() if t not in half}
@@ -266,7 +298,9 @@ def _prepare(out: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"{folder}: cannot write there ({error.strerror or error}); choose another folder") from error
+        raise OSError(
+            f"{folder}: cannot write there ({error.strerror or error}); choose another folder"
+        ) from error
     return folder
 
 
@@ -295,14 +329,21 @@ class _Kept:
         }
         self.folder.mkdir(exist_ok=True)
         with written_whole(file) as part:
-            part.write_text(json.dumps(data, default=lambda number: number.item()), encoding="utf-8")
+            part.write_text(
+                json.dumps(data, default=lambda number: number.item()), encoding="utf-8"
+            )
         return rows, chosen
 
 
 def _code() -> str:
-    """Identity of this package's sources and of what it ships."""
-    files = (p for folder in (Path(__file__).parent, data_root()) for p in sorted(folder.rglob("*.*")))
-    return digest_of(p for p in files if p.suffix in (".py", ".yaml", ".jsonl", ".csv"))
+    """Identity of the sources that decide what an experiment finds, and of the data that they ship; how it is laid out is not among them."""
+    package = Path(__file__).parent
+    rooms = sorted(p.name for p in package.iterdir() if p.suffix == ".py" or p.is_dir())
+    rooms = [r for r in rooms if r not in ("report", "cli", "cli.py", "_data", "__pycache__")]
+    shipped = (
+        p for p in sorted(data_root().rglob("*.*")) if p.suffix in (".yaml", ".jsonl", ".csv")
+    )
+    return f"{code_digest(*rooms)} {digest_of(shipped)}"
 
 
 def _key(model: dict[str, Any], emotions: EmotionSet, options: dict[str, Any]) -> str:

@@ -22,7 +22,14 @@ HOSTILE = [
 
 def document(page: str, folder: Path) -> str:
     """The document of a page once it has loaded; skips where there is no Chromium."""
-    program = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+    program = next(
+        (
+            p
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (p := shutil.which(name))
+        ),
+        None,
+    )
     if program is None:
         pytest.skip("no Chromium on this machine")
     file = folder / "page.html"

@@ -16,9 +16,9 @@ import torch
 from conftest import randomise, tiny_config
 
 import emolens as em
-from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.experiments.base import Inputs
-from emolens.materials import Pair, load_stems
+from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.sets.materials import Pair, load_stems
 
 EMOTIONS = ("joy", "fear", "anger", "disgust")
 WORDS = {e: f"feel{e}" for e in EMOTIONS}
@@ -45,7 +45,9 @@ def planted_model(path: Path, *, reads: Literal["same", "other"]) -> Any:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
-    hf_model = AutoModelForCausalLM.from_config(tiny_config("llama", hidden_size=D_MODEL, vocab_size=len(vocabulary)))
+    hf_model = AutoModelForCausalLM.from_config(
+        tiny_config("llama", hidden_size=D_MODEL, vocab_size=len(vocabulary))
+    )
     randomise(hf_model)
     generator = torch.Generator().manual_seed(3)
     axes = torch.linalg.qr(torch.randn(D_MODEL, 2 * len(EMOTIONS), generator=generator)).Q.T
@@ -55,7 +57,10 @@ def planted_model(path: Path, *, reads: Literal["same", "other"]) -> Any:
         for name, p in hf_model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 p.mul_(0.02)
-        embed, head = hf_model.get_input_embeddings().weight, hf_model.get_output_embeddings().weight
+        embed, head = (
+            hf_model.get_input_embeddings().weight,
+            hf_model.get_output_embeddings().weight,
+        )
         embed.sub_(embed @ axes.T @ axes)  # nothing else lies along the axes
         head.mul_(0.05)
         for k, e in enumerate(EMOTIONS):
@@ -78,7 +83,12 @@ def planted_set(*, marked: bool = True, seed: int = 0) -> EmotionSet:
     person = {t: "first" if i % 2 else "third" for i, t in enumerate(TOPICS)}
     told = {
         e: tuple(
-            Story(id=f"{e}-{t}", topic=t, person=p, text=tell(t, MARKS[e] if marked else str(rng.choice(FILLERS))))  # type: ignore[arg-type]
+            Story(
+                id=f"{e}-{t}",
+                topic=t,
+                person=p,
+                text=tell(t, MARKS[e] if marked else str(rng.choice(FILLERS))),
+            )  # type: ignore[arg-type]
             for t, p in person.items()
         )
         for e in EMOTIONS

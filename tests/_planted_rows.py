@@ -10,29 +10,47 @@ import torch
 from torch import Tensor
 
 import emolens as em
-from emolens.activations import NORM_BINS, Activations, TextInfo
-from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
-from emolens.experiments import refit
+from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.experiments import fitting as refit
 from emolens.experiments.base import Inputs, Labelled
+from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
 
-PLANTED = ("joy", "sadness", "anger", "fear", "disgust", "surprise")  # words of GoEmotions and of the Glasgow norms
+PLANTED = (
+    "joy",
+    "sadness",
+    "anger",
+    "fear",
+    "disgust",
+    "surprise",
+)  # words of GoEmotions and of the Glasgow norms
 FAMILIES = dict(zip(PLANTED, ("up", "down", "out", "down", "out", "up"), strict=True))
 D_MODEL = 48
 N_LAYERS = 3
 LOUD = 6.0  # spread of neutral text along its two components, and of every text
 
 
-def planted_set(names: tuple[str, ...] = PLANTED, n_topics: int = 8, *, neutral: int = 3) -> EmotionSet:
+def planted_set(
+    names: tuple[str, ...] = PLANTED, n_topics: int = 8, *, neutral: int = 3
+) -> EmotionSet:
     """Emotions in topics of alternating person, two topics told in both persons; texts that say nothing."""
-    topics = tuple(Topic(name=f"t{k}", person="third" if k % 2 else "first") for k in range(n_topics))
+    topics = tuple(
+        Topic(name=f"t{k}", person="third" if k % 2 else "first") for k in range(n_topics)
+    )
     other, rng = {"first": "third", "third": "first"}, np.random.default_rng(0)
 
     def story(e: str, t: Topic, split: str) -> Story:
         who = t.person if split == "main" else other[t.person or ""]
-        return Story(id=f"{e}-{t.name}-{split}", topic=t.name, person=who, text=f"{t.name} {_words(rng)}", split=split)  # type: ignore[arg-type]
+        return Story(
+            id=f"{e}-{t.name}-{split}",
+            topic=t.name,
+            person=who,
+            text=f"{t.name} {_words(rng)}",
+            split=split,
+        )  # type: ignore[arg-type]
 
     stories = {
-        e: tuple(story(e, t, "main") for t in topics) + tuple(story(e, t, "other_person") for t in topics[:2])
+        e: tuple(story(e, t, "main") for t in topics)
+        + tuple(story(e, t, "other_person") for t in topics[:2])
         for e in names
     }
     plain = tuple(
@@ -40,7 +58,9 @@ def planted_set(names: tuple[str, ...] = PLANTED, n_topics: int = 8, *, neutral:
         for t in topics
         for i in range(neutral)
     )
-    emotions = tuple(Emotion(name=e, family=FAMILIES.get(e), norm_key=e, target_words=[e]) for e in names)
+    emotions = tuple(
+        Emotion(name=e, family=FAMILIES.get(e), norm_key=e, target_words=[e]) for e in names
+    )
     return EmotionSet("planted", "en", emotions, topics, stories, plain)
 
 
@@ -58,7 +78,9 @@ class PlantedWorld:
         vectors: `[emotion d_model]` in place of random ones.
     """
 
-    def __init__(self, emotions: EmotionSet, *, signal: float, seed: int = 0, vectors: Tensor | None = None) -> None:
+    def __init__(
+        self, emotions: EmotionSet, *, signal: float, seed: int = 0, vectors: Tensor | None = None
+    ) -> None:
         self.g = torch.Generator().manual_seed(seed)
         self.emotions, self.signal = emotions, signal
         basis = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=self.g)).Q.T
@@ -91,9 +113,16 @@ def planted_activations(world: PlantedWorld) -> Activations:
     for t in s.neutral:
         texts.append(TextInfo(t.id, None, t.topic, t.person, "neutral", t.id, 100))
         rows.append(world.story(None, t.topic, t.person or "third"))
-    who = torch.tensor([i for i, t in enumerate(texts) if t.split == "neutral"]).repeat_interleave(24)
+    who = torch.tensor([i for i, t in enumerate(texts) if t.split == "neutral"]).repeat_interleave(
+        24
+    )
     info = {
-        "model": {"name": "planted", "n_layers": N_LAYERS, "fingerprint": "f", "process_weights": {}},
+        "model": {
+            "name": "planted",
+            "n_layers": N_LAYERS,
+            "fingerprint": "f",
+            "process_weights": {},
+        },
         "pooling": {"kind": "mean", "skip": 50},
         "set": s.name,
         "set_sha256": "0",
@@ -106,7 +135,11 @@ def planted_activations(world: PlantedWorld) -> Activations:
     if len(who):
         x = world.rows(len(who))
         tokens = Activations(
-            rows=x, embed=x[:, 0], row_text=who, row_position=torch.arange(len(who)) % 24 * 4 + 1, **common
+            rows=x,
+            embed=x[:, 0],
+            row_text=who,
+            row_position=torch.arange(len(who)) % 24 * 4 + 1,
+            **common,
         )
     x = torch.stack(rows)
     embed = torch.randn(len(x), D_MODEL, generator=world.g)
@@ -116,7 +149,12 @@ def planted_activations(world: PlantedWorld) -> Activations:
 
 
 def planted_inputs(
-    *, signal: float, seed: int = 0, emotions: EmotionSet | None = None, vectors: Tensor | None = None, **more: Any
+    *,
+    signal: float,
+    seed: int = 0,
+    emotions: EmotionSet | None = None,
+    vectors: Tensor | None = None,
+    **more: Any,
 ) -> Inputs:
     """Inputs of an experiment, with layer and directions as a study chooses them; `world` is kept beside them."""
     world = PlantedWorld(emotions or planted_set(), signal=signal, seed=seed, vectors=vectors)
@@ -138,8 +176,8 @@ def planted_external(
 
     The ratings are those of the emotion's word plus noise. `transfer` collects these activations in place of a model's.
     """
-    from emolens.emotion_sets import load_norms
     from emolens.experiments import transfer
+    from emolens.sets.norms import load_norms
 
     world: PlantedWorld = inputs.world  # type: ignore[attr-defined]  # put there by planted_inputs
     names, norms, rng = world.emotions.names, load_norms(), np.random.default_rng(seed)

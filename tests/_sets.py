@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from emolens import emotion_sets as es
+from emolens.sets import emotion_sets as es
 
 TOPICS = [("kitchen", "first"), ("train", "third"), ("garden", "first"), ("office", "third")]
 EMOTIONS = {
-    "joy": {"adjective": "joyful", "antonym": "sadness", "target_words": ["happy", "glad"], "norm_key": "joy"},
+    "joy": {
+        "adjective": "joyful",
+        "antonym": "sadness",
+        "target_words": ["happy", "glad"],
+        "norm_key": "joy",
+    },
     "sadness": {"adjective": "sad", "antonym": "joy", "forbidden": ["sad*"], "norm_key": "sadness"},
     "fear": {"adjective": "afraid", "family": "threat"},
 }
@@ -61,9 +66,15 @@ def make_spec() -> dict[str, Any]:
     """A whole set in one mapping: stories inline."""
     emotions = []
     for e, (name, more) in enumerate(EMOTIONS.items()):
-        stories = [make_story(name, topic, person, 10 * e + t) for t, (topic, person) in enumerate(TOPICS)]
+        stories = [
+            make_story(name, topic, person, 10 * e + t) for t, (topic, person) in enumerate(TOPICS)
+        ]
         emotions.append({"name": name, **copy.deepcopy(more), "stories": stories})
-    return {"name": "small", "topics": [{"name": t, "person": p} for t, p in TOPICS], "emotions": emotions}
+    return {
+        "name": "small",
+        "topics": [{"name": t, "person": p} for t, p in TOPICS],
+        "emotions": emotions,
+    }
 
 
 def write(folder: Path, spec: dict[str, Any]) -> Path:
@@ -80,9 +91,13 @@ def write_files(folder: Path) -> Path:
     (folder / "neutral").mkdir()
     for emotion in spec["emotions"]:
         file = f"stories/{emotion['name']}.jsonl"
-        (folder / file).write_text("".join(json.dumps(s) + "\n" for s in emotion["stories"]), encoding="utf-8")
+        (folder / file).write_text(
+            "".join(json.dumps(s) + "\n" for s in emotion["stories"]), encoding="utf-8"
+        )
         emotion["stories"] = file
-    (folder / "topics.yaml").write_text(yaml.safe_dump({"topics": spec["topics"]}), encoding="utf-8")
+    (folder / "topics.yaml").write_text(
+        yaml.safe_dump({"topics": spec["topics"]}), encoding="utf-8"
+    )
     spec["topics"] = "topics.yaml"
     spec["neutral"] = "neutral"
     neutral = {"id": "neutral-1", "topic": "train", "person": "third", "text": prose(77)}

@@ -26,12 +26,15 @@ import torch
 
 import emolens as em
 from emolens import geometry, stats
-from emolens.activations import NORM_BINS, Activations, TextInfo
-from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic, load_norms
-from emolens.experiments import causal, lens, person, refit, separability, transfer, validation
+from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.experiments import causal, person, separability, transfer, validation
+from emolens.experiments import fitting as refit
+from emolens.experiments import logit_lens as lens
 from emolens.experiments.base import Inputs, Labelled, Row
-from emolens.materials import load_pairs, load_stems
-from emolens.verdicts import Answer, answers
+from emolens.experiments.rules import Answer, answers
+from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.sets.materials import load_pairs, load_stems
+from emolens.sets.norms import load_norms
 
 World = Literal["effect", "shuffled", "unused", "scenes"]
 D = 40
@@ -47,7 +50,9 @@ def cues(emotion: str, topic: str) -> list[str]:
     return [f"cue{EMOTIONS.index(emotion)}{topic}n{i}" for i in range(3)]
 
 
-def tell(rng: np.random.Generator, emotion: str | None, topic: str, person: str = "third", n: int = 30) -> str:
+def tell(
+    rng: np.random.Generator, emotion: str | None, topic: str, person: str = "third", n: int = 30
+) -> str:
     """A text without sense: fillers, words of the topic, of the person, and cues."""
     words = []
     for k in range(n):
@@ -83,7 +88,10 @@ def planted_set(seed: int, *, shuffled: bool = False) -> EmotionSet:
     return EmotionSet(
         name="planted",
         language="en",
-        emotions=tuple(Emotion(name=e, adjective=f"adj{e}", target_words=WORDS[e], norm_key=e) for e in EMOTIONS),
+        emotions=tuple(
+            Emotion(name=e, adjective=f"adj{e}", target_words=WORDS[e], norm_key=e)
+            for e in EMOTIONS
+        ),
         topics=tuple(Topic(name=t, person=p) for t, p in TOPICS.items()),
         stories={e: tuple(s) for e, s in told.items()},
         neutral=neutral,
@@ -94,8 +102,18 @@ def planted_set(seed: int, *, shuffled: bool = False) -> EmotionSet:
 @cache
 def vocabulary() -> list[str]:
     texts = [t for p in load_pairs() for t in (p.clean, p.corrupted, p.control)]
-    texts += [*load_stems().choose, *load_stems().report, "I opened the door and", "Someone feels today."]
-    words = {w for t in texts for w in t.split()} | set(FILLERS) | set(TOPICS) | {"I", "she", ".", "<unk>", "<s>"}
+    texts += [
+        *load_stems().choose,
+        *load_stems().report,
+        "I opened the door and",
+        "Someone feels today.",
+    ]
+    words = (
+        {w for t in texts for w in t.split()}
+        | set(FILLERS)
+        | set(TOPICS)
+        | {"I", "she", ".", "<unk>", "<s>"}
+    )
     words |= {c for e in EMOTIONS for t in (*TOPICS, NEW) for c in cues(e, t)}
     words |= {w for ws in WORDS.values() for w in ws} | {f"adj{e}" for e in EMOTIONS}
     return sorted(words)
@@ -110,7 +128,9 @@ def planted_model(seed: int, *, used: bool = True, scenes: bool = False) -> Any:
     at = {w: i for i, w in enumerate(words)}
     core = Tokenizer(models.WordLevel(at, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", at["<s>"])])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", at["<s>"])]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<unk>")
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=D, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2,
@@ -121,7 +141,11 @@ def planted_model(seed: int, *, used: bool = True, scenes: bool = False) -> Any:
     generator = torch.Generator().manual_seed(seed)
     noise = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     basis = torch.linalg.qr(noise(D, D)).Q.T
-    common, u, w = basis[:3], basis[3:9], basis[9:15]  # what all words vary in; what stories write; what words read
+    common, u, w = (
+        basis[:3],
+        basis[3:9],
+        basis[9:15],
+    )  # what all words vary in; what stories write; what words read
     name = u if used else w
     embed = 0.5 * noise(len(words), D) / D**0.5 + 3 * noise(len(words), 3) / 3**0.5 @ common
     unembed = 0.05 * noise(len(words), D)
@@ -183,7 +207,9 @@ def planted(world: World, seed: int = 0) -> Inputs:
 def planted_geometry(effect: bool, seed: int = 0, *, d_model: int = 16) -> Inputs:
     """36 words of the norms in four topics, whose direction has their valence and arousal in it, or those of another word; no model."""
     rng, norms = np.random.default_rng(seed), load_norms()
-    names = [e for e in sorted(norms) if e not in load_norms("russell_mehrabian_1977")][:36]  # one table, for speed
+    names = [e for e in sorted(norms) if e not in load_norms("russell_mehrabian_1977")][
+        :36
+    ]  # one table, for speed
     rated = np.array([[norms[e].valence, norms[e].arousal] for e in names])
     rated = (rated - rated.mean(0)) / rated.std(0)
     if not effect:
@@ -196,7 +222,9 @@ def planted_geometry(effect: bool, seed: int = 0, *, d_model: int = 16) -> Input
         name="words", language="en", topics=topics, stories=told, neutral=(),
         emotions=tuple(Emotion(name=e, norm_key=e, family="ab"[i % 2]) for i, e in enumerate(names)),
     )  # fmt: skip
-    texts = tuple(TextInfo(s.id, e, s.topic, s.person, "main", s.id[:16], 100) for e, s in emotions.texts())
+    texts = tuple(
+        TextInfo(s.id, e, s.topic, s.person, "main", s.id[:16], 100) for e, s in emotions.texts()
+    )
     base = np.repeat(own, len(topics), 0)
     rows = np.stack([base + rng.normal(size=base.shape) for _ in range(2)], 1)
     n = len(texts)
@@ -219,7 +247,9 @@ def fewer_draws(resamples: int = 100, permutations: int = 99) -> Iterator[None]:
     def capped(run: Any, limit: int) -> Any:
         parameters = inspect.signature(run).parameters
         n = next(p for p in ("n", "n_permutations") if p in parameters)
-        return lambda *args, **options: run(*args, **(options | {n: min(options.get(n, parameters[n].default), limit)}))
+        return lambda *args, **options: run(
+            *args, **(options | {n: min(options.get(n, parameters[n].default), limit)})
+        )
 
     for (module, name), run in before.items():
         setattr(module, name, capped(run, most[module, name]))

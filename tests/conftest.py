@@ -18,7 +18,9 @@ from typing import Any, Literal
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin make a busy machine crawl
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: threads that spin make a busy machine crawl
 
 import numpy as np
 import pytest
@@ -40,8 +42,8 @@ TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
 # files of tests that load no model
 ONCE = {
-    "architecture", "choices", "corpus", "emotion_sets", "fuzz", "generation", "geometry", "material_checks", "materials", "mutations_listed",
-    "packaging", "plots", "plots_data", "published", "reading", "set_checks", "set_rules", "stats", "summaries", "tutorials", "verdicts",
+    "architecture", "choices", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed",
+    "packaging", "figures", "figures_data", "published", "reading", "set_checks", "set_rules", "stats", "summaries", "tutorials", "verdict_rules",
 }  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
 
@@ -52,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # a set of several has another order in another process, and so has the name of its test
         assert not any(
-            isinstance(value, set) and len(value) > 1 for value in getattr(item, "callspec", _NONE).params.values()
+            isinstance(value, set) and len(value) > 1
+            for value in getattr(item, "callspec", _NONE).params.values()
         )
         if item.path.stem.removeprefix("test_") in ONCE:
             item.add_marker("once")
@@ -111,7 +114,13 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
     "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
-    "neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+    "neox": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        }
+    },
 }
 
 
@@ -120,9 +129,19 @@ def tiny_config(family: str, **config: Any) -> Any:
     from transformers import GPTNeoXConfig, LlamaConfig, Qwen2Config
 
     cls = {"llama": LlamaConfig, "qwen2": Qwen2Config, "neox": GPTNeoXConfig}[family]
-    architecture = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "neox": "GPTNeoXForCausalLM"}[family]
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # greedy generation runs its length
-    return cls(**(_COMMON | _FAMILIES[family] | special | {"architectures": [architecture]} | config))
+    architecture = {
+        "llama": "LlamaForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "neox": "GPTNeoXForCausalLM",
+    }[family]
+    special = {
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }  # greedy generation runs its length
+    return cls(
+        **(_COMMON | _FAMILIES[family] | special | {"architectures": [architecture]} | config)
+    )
 
 
 def randomise(hf_model: torch.nn.Module, seed: int = 0) -> None:
@@ -152,7 +171,9 @@ def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     special = (
-        {"eos_token": "</s>"} if kind == "no_bos" else {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+        {"eos_token": "</s>"}
+        if kind == "no_bos"
+        else {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     )
     trainer = trainers.BpeTrainer(
         vocab_size=310,
@@ -166,7 +187,9 @@ def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
     else:
         marks = [(mark, core.token_to_id(mark)) for mark in ("<s>", "</s>")]
         single = "<s> $A </s>" if kind == "eos" else "<s> $A"
-        core.post_processor = processors.TemplateProcessing(single=single, pair="<s> $A $B", special_tokens=marks)
+        core.post_processor = processors.TemplateProcessing(
+            single=single, pair="<s> $A $B", special_tokens=marks
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     if kind == "chat":
         tokenizer.chat_template = (
@@ -177,21 +200,39 @@ def tiny_tokenizer(kind: TokenizerKind = "bos") -> Any:
 
 
 def _sentencepiece() -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # while it learns: no token across a space
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split(
+        "▁", "merged_with_next"
+    )  # while it learns: no token across a space
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     words = "I opened the door and felt happy or sad or angry or afraid 她感到高兴和难过"
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
     core.train_from_iterator([words, *SENTENCES] * 50, trainer)
     core.pre_tokenizer = None  # type: ignore[assignment]  # as such files have it
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", core.token_to_id("<s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +246,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
     made: dict[str, Path] = {}
 
-    def make(family: str, *, tokenizer: TokenizerKind | None = "bos", seed: int = 0, **config: Any) -> Path:
+    def make(
+        family: str, *, tokenizer: TokenizerKind | None = "bos", seed: int = 0, **config: Any
+    ) -> Path:
         key = json.dumps([family, tokenizer, seed, config], sort_keys=True)
         if key not in made:
             hf_model = AutoModelForCausalLM.from_config(tiny_config(family, **config))
@@ -247,8 +290,18 @@ _TOY_TOPICS = ("kitchen", "train", "office", "letter", "garden", "harbour", "mar
 
 
 def _toy_story(rng: random.Random, topic: str, person: str, deeds: tuple[str, ...]) -> str:
-    who, own = ("I", "my") if person == "first" else (rng.choice(["Mara", "Tom", "Ines", "Karl"]), "the")
-    when = rng.choice(["Late on Monday", "Before breakfast", "After the rain", "In the first week of March", "At noon"])
+    who, own = (
+        ("I", "my") if person == "first" else (rng.choice(["Mara", "Tom", "Ines", "Karl"]), "the")
+    )
+    when = rng.choice(
+        [
+            "Late on Monday",
+            "Before breakfast",
+            "After the rain",
+            "In the first week of March",
+            "At noon",
+        ]
+    )
     thing = rng.choice(["cup", "coat", "bag", "lamp", "key", "map"])
     colour = rng.choice(["grey", "green", "brown", "yellow"])
     first, second = rng.sample(deeds, 2)
@@ -302,11 +355,21 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "stories": f"stories/{name}.jsonl",
             }
         )
-    plain = ("put it on the shelf", "wrote down the number", "walked to the other side", "closed the lid")
+    plain = (
+        "put it on the shelf",
+        "wrote down the number",
+        "walked to the other side",
+        "closed the lid",
+    )
     write(
         "neutral/stories.jsonl",
         [
-            {"id": f"neutral-{t}", "topic": t, "person": person[t], "text": _toy_story(rng, t, person[t], plain)}
+            {
+                "id": f"neutral-{t}",
+                "topic": t,
+                "person": person[t],
+                "text": _toy_story(rng, t, person[t], plain),
+            }
             for t in _TOY_TOPICS
         ],
     )
@@ -323,7 +386,10 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "id": f"dialogue-{t}",
                 "topic": t,
                 "turns": [
-                    {"speaker": "AB"[i % 2], "text": line.format(t if i % 2 == 0 else rng.randint(2, 12))}
+                    {
+                        "speaker": "AB"[i % 2],
+                        "text": line.format(t if i % 2 == 0 else rng.randint(2, 12)),
+                    }
                     for i, line in enumerate(lines)
                 ],
             }
@@ -332,7 +398,12 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "topics.yaml").write_text(
         yaml.safe_dump(
-            {"topics": [{"name": t, "person": person[t], "description": f"at the {t}"} for t in _TOY_TOPICS]}
+            {
+                "topics": [
+                    {"name": t, "person": person[t], "description": f"at the {t}"}
+                    for t in _TOY_TOPICS
+                ]
+            }
         ),
         encoding="utf-8",
     )

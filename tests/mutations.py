@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -40,79 +41,91 @@ class Edit:
         Raises:
             ValueError: the text is not there exactly once.
         """
-        if (n := source.count(self.old)) != 1:
+        if (n := len(found := list(self._pattern().finditer(source)))) != 1:
             raise ValueError(
                 f"{self.name}: {self.old!r} is {n} times in {self.file}, not once; write the edit for the code as it is"
             )
-        return source.replace(self.old, self.new)
+        return source[: found[0].start()] + self.new + source[found[0].end() :]
+
+    def _pattern(self) -> re.Pattern[str]:
+        """`old` however the formatter has broken its lines: blanks anywhere between its words and signs, a comma before a closing bracket."""
+        words = re.findall(r"\w+|[^\w\s]", self.old)
+        return re.compile(
+            r"\s*".join((r",?\s*" if w in ")]}" else "") + re.escape(w) for w in words)
+        )
 
 
-V, P, S, C, O = "test_verdicts.py", "test_plots_data.py", "test_summaries.py", "test_conclusions.py", "test_choices.py"  # fmt: skip  # noqa: E741
-STATS, GEOMETRY, LENS, SWEEPS = "test_stats.py", "test_geometry.py", "test_readout.py", "test_sweeps.py"
-RULES = "test_set_rules.py"
+V, P, S, C, O = "experiments/test_verdict_rules.py", "report/test_figures_data.py", "test_summaries.py", "experiments/test_conclusions.py", "test_choices.py"  # fmt: skip  # noqa: E741
+STATS, GEOMETRY, LENS, SWEEPS = (
+    "test_stats.py",
+    "test_geometry.py",
+    "test_readout.py",
+    "interventions/test_sweep.py",
+)
+RULES = "sets/test_set_rules.py"
 
 EDITS: tuple[Edit, ...] = (
     # --- verdicts and words
-    Edit("every verdict is shown", "verdicts.py", 'return "shown" if self.shown(r) else "opposite" if self.opposite(r) else "not shown"', 'return "shown"', V),
-    Edit("no verdict is shown", "verdicts.py", 'return "shown" if self.shown(r) else "opposite" if self.opposite(r) else "not shown"', 'return "not shown"', V),
-    Edit("above the null's mean is enough", "verdicts.py", "lambda r: r.low > r.null_high and r.p < LEVEL", "lambda r: r.low > r.null_mean and r.p < LEVEL", V),
-    Edit("the value, not its interval, beats the null", "verdicts.py", "lambda r: r.low > r.null_high and r.p < LEVEL", "lambda r: r.value > r.null_high and r.p < LEVEL", V),
-    Edit("p is not looked at", "verdicts.py", "lambda r: r.low > r.null_high and r.p < LEVEL", "lambda r: r.low > r.null_high", V),
-    Edit("the level is a half", "verdicts.py", "LEVEL = 0.05", "LEVEL = 0.5", V),
-    Edit("a margin is shown by its value", "verdicts.py", "lambda r: r.low > 0,\n        lambda r: r.high < 0,", "lambda r: r.value > 0,\n        lambda r: r.high < 0,", V),
-    Edit("a loss is shown by a gain", "verdicts.py", "lambda r: r.high < 0,\n        lambda r: r.low > 0,", "lambda r: r.low > 0,\n        lambda r: r.high < 0,", V),
-    Edit("no loss by an interval that includes 0", "verdicts.py", "lambda r: r.low > -LOSS", "lambda r: r.high >= 0", V),
-    Edit("a maximum is rejected by a large p", "verdicts.py", "lambda r: r.p < LEVEL and (r.low", "lambda r: r.p > LEVEL and (r.low", V),
-    Edit("two stories are enough", "verdicts.py", "r.n < FEWEST", "r.n < 0", V),
-    Edit("NaN is a figure", "verdicts.py", "is None or not np.isfinite(x)]", "is None]", V),
-    Edit("gates are open", "verdicts.py", "claim.gate(rows, k) or next(", "next(", V),
-    Edit("one control of two is enough", "verdicts.py", "(r, *claim.also(rows, k))", "(r,)", V),
-    Edit("nothing read, nothing lost", "verdicts.py", 'return "" if read else', 'return "" if True else', V),
-    Edit("readings at chance are compared", "verdicts.py", "r.low > r.null_high for r in own)", "True for r in own)", V),
-    Edit("the other way round is called not shown", "verdicts.py", 'else "opposite" if self.opposite(r) else', 'else "not shown" if self.opposite(r) else', V),
-    Edit("not shown has the label of shown", "report.py", '"not shown": "no"', '"not shown": "yes"', V),
+    Edit("every verdict is shown", "experiments/rules.py", 'return "shown" if self.shown(r) else "opposite" if self.opposite(r) else "not shown"', 'return "shown"', V),
+    Edit("no verdict is shown", "experiments/rules.py", 'return "shown" if self.shown(r) else "opposite" if self.opposite(r) else "not shown"', 'return "not shown"', V),
+    Edit("above the null's mean is enough", "experiments/rules.py", "lambda r: r.low > r.null_high and r.p < LEVEL", "lambda r: r.low > r.null_mean and r.p < LEVEL", V),
+    Edit("the value, not its interval, beats the null", "experiments/rules.py", "lambda r: r.low > r.null_high and r.p < LEVEL", "lambda r: r.value > r.null_high and r.p < LEVEL", V),
+    Edit("p is not looked at", "experiments/rules.py", "lambda r: r.low > r.null_high and r.p < LEVEL", "lambda r: r.low > r.null_high", V),
+    Edit("the level is a half", "experiments/rules.py", "LEVEL = 0.05", "LEVEL = 0.5", V),
+    Edit("a margin is shown by its value", "experiments/rules.py", "lambda r: r.low > 0,\n        lambda r: r.high < 0,", "lambda r: r.value > 0,\n        lambda r: r.high < 0,", V),
+    Edit("a loss is shown by a gain", "experiments/rules.py", "lambda r: r.high < 0,\n        lambda r: r.low > 0,", "lambda r: r.low > 0,\n        lambda r: r.high < 0,", V),
+    Edit("no loss by an interval that includes 0", "experiments/rules.py", "lambda r: r.low > -LOSS", "lambda r: r.high >= 0", V),
+    Edit("a maximum is rejected by a large p", "experiments/rules.py", "lambda r: r.p < LEVEL and (r.low", "lambda r: r.p > LEVEL and (r.low", V),
+    Edit("two stories are enough", "experiments/rules.py", "r.n < FEWEST", "r.n < 0", V),
+    Edit("NaN is a figure", "experiments/rules.py", "is None or not np.isfinite(x)]", "is None]", V),
+    Edit("gates are open", "experiments/rules.py", "claim.gate(rows, k) or next(", "next(", V),
+    Edit("one control of two is enough", "experiments/rules.py", "(r, *claim.also(rows, k))", "(r,)", V),
+    Edit("nothing read, nothing lost", "experiments/rules.py", 'return "" if read else', 'return "" if True else', V),
+    Edit("readings at chance are compared", "experiments/rules.py", "r.low > r.null_high for r in own)", "True for r in own)", V),
+    Edit("the other way round is called not shown", "experiments/rules.py", 'else "opposite" if self.opposite(r) else', 'else "not shown" if self.opposite(r) else', V),
+    Edit("not shown has the label of shown", "report/page.py", '"not shown": "no"', '"not shown": "yes"', V),
     Edit("a row is found by its metric alone", "experiments/base.py", "and all(getattr(r, k) == v for k, v in fields.items())", "and (all(getattr(r, k) == v for k, v in fields.items()) or True)", V),
     # --- figures
-    Edit("accuracy by layer is a plot of zeros", "plots.py", "axes.plot(x, [r.value for r in curve]", "axes.plot(x, [0 for r in curve]", P),
-    Edit("the shuffled band is the mean", "plots.py", "0, _n(r.null_high), color=GREY", "0, _n(r.null_mean), color=GREY", P),
-    Edit("bars of readouts are zeros", "plots.py", "[r.value for _, r in kept], color", "[0 for _, r in kept], color", P),
-    Edit("margins that include 0 look sure", "plots.py", "sure = _n(r.low) > 0 or _n(r.high) < 0", "sure = _n(r.low) < 0 < _n(r.high)", P),
-    Edit("margins are zeros", "plots.py", 'axes.plot(r.value, i, "o", color=ORANGE if sure', 'axes.plot(0, i, "o", color=ORANGE if sure', P),
-    Edit("labels in the wrong order", "plots.py", '"auc by label"), key=lambda r: r.value)', '"auc by label"), key=lambda r: -r.value)', P),
-    Edit("TF-IDF drawn at the directions' place", "plots.py", 'axes.plot(_n(r.null_mean), i, "D"', 'axes.plot(r.value, i, "D"', P),
-    Edit("the dose curve is a plot of zeros", "plots.py", "axes.plot(x, [r.value for r in found], color=colour", "axes.plot(x, [0 for r in found], color=colour", P),
-    Edit("doses in the order of the rows", "plots.py", "found = sorted(find(rows, \"validation\", metric, control=control), key=lambda r: _n(r.dose))", "found = find(rows, \"validation\", metric, control=control)", P),
-    Edit("steering matrix on its side", "plots.py", "table[down.index(r.emotion), across.index(r.split)] = r.value", "table[across.index(r.split), down.index(r.emotion)] = r.value", P),
-    Edit("steering matrix minus the column's mean", "plots.py", "table = table - table.mean(1, keepdims=True)", "table = table - table.mean(0, keepdims=True)", P),
-    Edit("directions drawn as random ones", "plots.py", "own = r.control is None", "own = r.control is not None", P),
-    Edit("the map is a plot of zeros", "plots.py", "table[spans.index(str(r.split)), layers.index(int(r.layer or 0))] = r.value", "table[spans.index(str(r.split)), layers.index(int(r.layer or 0))] = 0", P),
-    Edit("cosines out of order", "plots.py", "cosine[np.ix_(order, order)]", "cosine", P),
-    Edit("circumplex of dominance", "plots.py", "[n.valence, n.arousal] for n in found", "[n.valence, n.dominance] for n in found", P),
-    Edit("similarity of layers is zeros", "plots.py", "for r in found], [r.value for r in found], color=INK", "for r in found], [0 for r in found], color=INK", P),
+    Edit("accuracy by layer is a plot of zeros", "report/figures.py", "axes.plot(x, [r.value for r in curve]", "axes.plot(x, [0 for r in curve]", P),
+    Edit("the shuffled band is the mean", "report/figures.py", "0, _n(r.null_high), color=GREY", "0, _n(r.null_mean), color=GREY", P),
+    Edit("bars of readouts are zeros", "report/figures.py", "[r.value for _, r in kept], color", "[0 for _, r in kept], color", P),
+    Edit("margins that include 0 look sure", "report/figures.py", "sure = _n(r.low) > 0 or _n(r.high) < 0", "sure = _n(r.low) < 0 < _n(r.high)", P),
+    Edit("margins are zeros", "report/figures.py", 'axes.plot(r.value, i, "o", color=ORANGE if sure', 'axes.plot(0, i, "o", color=ORANGE if sure', P),
+    Edit("labels in the wrong order", "report/figures.py", '"auc by label"), key=lambda r: r.value)', '"auc by label"), key=lambda r: -r.value)', P),
+    Edit("TF-IDF drawn at the directions' place", "report/figures.py", 'axes.plot(_n(r.null_mean), i, "D"', 'axes.plot(r.value, i, "D"', P),
+    Edit("the dose curve is a plot of zeros", "report/figures.py", "axes.plot(x, [r.value for r in found], color=colour", "axes.plot(x, [0 for r in found], color=colour", P),
+    Edit("doses in the order of the rows", "report/figures.py", "found = sorted(find(rows, \"validation\", metric, control=control), key=lambda r: _n(r.dose))", "found = find(rows, \"validation\", metric, control=control)", P),
+    Edit("steering matrix on its side", "report/figures.py", "table[down.index(r.emotion), across.index(r.split)] = r.value", "table[across.index(r.split), down.index(r.emotion)] = r.value", P),
+    Edit("steering matrix minus the column's mean", "report/figures.py", "table = table - table.mean(1, keepdims=True)", "table = table - table.mean(0, keepdims=True)", P),
+    Edit("directions drawn as random ones", "report/figures.py", "own = r.control is None", "own = r.control is not None", P),
+    Edit("the map is a plot of zeros", "report/figures.py", "table[spans.index(str(r.split)), layers.index(int(r.layer or 0))] = r.value", "table[spans.index(str(r.split)), layers.index(int(r.layer or 0))] = 0", P),
+    Edit("cosines out of order", "report/figures.py", "cosine[np.ix_(order, order)]", "cosine", P),
+    Edit("circumplex of dominance", "report/figures.py", "[n.valence, n.arousal] for n in found", "[n.valence, n.dominance] for n in found", P),
+    Edit("similarity of layers is zeros", "report/figures.py", "for r in found], [r.value for r in found], color=INK", "for r in found], [0 for r in found], color=INK", P),
     # --- summaries
-    Edit("the weakest cells on top", "patching.py", "np.argsort(-r, axis=None)[:k]", "np.argsort(r, axis=None)[:k]", S),
-    Edit("negative cells never on top", "patching.py", "np.nan_to_num(np.abs(self.recovery), nan=-1.0)", "np.nan_to_num(self.recovery, nan=-1.0)", S),
-    Edit("the smallest writers on top", "patching.py", "np.argsort(-np.abs(self.mean))[:k]", "np.argsort(np.abs(self.mean))[:k]", S),
-    Edit("base and target swapped", "patching.py", '(self.corrupted, self.clean) if self.direction == "denoise"', '(self.clean, self.corrupted) if self.direction == "denoise"', S),
-    Edit("a missing cell weighs in its gap", "patching.py", "np.where(np.isnan(change), 0, (target - base)[rows, None, None]).sum(0)", "((target - base)[rows, None, None] + 0 * np.nan_to_num(change)).sum(0)", S),
+    Edit("the weakest cells on top", "interventions/metrics.py", "np.argsort(-r, axis=None)[:k]", "np.argsort(r, axis=None)[:k]", S),
+    Edit("negative cells never on top", "interventions/metrics.py", "np.nan_to_num(np.abs(self.recovery), nan=-1.0)", "np.nan_to_num(self.recovery, nan=-1.0)", S),
+    Edit("the smallest writers on top", "interventions/attribution.py", "np.argsort(-np.abs(self.mean))[:k]", "np.argsort(np.abs(self.mean))[:k]", S),
+    Edit("base and target swapped", "interventions/metrics.py", '(self.corrupted, self.clean) if self.direction == "denoise"', '(self.clean, self.corrupted) if self.direction == "denoise"', S),
+    Edit("a missing cell weighs in its gap", "interventions/metrics.py", "np.where(np.isnan(change), 0, (target - base)[rows, None, None]).sum(0)", "((target - base)[rows, None, None] + 0 * np.nan_to_num(change)).sum(0)", S),
     Edit("the lowest scores on top", "readout.py", "self.values.topk(min(k, len(self.emotions)), dim=1)", "self.values.topk(min(k, len(self.emotions)), dim=1, largest=False)", S),
     Edit("the neutral band is ignored", "readout.py", "above = (best > self.band).tolist()", "above = (best > -99).tolist()", S),
-    Edit("what was written reads lowest first", "steering.py", "mean.argsort(descending=True)[:k]", "mean.argsort()[:k]", S),
-    Edit("own > others inverted", "sweeps.py", "(margin[i, :, e] > 0)", "(margin[i, :, e] < 0)", S),
-    Edit("a margin over all words, the own ones too", "sweeps.py", "(self.change.sum(-1, keepdim=True) - self.change) / (k - 1)", "self.change.sum(-1, keepdim=True) / k", S),
-    Edit("perplexity upside down", "sweeps.py", "(self.written.log_perplexity - self.unsteered.log_perplexity).exp()", "(self.unsteered.log_perplexity - self.written.log_perplexity).exp()", S),
-    Edit("the longest words", "sweeps.py", "count(w) == min(map(count, ws))", "count(w) == max(map(count, ws))", S),
-    Edit("the rate counts in the spread of all tokens", "directions.py", "scale or _spread(others)", "scale or _spread(scores)", "test_directions.py -k rate_of_single"),
-    Edit("the farthest directions are nearest", "directions.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
+    Edit("what was written reads lowest first", "interventions/generate.py", "mean.argsort(descending=True)[:k]", "mean.argsort()[:k]", S),
+    Edit("own > others inverted", "interventions/sweep.py", "(margin[i, :, e] > 0)", "(margin[i, :, e] < 0)", S),
+    Edit("a margin over all words, the own ones too", "interventions/sweep.py", "(self.change.sum(-1, keepdim=True) - self.change) / (k - 1)", "self.change.sum(-1, keepdim=True) / k", S),
+    Edit("perplexity upside down", "interventions/sweep.py", "(self.written.log_perplexity - self.unsteered.log_perplexity).exp()", "(self.unsteered.log_perplexity - self.written.log_perplexity).exp()", S),
+    Edit("the longest words", "interventions/sweep.py", "count(w) == min(map(count, ws))", "count(w) == max(map(count, ws))", S),
+    Edit("the rate counts in the spread of all tokens", "directions/fitting.py", "scale or _spread(others)", "scale or _spread(scores)", "directions/test_directions.py -k rate_of_single"),
+    Edit("the farthest directions are nearest", "directions/value.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
     # --- statistics
     Edit("low and high swapped", "stats.py", "np.nanpercentile(np.stack(draws), [2.5, 97.5], axis=0)", "np.nanpercentile(np.stack(draws), [97.5, 2.5], axis=0)", STATS),
     Edit("rows are resampled, not their groups", "stats.py", "members = [np.flatnonzero(inverse == g) for g in range(len(names))]", "names = inverse\n    members = [np.array([i]) for i in range(len(names))]", STATS),
     Edit("an interval of half the draws", "stats.py", "means = sums[draws].sum(1) / counts[draws].sum(1)\n    low, high = np.percentile(means, [2.5, 97.5])", "means = sums[draws].sum(1) / counts[draws].sum(1)\n    low, high = np.percentile(means, [25, 75])", STATS),
     Edit("columns are not resampled", "stats.py", "*(rng.integers(size, size=size) for size in values.shape)", "*(rng.integers(size, size=size) if k == 0 else np.arange(size) for k, size in enumerate(values.shape))", O),
     Edit("columns are not resampled with the rows", "stats.py", "figures[rng.integers(len(figures), size=len(figures))].mean(keepdims=True)", "figures.mean(keepdims=True)", O),
-    Edit("a confound wears the colour of success", "report.py", 'label = "confound" if a.confound and a.verdict == "shown" else LABELS[a.verdict]', "label = LABELS[a.verdict]", V),
-    Edit("two languages fitted on the same topics", "experiments/languages.py", "found[i][0] @ found[j][1].T + found[i][1] @ found[j][0].T", "found[i][0] @ found[j][0].T + found[i][1] @ found[j][1].T", "test_languages.py -k plots"),
-    Edit("twins are raw beside calibrated directions", "experiments/transfer.py", "return (scores(np.arange(len(y))) - held_out.mean(0)) / held_out.std(0, ddof=1).clip(1e-12)", "return scores(np.arange(len(y)))", "test_reading.py -k twins"),
+    Edit("a confound wears the colour of success", "report/page.py", 'label = "confound" if a.confound and a.verdict == "shown" else LABELS[a.verdict]', "label = LABELS[a.verdict]", V),
+    Edit("two languages fitted on the same topics", "experiments/languages.py", "found[i][0] @ found[j][1].T + found[i][1] @ found[j][0].T", "found[i][0] @ found[j][0].T + found[i][1] @ found[j][1].T", "experiments/test_languages.py -k plots"),
+    Edit("twins are raw beside calibrated directions", "experiments/transfer.py", "return (scores(np.arange(len(y))) - held_out.mean(0)) / held_out.std(0, ddof=1).clip(1e-12)", "return scores(np.arange(len(y)))", "experiments/test_reading.py -k twins"),
     Edit("p one off", "stats.py", "(np.sum(~(null < observed)) + 1) / (len(null) + 1)", "np.sum(~(null < observed)) / len(null)", STATS),
     Edit("p of the other side", "stats.py", "np.sum(~(null < observed))", "np.sum(~(null > observed))", STATS),
     Edit("shuffling does nothing", "stats.py", "out[names == name] = rng.permutation(out[names == name])", "rng.permutation(out[names == name])", O),
@@ -123,21 +136,21 @@ EDITS: tuple[Edit, ...] = (
     Edit("a tie counts for it", "stats.py", "(~(scores < own)).sum(1) <= k", "(scores > own).sum(1) < k", STATS),
     Edit("centroids are not centred", "stats.py", "return (test - mu) @ vectors.T", "return test @ means.T", STATS),
     Edit("nothing is held constant", "stats.py", "rest = a - design @ np.linalg.lstsq(design, a, rcond=None)[0]", "rest = a - a.mean()", STATS),
-    Edit("folds forget the source", "stats.py", '(t.partition("/")[0] if "/" in t else "", str(p))', '("", str(p))', "test_emotion_sets.py -k folds_of"),
+    Edit("folds forget the source", "stats.py", '(t.partition("/")[0] if "/" in t else "", str(p))', '("", str(p))', "sets/test_emotion_sets.py -k folds_of"),
     Edit("speech in single quotes is not seen", "stats.py", "|(?<!\\w)['‘](?=\\w)", "|(?!)", STATS),
     Edit("an apostrophe opens speech", "stats.py", "|(?<!\\w)['‘](?=\\w)", "|['‘]", STATS),
     # --- sets as stimuli
-    Edit("form keeps its topic", "set_rules.py", "for f in x.T], 1)[topic]", "for f in x.T], 1).mean(0)", RULES),
-    Edit("form's band is of one emotion", "set_rules.py", "groups, rng))).max(0) for", "groups, rng)))[0] for", RULES),
-    Edit("p of one feature is p of all", "set_rules.py", "p = ((least <= p[..., None]).sum(-1) + 1) / (n + 1)", "p = p + 0.0", RULES),
-    Edit("form is read on the topics that it was fitted on", "set_rules.py", "train, test = ~np.isin(topics, fold)", "train, test = np.isin(topics, fold)", RULES),
-    Edit("a word that is everywhere marks an emotion", "set_rules.py", "elsewhere < RARE", "elsewhere < 1", RULES),
-    Edit("a word in three of eight marks an emotion", "set_rules.py", "if n > limit and", "if n >= limit and", RULES),
-    Edit("the design is not asked for gender", "set_rules.py", 'any("gender" in r for r in sheets.values())', "False", RULES),
-    Edit("the second edition's rules are asked of every set", "set_checks.py", "lot if s.edition > 1 else {}", "lot", RULES),
-    Edit("the largest class is chance", "set_checks.py", "max(counts.values()) / len(labels)", "1 / len(counts)", RULES),
-    Edit("a turn without a mask is no gap", "dialogues.py", "k > begun and not marked[k]", "k > begun and False", "test_materials.py -k gaps"),
-    Edit("a change is felt a turn too early", "dialogues.py", "turn + 1 >= self.changes.from_turn", "turn + 2 >= self.changes.from_turn", "test_materials.py -k changes_midway"),
+    Edit("form keeps its topic", "sets/rules.py", "for f in x.T], 1)[topic]", "for f in x.T], 1).mean(0)", RULES),
+    Edit("form's band is of one emotion", "sets/rules.py", "groups, rng))).max(0) for", "groups, rng)))[0] for", RULES),
+    Edit("p of one feature is p of all", "sets/rules.py", "p = ((least <= p[..., None]).sum(-1) + 1) / (n + 1)", "p = p + 0.0", RULES),
+    Edit("form is read on the topics that it was fitted on", "sets/rules.py", "train, test = ~np.isin(topics, fold)", "train, test = np.isin(topics, fold)", RULES),
+    Edit("a word that is everywhere marks an emotion", "sets/rules.py", "elsewhere < RARE", "elsewhere < 1", RULES),
+    Edit("a word in three of eight marks an emotion", "sets/rules.py", "if n > limit and", "if n >= limit and", RULES),
+    Edit("the design is not asked for gender", "sets/rules.py", 'any("gender" in r for r in sheets.values())', "False", RULES),
+    Edit("the second edition's rules are asked of every set", "sets/check.py", "lot if s.edition > 1 else {}", "lot", RULES),
+    Edit("the largest class is chance", "sets/check.py", "max(counts.values()) / len(labels)", "1 / len(counts)", RULES),
+    Edit("a turn without a mask is no gap", "sets/dialogues.py", "k > begun and not marked[k]", "k > begun and False", "sets/test_materials.py -k gaps"),
+    Edit("a change is felt a turn too early", "sets/dialogues.py", "turn + 1 >= self.changes.from_turn", "turn + 2 >= self.changes.from_turn", "sets/test_materials.py -k changes_midway"),
     # --- separability and person
     Edit('the worst layer inside a fold', 'experiments/refit.py', 'topics, self.folds, self.components).argmax())', 'topics, self.folds, self.components).argmin())', f'{C} -k layer_inside_a_fold'),
     Edit("the worst layer is frozen", "study.py", "acts.layers[int(accuracy.argmax())]", "acts.layers[int(accuracy.argmin())]", "test_study.py -k best_layer_is_frozen"),
@@ -162,8 +175,8 @@ EDITS: tuple[Edit, ...] = (
     Edit("arousal is weighted by valence", "experiments/transfer.py", "np.array([getattr(w, axis) for w in words])", "np.array([w.valence for w in words])", f"{C} -k other_peoples_text"),
     Edit("another primary row", "experiments/transfer.py", '(ours, twin) == ("mean_difference", "tfidf")', '(ours, twin) == ("mean_difference", "embed")', f"{C} -k primary_row"),
     # --- geometry and the lens
-    Edit("dominance for both axes", "experiments/norms.py", "norm = np.array([getattr(n, axis) for n in rated.values()])", "norm = np.array([n.dominance for n in rated.values()])", f"{C} -k each_axis"),
-    Edit("the worst component is primary", "experiments/norms.py", "best = max(fits", "best = min(fits", f"{C} -k valence"),
+    Edit("dominance for both axes", "experiments/geometry.py", "norm = np.array([getattr(n, axis) for n in rated.values()])", "norm = np.array([n.dominance for n in rated.values()])", f"{C} -k each_axis"),
+    Edit("the worst component is primary", "experiments/geometry.py", "best = max(fits", "best = min(fits", f"{C} -k valence"),
     Edit("the null of one component, not of the highest", "geometry.py", "np.abs(y @ z).max()", "np.abs(y @ z).mean()", GEOMETRY),
     Edit('a ridge that saw the word', 'geometry.py', '.fit(x[train], norm[train])', '.fit(x, norm)', GEOMETRY),
     Edit("words are shown whatever the test says", "readout.py", "if p < 0.05:", "if p < 5:", f"{LENS} -k random_directions_are"),
@@ -177,17 +190,17 @@ EDITS: tuple[Edit, ...] = (
     Edit("nothing is subtracted for random directions", "experiments/validation.py", "(RANDOM, above(own) - above(null))", "(RANDOM, above(own)[None])", f"{C} -k difference_of_its_sides"),
     Edit("instruction minus direction", "experiments/validation.py", "stats.bootstrap_two_way(steered - words)", "stats.bootstrap_two_way(words - steered)", f"{C} -k what_was_planted"),
     Edit("reported where it was chosen", "experiments/validation.py", "main = sweep(inputs.model, stems.report", "main = sweep(inputs.model, stems.choose", f"{C} -k openings"),
-    Edit("a dose above its budget", "sweeps.py", "if kl <= budget:", "if kl > budget:", f"{SWEEPS} -k calib"),
-    Edit("a dose reported where it was chosen", "sweeps.py", "kl = damage(runs[1], low)", "kl = damage(runs[0], low)", f"{SWEEPS} -k calib"),
-    Edit("one half is the whole", "sweeps.py", "[texts[i] for i in order[half:]]", "[texts[i] for i in order]", f"{SWEEPS} -k calib"),
-    Edit("a dose in units of one", "sweeps.py", "return c.dose * float(v.norm_median[slot])", "return c.dose * 1.0", f"{SWEEPS} -k equals_one_run"),
+    Edit("a dose above its budget", "interventions/dose.py", "if kl <= budget:", "if kl > budget:", f"{SWEEPS} -k calib"),
+    Edit("a dose reported where it was chosen", "interventions/dose.py", "kl = damage(runs[1], low)", "kl = damage(runs[0], low)", f"{SWEEPS} -k calib"),
+    Edit("one half is the whole", "interventions/dose.py", "[texts[i] for i in order[half:]]", "[texts[i] for i in order]", f"{SWEEPS} -k calib"),
+    Edit("a dose in units of one", "interventions/measure.py", "return c.dose * float(v.norm_median[slot])", "return c.dose * 1.0", f"{SWEEPS} -k equals_one_run"),
     # --- causal tests
     Edit('ablation before the refit is nothing', 'experiments/causal.py', 'with model.hooks(fwd_hooks=hooks):\n                    rows', 'with model.hooks(fwd_hooks=[]):\n                    rows', f'{C} -k what_was_planted'),
     Edit("clean and corrupted swapped in the map", "experiments/causal.py", "clean=[p.clean for p in here], corrupted=[p.corrupted for p in here]", "clean=[p.corrupted for p in here], corrupted=[p.clean for p in here]", f"{C} -k map_puts"),
     Edit("the gap lost is the gap", "experiments/causal.py", 'return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))', "return gap", f"{C} -k what_was_planted"),
     Edit('nothing is subtracted for random directions (pairs)', 'experiments/causal.py', 'share(own - null)', 'share(own)', f'{C} -k difference_of_its_sides'),
     Edit('the corrupted stream is patched in', 'experiments/causal.py', 'patch_resid_post(kept["clean"]', 'patch_resid_post(kept["corrupted"]', f'{C} -k what_was_planted'),
-    Edit("resid_mid patches attn_out", "patching.py", '_stream("resid_mid", "the residual stream between', '_stream("attn_out", "the residual stream between', O),
+    Edit("resid_mid patches attn_out", "interventions/patching.py", '_stream("resid_mid", "the residual stream between', '_stream("attn_out", "the residual stream between', O),
 )  # fmt: skip
 
 
@@ -195,8 +208,12 @@ def run(edit: Edit) -> tuple[str, str]:
     """Whether the tests of an edit notice it ("killed", "survived"), and the first one that did."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        shutil.copytree(ROOT / "emolens", place / "emolens", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "emolens", place / "emolens", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        shutil.copytree(
+            ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__")
+        )
         shutil.copy(ROOT / "pyproject.toml", place)
         (place / "emotion_sets").symlink_to(ROOT / "emotion_sets")
         file = place / "emolens" / edit.file
@@ -219,10 +236,24 @@ def _tests(place: Path, tests: str) -> tuple[str, str]:
             seen_before = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins that the libraries have loaded
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
                 code = pytest.main(
-                    ["-q", "-x", "-p", "no:cacheprovider", "--tb=line", "-W", seen_before, f"tests/{file}", *options]
+                    [
+                        "-q",
+                        "-x",
+                        "-p",
+                        "no:cacheprovider",
+                        "--tb=line",
+                        "-W",
+                        seen_before,
+                        f"tests/{file}",
+                        *options,
+                    ]
                 )
-            failed = [line for line in out.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
-            report.write_text(f"{int(code)}\n{failed[0] if failed else out.getvalue()[-2000:]}", encoding="utf-8")
+            failed = [
+                line for line in out.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))
+            ]
+            report.write_text(
+                f"{int(code)}\n{failed[0] if failed else out.getvalue()[-2000:]}", encoding="utf-8"
+            )
         except BaseException as error:
             report.write_text(f"fork\n{error!r}\n{out.getvalue()[-2000:]}", encoding="utf-8")
         finally:
@@ -231,7 +262,9 @@ def _tests(place: Path, tests: str) -> tuple[str, str]:
     code, words = report.read_text(encoding="utf-8").split("\n", 1)
     if code not in ("0", "1"):  # pytest could not collect, or found no test
         return "ERROR", words
-    return ("survived" if code == "0" else "killed"), words.split(" - ")[0].split("::")[-1] if code == "1" else ""
+    return ("survived" if code == "0" else "killed"), words.split(" - ")[0].split("::")[
+        -1
+    ] if code == "1" else ""
 
 
 def main() -> int:
@@ -261,12 +294,17 @@ def main() -> int:
         except ValueError as error:
             verdict, by = "ERROR", str(error)
         found.setdefault(verdict, []).append(e.name + (f" ({e.reason})" if e.reason else ""))
-        print(f"{k:3d} {verdict:<9}{e.file}: {e.name}  [{by.strip()}] {time.time() - started:.0f} s", flush=True)
+        print(
+            f"{k:3d} {verdict:<9}{e.file}: {e.name}  [{by.strip()}] {time.time() - started:.0f} s",
+            flush=True,
+        )
     print(f"{len(found.get('killed', []))} of {len(some)} killed")
     for verdict in ("survived", "ERROR"):
         for name in found.get(verdict, []):
             print(f"  {verdict}: {name}")
-    return int(any(not e.reason for e in some if e.name in found.get("survived", [])) or "ERROR" in found)
+    return int(
+        any(not e.reason for e in some if e.name in found.get("survived", [])) or "ERROR" in found
+    )
 
 
 if __name__ == "__main__":

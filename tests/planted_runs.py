@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_limits
 sys.path.insert(0, str(Path(__file__).parent))
 from _worlds import fewer_draws, planted, planted_geometry, run_all, verdicts_of
 
-from emolens.experiments import norms
-from emolens.verdicts import CLAIMS
+from emolens.experiments import geometry as norms
+from emolens.experiments.rules import CLAIMS
 
 # Worlds in which the right answer to a claim is no. Directions of shuffled labels lie where real ones do, so removing or adding one still
 # does something to a model that uses that space: the three tests of pairs are judged where the model does not use it.
@@ -35,7 +35,9 @@ STEERING = {"steers", "steers: more than told", "writes", "vocabulary"}
 def wrong(world: str, claim: str) -> bool:
     if claim == "valence":
         return world == "no valence"
-    return (world == "shuffled" and claim not in PAIRS) or (world == "unused" and claim in PAIRS | STEERING)
+    return (world == "shuffled" and claim not in PAIRS) or (
+        world == "unused" and claim in PAIRS | STEERING
+    )
 
 
 def verdicts(world: str, seed: int) -> dict[str, str]:
@@ -53,7 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=40, help="runs without an effect")
     parser.add_argument("--found", type=int, default=10, help="runs with one")
-    parser.add_argument("--worlds", nargs="*", default=["shuffled", "unused", "no valence", "effect", "valence"])
+    parser.add_argument(
+        "--worlds", nargs="*", default=["shuffled", "unused", "no valence", "effect", "valence"]
+    )
     parser.add_argument("--json", type=Path, help="also write every verdict")
     args = parser.parse_args()
     started = time.time()
@@ -61,11 +65,21 @@ def main() -> None:
     for world in args.worlds:
         for seed in range(args.found if world in ("effect", "valence") else args.seeds):
             every.append((world, seed, verdicts(world, seed)))
-        print(f"{world}: {seed + 1} runs ({time.time() - started:.0f} s)", file=sys.stderr, flush=True)
-    print(f"{'claim':<28}{'no effect, shown':>18}{'opposite':>10}{'not asked':>11}{'effect, found':>16}")
+        print(
+            f"{world}: {seed + 1} runs ({time.time() - started:.0f} s)", file=sys.stderr, flush=True
+        )
+    print(
+        f"{'claim':<28}{'no effect, shown':>18}{'opposite':>10}{'not asked':>11}{'effect, found':>16}"
+    )
     for claim in CLAIMS:
-        none = Counter(v[claim.name] for world, _, v in every if wrong(world, claim.name) and claim.name in v)
-        some = Counter(v[claim.name] for world, _, v in every if world in ("effect", "valence") and claim.name in v)
+        none = Counter(
+            v[claim.name] for world, _, v in every if wrong(world, claim.name) and claim.name in v
+        )
+        some = Counter(
+            v[claim.name]
+            for world, _, v in every
+            if world in ("effect", "valence") and claim.name in v
+        )
         if claim.name == "form":  # no world has any
             some.clear()
         share = lambda n, of: f"{n}/{of} {100 * n / of:3.0f} %" if of else "-"  # noqa: E731

@@ -15,11 +15,13 @@ from emolens import stats
 from emolens._typing import hook_name
 from emolens.experiments import causal, transfer, validation
 from emolens.experiments.base import Row, find
-from emolens.sweeps import Cell, Sweep
+from emolens.interventions.measure import Cell
+from emolens.interventions.sweep import Sweep
 
 # on a bridge resid_mid is only what the MLP reads, and patching it is refused
 needs_hooked = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="transformer-lens 4 has no HookedTransformer"
+    int(version("transformer-lens").split(".")[0]) >= 4,
+    reason="transformer-lens 4 has no HookedTransformer",
 )
 
 
@@ -44,7 +46,10 @@ def test_the_block_and_dose_with_the_largest_effect_within_the_budget_are_chosen
 
 def test_the_gentlest_dose_is_chosen_where_none_is_within_the_budget():
     effect = {(5, 0.1): 1.0, (5, 0.2): 3.0, (9, 0.1): 2.0}
-    assert validation._choose(pilot(effect, {(5, 0.1): 0.3, (5, 0.2): 0.9, (9, 0.1): 0.5})) == (5, 0.1)
+    assert validation._choose(pilot(effect, {(5, 0.1): 0.3, (5, 0.2): 0.9, (9, 0.1): 0.5})) == (
+        5,
+        0.1,
+    )
 
 
 def test_own_margins_are_those_of_the_named_emotion():
@@ -73,7 +78,9 @@ def test_the_ceiling_is_judged_on_texts_that_it_did_not_see():
     positive = rng.random((120, 3)) < 0.3
     acts: Any = SimpleNamespace(rows=rows)
     auc = stats.multilabel_auc(transfer._supervised(acts, positive, 0), positive)
-    assert np.abs(auc - 0.5).max() < 0.2  # random labels; fitted on the texts that judge it, it would reach 1
+    assert (
+        np.abs(auc - 0.5).max() < 0.2
+    )  # random labels; fitted on the texts that judge it, it would reach 1
     rows[:, 0, :3] += 6 * torch.from_numpy(positive).float()
     assert (stats.multilabel_auc(transfer._supervised(acts, positive, 0), positive) > 0.9).all()
 
@@ -93,7 +100,11 @@ def test_a_two_way_interval_resamples_rows_and_columns():
         assert e.low < 1.0
         assert e.high > 2.0
     for narrow in (across[:, :1], across.T[:1]):
-        assert stats.bootstrap_two_way(narrow, n=50).low == stats.bootstrap_two_way(narrow, n=50).high == 0.0
+        assert (
+            stats.bootstrap_two_way(narrow, n=50).low
+            == stats.bootstrap_two_way(narrow, n=50).high
+            == 0.0
+        )
 
 
 def test_an_interval_over_columns_as_well_is_wider_than_one_over_rows():
@@ -143,7 +154,9 @@ def test_patching_between_attention_and_mlp_is_not_patching_what_attention_write
             return torch.cat([act[:, :-1], cache[name][:, -1:]], 1)
 
         logits = tiny_model.run_with_hooks(ids[1], fwd_hooks=[(name, put)])[:, -1]
-        assert float(r.values[0, layer, -1]) == pytest.approx(float(metric(logits).detach()), abs=1e-4)
+        assert float(r.values[0, layer, -1]) == pytest.approx(
+            float(metric(logits).detach()), abs=1e-4
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 
 import emolens as em
 from emolens import shards
-from emolens.activations import Activations
-from emolens.corpus import open_corpus
-from emolens.emotion_sets import data_root, load_emotion_set, load_norms
+from emolens.collect.activations import Activations
 from emolens.experiments.transfer import READERS as READERS_OF_TEXT
-from emolens.materials import load_pairs, load_stems
+from emolens.sets.corpus import open_corpus
+from emolens.sets.emotion_sets import data_root, load_emotion_set
+from emolens.sets.materials import load_pairs, load_stems
+from emolens.sets.norms import load_norms
 
 FUZZ = int(os.environ.get("EMOLENS_FUZZ", "1"))
 DOCUMENTED = (ValueError, FileNotFoundError)
@@ -34,7 +35,10 @@ LIMIT = 20.0  # seconds for one input; a bound on hostile input, not a measureme
 
 def fuzz(n: int) -> Any:
     return settings(
-        max_examples=n * FUZZ, deadline=None, derandomize=FUZZ == 1, suppress_health_check=list(HealthCheck)
+        max_examples=n * FUZZ,
+        deadline=None,
+        derandomize=FUZZ == 1,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -45,7 +49,9 @@ def survives(read: Any, *arguments: Any) -> None:
     except DOCUMENTED as error:
         raised = error
     if raised is not None:
-        assert type(raised) in DOCUMENTED, f"{type(raised)}: {raised}"  # not pydantic's subclass of ValueError
+        assert type(raised) in DOCUMENTED, (
+            f"{type(raised)}: {raised}"
+        )  # not pydantic's subclass of ValueError
         assert 0 < len(str(raised)) < 2000, "an error without words, or one that repeats its input"
     assert time.perf_counter() - start < LIMIT
 
@@ -61,18 +67,41 @@ SCALARS = (
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-SET_KEYS = ("name", "extends", "language", "description", "emotions", "neutral", "topics", "sha256", "source")
+SET_KEYS = (
+    "name",
+    "extends",
+    "language",
+    "description",
+    "emotions",
+    "neutral",
+    "topics",
+    "sha256",
+    "source",
+)
 EMOTION = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys(
-        ("name", "adjective", "antonym", "family", "intensity", "target_words", "stories", "prompts"), VALUES
+        (
+            "name",
+            "adjective",
+            "antonym",
+            "family",
+            "intensity",
+            "target_words",
+            "stories",
+            "prompts",
+        ),
+        VALUES,
     ),
 )
 SETS = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(SET_KEYS, VALUES) | {"emotions": st.lists(EMOTION, max_size=3) | VALUES}
+    {},
+    optional=dict.fromkeys(SET_KEYS, VALUES) | {"emotions": st.lists(EMOTION, max_size=3) | VALUES},
 )
 TEXT = st.text(max_size=200) | st.binary(max_size=200).map(lambda b: b.decode("latin-1"))
 
@@ -92,7 +121,12 @@ def test_the_reader_of_sets(place, content):
 
 
 @fuzz(200)
-@given(content=st.fixed_dictionaries({}, optional={"choose": VALUES, "report": VALUES}).map(yaml.safe_dump) | TEXT)
+@given(
+    content=st.fixed_dictionaries({}, optional={"choose": VALUES, "report": VALUES}).map(
+        yaml.safe_dump
+    )
+    | TEXT
+)
 def test_the_reader_of_stems(place, content):
     """200 inputs."""
     file = place / "stems.yaml"
@@ -130,7 +164,9 @@ def test_the_reader_of_texts(place, content, packed, cut, flip):
     survives(lambda: list(open_corpus(file).read()))
 
 
-TABLE = st.lists(st.lists(TEXT | st.sampled_from(["main", "train", "nan", '"a', ""]), max_size=5), max_size=5)
+TABLE = st.lists(
+    st.lists(TEXT | st.sampled_from(["main", "train", "nan", '"a', ""]), max_size=5), max_size=5
+)
 
 
 @fuzz(300)
@@ -158,8 +194,8 @@ def test_the_reader_of_norms(place, content):
 
 
 MATERIALS = {
-    "scenarios": em.load_scenarios, "intensities": em.load_intensities, "items": em.load_items, "activities": em.load_activities,
-    "dialogues": em.load_dialogues, "deflections": em.load_deflections,
+    "scenarios": em.sets.load_scenarios, "intensities": em.sets.load_intensities, "items": em.sets.load_items, "activities": em.sets.load_activities,
+    "dialogues": em.sets.load_dialogues, "deflections": em.sets.load_deflections,
 }  # fmt: skip
 
 
@@ -185,7 +221,7 @@ def test_the_readers_of_materials(place, kind, line, field, value, drop):
 def test_the_reader_of_emovecllm(place, lines):
     """200 inputs."""
     (place / "stories.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    survives(em.read_emovecllm, place)
+    survives(em.sets.read_emovecllm, place)
 
 
 @pytest.mark.parametrize("name", READERS_OF_TEXT)
@@ -194,14 +230,18 @@ def test_the_reader_of_emovecllm(place, lines):
 def test_the_readers_of_other_peoples_texts(place, name, content, latin):
     """150 inputs a file."""
     (place / "others").mkdir(exist_ok=True)
-    (place / "others" / name).write_bytes(content.encode("latin-1" if latin else "utf-8", errors="ignore"))
+    (place / "others" / name).write_bytes(
+        content.encode("latin-1" if latin else "utf-8", errors="ignore")
+    )
     survives(READERS_OF_TEXT[name], place / "others" / name)
 
 
 @pytest.fixture(scope="module")
 def files(tiny_model, toy_set, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
-    acts = em.collect_resid_post(tiny_model, em.load_emotion_set(toy_set), layers=[1], progress=False)
+    acts = em.collect_resid_post(
+        tiny_model, em.load_emotion_set(toy_set), layers=[1], progress=False
+    )
     acts.save(folder / "acts")
     em.mean_difference(acts).save(folder / "vectors")
     return {name: folder / name for name in ("acts", "vectors")}
@@ -213,7 +253,10 @@ READERS = {"acts": Activations.load, "vectors": em.load_directions}
 @pytest.mark.parametrize("kind", READERS)
 @fuzz(300)
 @given(
-    at=st.integers(0, 10**6), value=st.integers(0, 255), keep=st.integers(0, 10**6), length=st.integers(0, 2**64 - 1)
+    at=st.integers(0, 10**6),
+    value=st.integers(0, 255),
+    keep=st.integers(0, 10**6),
+    length=st.integers(0, 2**64 - 1),
 )
 def test_damaged_files_of_tensors(files, place, kind, at, value, keep, length):
     """300 inputs a kind: a byte changed, in the header more often than not; cut; or a header that claims another length."""

@@ -21,7 +21,13 @@ pytestmark = pytest.mark.wheel
 def _run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=clean, capture_output=True, text=True, timeout=300, encoding="utf-8"
+        [str(c) for c in command],
+        cwd=cwd,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        encoding="utf-8",
     )
 
 
@@ -29,7 +35,9 @@ def _run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def wheel(tmp_path_factory) -> Path:
     """Built without network: hatchling is in this environment."""
     out = tmp_path_factory.mktemp("wheel")
-    built = _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    built = _run(
+        sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out
+    )
     assert built.returncode == 0, built.stderr
     (file,) = out.glob("*.whl")
     return file
@@ -47,7 +55,9 @@ def python(wheel, tmp_path_factory) -> Path:
     assert installed.returncode == 0, installed.stderr
     (site,) = home.glob("lib/python*/site-packages")
     # a line of a .pth file adds the folder but not its .pth files, so the editable install stays out
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    (site / "dependencies.pth").write_text(
+        sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8"
+    )
     return python
 
 
@@ -72,7 +82,11 @@ def test_the_wheel_has_the_data_and_the_type_marker_and_no_tests(wheel):
 def test_every_file_of_every_shipped_set_is_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     data = ROOT / "emotion_sets"
-    missing = [p for p in data.rglob("*") if p.is_file() and f"emolens/_data/{p.relative_to(data)}" not in names]
+    missing = [
+        p
+        for p in data.rglob("*")
+        if p.is_file() and f"emolens/_data/{p.relative_to(data)}" not in names
+    ]
     assert not missing
 
 
@@ -94,7 +108,7 @@ def test_nothing_in_the_wheel_names_a_folder_of_this_machine(wheel):
 
 def test_the_installed_wheel_loads_its_own_sets_outside_the_checkout(python, tmp_path):
     code = (
-        "import emolens as em, emolens.emotion_sets as s, sys\n"
+        "import emolens as em, emolens.sets.emotion_sets as s, sys\n"
         "core = em.load_emotion_set('core')\n"
         "sys.stdout.write('\\n'.join([em.__file__, str(s.data_root()), ' '.join(em.list_emotion_sets()),"
         " str(len(core.names)), str(len(em.load_norms()) > 20)]))"

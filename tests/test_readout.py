@@ -16,15 +16,15 @@ from _browser import HOSTILE as RUNNING
 from _browser import assert_inert
 
 import emolens as em
-from emolens.activations import LENGTHS
-from emolens.directions import project
-from emolens.emotion_sets import Story
-from emolens.models import encode, render_chat
+from emolens.collect.pooling import LENGTHS
+from emolens.directions.algebra import project
+from emolens.interventions import attribution as attribution_room
+from emolens.models import identity as identity_room
+from emolens.models.tokens import encode, render_chat
 from emolens.readout import SHORT, Scores, token_html
+from emolens.sets.emotion_sets import Story
 
-NEW = (
-    "Late on Friday Ines came to the harbour with a red coat. Then Ines wept for a long time and sat alone in the dark."
-)
+NEW = "Late on Friday Ines came to the harbour with a red coat. Then Ines wept for a long time and sat alone in the dark."
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,7 +82,9 @@ def test_a_text_score_is_the_centred_projection_in_held_out_standard_deviations(
 
 def test_a_token_score_is_calibrated_on_neutral_text_at_its_position(tiny_model, v):
     s = em.score(tiny_model, v, NEW, per="token", layer=1)
-    tokens = em.collect_resid_post(tiny_model, [NEW], layers=[1], pooling=em.every_token(), progress=False)
+    tokens = em.collect_resid_post(
+        tiny_model, [NEW], layers=[1], pooling=em.every_token(), progress=False
+    )
     position = tokens.row_position
     b = sum((position >= edge).long() for edge in (4, 16, 64))
     raw = project(tokens.rows, v.vectors[:, [1]], v.reference[[1]])[:, :, 0]
@@ -97,7 +99,9 @@ def test_a_token_score_is_calibrated_on_neutral_text_at_its_position(tiny_model,
 def test_the_stories_are_read_as_what_they_tell_and_neutral_texts_as_none(tiny_model, v, toy):
     stories = toy.texts()
     s = em.score(tiny_model, v, [t.text for _, t in stories], layer=1, skip=50)
-    right = np.mean([s.emotions[int(i)] == e for i, (e, _) in zip(s.values.argmax(1), stories, strict=True)])
+    right = np.mean(
+        [s.emotions[int(i)] == e for i, (e, _) in zip(s.values.argmax(1), stories, strict=True)]
+    )
     assert right > 0.8  # its own training texts; chance is .25
     neutral = em.score(tiny_model, v, [n.text for n in toy.neutral], layer=1, skip=50)
     # the band is their own 95th percentile
@@ -132,13 +136,20 @@ def test_directions_of_spans_are_read_at_spans_or_not_at_all(tiny_model, toy):
     texts, spans = [t.text for _, t in stories], [(0, 12)] * len(stories)
     topics = [t.topic for _, t in stories]
     acts = em.collect_resid_post(
-        tiny_model, texts, emotions=[e for e, _ in stories], topics=topics, pooling=em.char_span(spans), progress=False
+        tiny_model,
+        texts,
+        emotions=[e for e, _ in stories],
+        topics=topics,
+        pooling=em.char_span(spans),
+        progress=False,
     )
     v = em.mean_difference(acts, remove_neutral=None)
     v = replace(
         v, calibration=replace(v.calibration, band=torch.ones_like(v.calibration.band))
     )  # plain texts have no neutral ones
-    with pytest.raises(ValueError, match=r"made from spans of their texts: say with spans= where to read these"):
+    with pytest.raises(
+        ValueError, match=r"made from spans of their texts: say with spans= where to read these"
+    ):
         em.score(tiny_model, v, texts[:2])
     s = em.score(tiny_model, v, texts, spans=spans, layer=1)
     torch.testing.assert_close(s.values, v.z(acts.rows)[:, :, 1], rtol=1e-3, atol=1e-3)
@@ -148,7 +159,8 @@ def test_directions_of_spans_are_read_at_spans_or_not_at_all(tiny_model, toy):
 
 def test_spans_for_directions_of_whole_texts_are_refused(tiny_model, v):
     with pytest.raises(
-        ValueError, match=r"spans= given, but these directions were not made from spans \(their pooling is 'mean'\)"
+        ValueError,
+        match=r"spans= given, but these directions were not made from spans \(their pooling is 'mean'\)",
     ):
         em.score(tiny_model, v, NEW, spans=[(0, 5)])
 
@@ -160,8 +172,15 @@ def test_the_band_is_said_with_what_was_measured(tiny_model, v):
         r"none below -?\d+\.\d to -?\d+\.\d by length; \d+( to \d+)? % of neutral texts of held-out topics lie above",
         repr(s),
     )
-    old = replace(v, calibration=replace(v.calibration, band_rate=torch.full_like(v.calibration.band_rate, torch.nan)))
-    assert "how many neutral texts lie above was not measured" in repr(em.score(tiny_model, old, NEW, layer=1))
+    old = replace(
+        v,
+        calibration=replace(
+            v.calibration, band_rate=torch.full_like(v.calibration.band_rate, torch.nan)
+        ),
+    )
+    assert "how many neutral texts lie above was not measured" in repr(
+        em.score(tiny_model, old, NEW, layer=1)
+    )
     rate = v.calibration.token_rate.clone()
     rate[0] = torch.nan  # the first three positions
     part = replace(v, calibration=replace(v.calibration, token_rate=rate))
@@ -170,7 +189,11 @@ def test_the_band_is_said_with_what_was_measured(tiny_model, v):
 
 
 def _scores(
-    values: list[list[float]], band: float, texts: tuple[str, ...], emotions=("joy", "fear"), **fields
+    values: list[list[float]],
+    band: float,
+    texts: tuple[str, ...],
+    emotions=("joy", "fear"),
+    **fields,
 ) -> Scores:
     table = torch.tensor(values)
     given = {
@@ -218,13 +241,16 @@ def test_table_and_view_say_the_same_and_grey_what_is_inside_the_band():
     assert second.split("'")[2].split()[0] == "none"  # on the band is inside it
     html = s.to_html()
     bars = re.findall(
-        r'<span style="width:8em">(\w+)</span><span style="background:(#\w+);.*?>([+-][\d.]+)</span>', html
+        r'<span style="width:8em">(\w+)</span><span style="background:(#\w+);.*?>([+-][\d.]+)</span>',
+        html,
     )
     assert [(e, colour == "#d9622b") for e, colour, _ in bars] == [("joy", True), ("fear", False), ("awe", False), ("awe", False), ("joy", False), ("fear", False)]  # fmt: skip
     assert [z for _, _, z in bars] == [
         z.strip("()") for line in (first, second) for z in re.findall(r"[+-]\d\.\d", line)
     ]
-    token = replace(s, per="token", text_of=(0, 0), spans=((0, 3), (3, 4)), texts=("One.",), flags=((),))
+    token = replace(
+        s, per="token", text_of=(0, 0), spans=((0, 3), (3, 4)), texts=("One.",), flags=((),)
+    )
     assert 'title="+1.0" style="background:rgba(217,98,43,0.00)"' in token.to_html(["awe"])
 
 
@@ -235,7 +261,9 @@ def test_one_text_and_a_list_of_one_are_the_same(tiny_model, v):
 def test_a_text_alone_scores_as_in_company(tiny_model, v):
     """Another batch is another order of sums, 1e-5 of a norm; z is in units of a spread about a tenth of it."""
     together = em.score(tiny_model, v, ["He put it on the shelf.", NEW, NEW * 2])
-    torch.testing.assert_close(together.values[1:2], em.score(tiny_model, v, NEW).values, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        together.values[1:2], em.score(tiny_model, v, NEW).values, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_chat_messages_are_read_as_rendered(tiny_model, v):
@@ -250,9 +278,14 @@ def test_the_view_shows_the_emotions_that_are_asked_for(tiny_model, v):
     assert re.findall(r"<b>(\w+)</b>", s.to_html(["tarrow", "glimmer"])) == ["tarrow", "glimmer"]
     assert len(re.findall(r"<b>(\w+)</b>", s.to_html())) == 3
     whole = em.score(tiny_model, v, NEW)
-    assert re.findall(r'width:8em">(\w+)<', whole.to_html(["tarrow", "glimmer"])) == ["tarrow", "glimmer"]
+    assert re.findall(r'width:8em">(\w+)<', whole.to_html(["tarrow", "glimmer"])) == [
+        "tarrow",
+        "glimmer",
+    ]
     for scores in (s, whole):
-        with pytest.raises(KeyError, match="no emotion 'joy' here; there are: glimmer, gloamer, brindle, tarrow"):
+        with pytest.raises(
+            KeyError, match="no emotion 'joy' here; there are: glimmer, gloamer, brindle, tarrow"
+        ):
             scores.to_html(["joy"])
 
 
@@ -279,19 +312,25 @@ def test_other_processing_is_other_activations(tiny, v):
 def test_another_width_is_never_accepted(tiny, v):
     wide = em.load_model(tiny("llama", tokenizer="chat", hidden_size=64))
     for allow in (False, True):
-        with pytest.raises(ValueError, match=r"these directions have width 32 \(.*\), this model 64"):
+        with pytest.raises(
+            ValueError, match=r"these directions have width 32 \(.*\), this model 64"
+        ):
             em.score(wide, v, NEW, allow_other_model=allow)
 
 
 def test_another_tokenizer_is_no_twin(tiny, v):
     other = em.load_model(tiny("llama", tokenizer="no_bos", seed=1))
-    with pytest.raises(ValueError, match=r"has another tokenizer than .*; allow_other_model needs the same one"):
+    with pytest.raises(
+        ValueError, match=r"has another tokenizer than .*; allow_other_model needs the same one"
+    ):
         em.score(other, v, NEW, allow_other_model=True)
 
 
 def test_directions_made_by_arithmetic_have_no_calibration(tiny_model, v):
     for made in (v["glimmer"] - v["gloamer"], 0.5 * v["glimmer"], -v):
-        with pytest.raises(ValueError, match=r"no calibration \(made by arithmetic.*use directions\.project"):
+        with pytest.raises(
+            ValueError, match=r"no calibration \(made by arithmetic.*use directions\.project"
+        ):
             em.score(tiny_model, made, NEW)
 
 
@@ -304,7 +343,9 @@ def test_a_part_of_the_directions_scores_as_the_whole_does(tiny_model, v):
 def test_wrong_requests_say_what_is_allowed(tiny_model, v):
     with pytest.raises(ValueError, match="per='word'; allowed: 'text', 'token'"):
         em.score(tiny_model, v, NEW, per="word")
-    with pytest.raises(ValueError, match="layer 7 has no directions here; there are layers 0, 1, 2"):
+    with pytest.raises(
+        ValueError, match="layer 7 has no directions here; there are layers 0, 1, 2"
+    ):
         em.score(tiny_model, v, NEW, layer=7)
     with pytest.raises(ValueError, match="at least 1: the first token is an attention sink"):
         em.score(tiny_model, v, NEW, skip=0)
@@ -425,20 +466,28 @@ def test_a_hostile_name_of_an_emotion_is_escaped():
 
 
 def test_tokens_that_were_left_out_still_show_and_split_characters_show_once():
-    page = token_html("ab🙂cd", [(0, 1), (2, 3), (2, 3), (2, 4)], [0.0, 9.0, -9.0, 1.0], [1.5] * 4, 4.0)
+    page = token_html(
+        "ab🙂cd", [(0, 1), (2, 3), (2, 3), (2, 4)], [0.0, 9.0, -9.0, 1.0], [1.5] * 4, 4.0
+    )
     assert _text_of(page) == "ab🙂cd"
     assert page.count("<span") == 3
 
 
 def test_colour_starts_at_the_band_and_grows_to_the_limit():
     def strength(z: float) -> float:
-        return float(re.search(r"rgba\([\d,]+,([\d.]+)\)", token_html("x", [(0, 1)], [z], [1.5], 4.0)).group(1))
+        return float(
+            re.search(r"rgba\([\d,]+,([\d.]+)\)", token_html("x", [(0, 1)], [z], [1.5], 4.0)).group(
+                1
+            )
+        )
 
     assert strength(1.4) == strength(-1.4) == 0.0
     assert 0 < strength(1.6) < strength(3.0) < strength(4.0) == strength(40.0) == 1.0
     assert strength(-3.0) == strength(3.0)
     warm, cold = (token_html("x", [(0, 1)], [z], [1.5], 4.0) for z in (3.0, -3.0))
-    assert re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", warm) == re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", cold)
+    assert re.sub(r"rgba\([^)]*\)|title=\"[^\"]*\"", "", warm) == re.sub(
+        r"rgba\([^)]*\)|title=\"[^\"]*\"", "", cold
+    )
     assert warm != cold
 
 
@@ -482,7 +531,10 @@ class _Words:
 
     def __call__(self, text, **options):
         if text[-2:-1] == " ":
-            parts = (self.inner(part, add_special_tokens=False).input_ids for part in (text[:-2], text[-1]))
+            parts = (
+                self.inner(part, add_special_tokens=False).input_ids
+                for part in (text[:-2], text[-1])
+            )
             return SimpleNamespace(input_ids=[*chain(*parts)])
         return self.inner(text, **options)
 
@@ -493,14 +545,19 @@ def words_of(lens_model, monkeypatch):
     attribute = "_tokenizer" if "_tokenizer" in vars(lens_model) else "tokenizer"
     monkeypatch.setitem(vars(lens_model), attribute, _Words(lens_model.tokenizer))
     return {
-        e: [lens_model.tokenizer(" " + w, add_special_tokens=False).input_ids for w in ws] for e, ws in LETTERS.items()
+        e: [lens_model.tokenizer(" " + w, add_special_tokens=False).input_ids for w in ws]
+        for e, ws in LETTERS.items()
     }
 
 
 def test_directions_planted_as_unembeddings_of_their_words_pass_the_lens(lens_model, toy, words_of):
     ids = {e: [i for (i,) in ws] for e, ws in words_of.items()}
-    gain = lens_model.ln_final.w if hasattr(lens_model.ln_final, "w") else lens_model.ln_final.weight
-    rows = lens_model.W_U.detach().T * gain.detach()  # the direction that raises a token through the norm's gain
+    gain = (
+        lens_model.ln_final.w if hasattr(lens_model.ln_final, "w") else lens_model.ln_final.weight
+    )
+    rows = (
+        lens_model.W_U.detach().T * gain.detach()
+    )  # the direction that raises a token through the norm's gain
     planted = torch.stack([rows[ids[e]].mean(0) for e in LETTERS])
     v = _lens_directions(lens_model, toy, 20 * planted)
     lens = em.logit_lens(lens_model, v, LETTERS, n_random=99)
@@ -530,7 +587,12 @@ def test_the_same_seed_gives_the_same_null(tiny_model, v, toy):
 
 
 def test_a_first_token_that_emotions_share_counts_for_none(tiny_model, v):
-    targets = {"glimmer": ["happy", "merry"], "gloamer": ["happy", "sorry"], "brindle": ["cross"], "tarrow": ["loud"]}
+    targets = {
+        "glimmer": ["happy", "merry"],
+        "gloamer": ["happy", "sorry"],
+        "brindle": ["cross"],
+        "tarrow": ["loud"],
+    }
     lens = em.logit_lens(tiny_model, v, targets, n_random=5)
     assert np.isfinite(lens.auc["glimmer"])
 
@@ -550,7 +612,9 @@ def test_words_that_cannot_be_told_apart_are_refused(tiny_model, v):
 
 def test_the_lens_refuses_directions_of_another_model(tiny, v):
     with pytest.raises(ValueError, match="other weights"):
-        em.logit_lens(em.load_model(tiny("llama", tokenizer="chat", seed=1)), v, {"glimmer": ["happy"]})
+        em.logit_lens(
+            em.load_model(tiny("llama", tokenizer="chat", seed=1)), v, {"glimmer": ["happy"]}
+        )
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------
@@ -571,17 +635,28 @@ def test_real_tokens_of_a_new_text_are_read_and_shown(real_model, toy):
 def test_every_call_that_recommends_allow_other_model_takes_it(tiny: Any, tiny_model: Any) -> None:
     import inspect
 
-    from emolens import patching, readout, steering, sweeps
-    from emolens.interventions import check
+    from emolens import readout
+    from emolens.interventions import generate as steering
+    from emolens.interventions import sweep as sweeps
+    from emolens.interventions.check import check
 
-    for function in (em.score, readout.logit_lens, patching.attribute, steering.generate, sweeps.sweep, check):
+    for function in (
+        em.score,
+        readout.logit_lens,
+        attribution_room.attribute,
+        steering.generate,
+        sweeps.sweep,
+        check,
+    ):
         assert "allow_other_model" in inspect.signature(function).parameters, function
     info = em.model_info(em.load_model(tiny("llama", tokenizer="chat", seed=1))).to_dict()
-    with pytest.raises(ValueError, match=r"\(other weights\); collect again, or pass allow_other_model=True"):
-        readout.check_model(tiny_model, info)
+    with pytest.raises(
+        ValueError, match=r"\(other weights\); collect again, or pass allow_other_model=True"
+    ):
+        identity_room.check_model(tiny_model, info)
     with pytest.raises(ValueError, match=r"\(other weights\); collect again$"):
-        readout.check_model(tiny_model, info, allow_other_model=None)
-    readout.check_model(tiny_model, info, allow_other_model=True)
+        identity_room.check_model(tiny_model, info, allow_other_model=None)
+    identity_room.check_model(tiny_model, info, allow_other_model=True)
 
 
 def _zeroed_row(w):
@@ -628,9 +703,17 @@ def test_weights_that_are_edited_between_two_calls_are_another_model(tiny, v, ca
     [
         lambda m, v: em.score(m, v, "They walked on.", per="token"),
         lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v),
-        lambda m, v: em.generate(m, "They walked on", max_new_tokens=1, read=v, read_with="as generated"),
+        lambda m, v: em.generate(
+            m, "They walked on", max_new_tokens=1, read=v, read_with="as generated"
+        ),
         lambda m, v: em.sweep(
-            m, "They", v["gloamer"], doses=[0.1], target_words={"gloamer": ["a"], "tarrow": ["b"]}, write=1, read=v
+            m,
+            "They",
+            v["gloamer"],
+            doses=[0.1],
+            target_words={"gloamer": ["a"], "tarrow": ["b"]},
+            write=1,
+            read=v,
         ),
         lambda m, v: v.token_z(torch.zeros(1, len(v.layers), 32), torch.tensor([1])),
     ],
@@ -638,5 +721,7 @@ def test_weights_that_are_edited_between_two_calls_are_another_model(tiny, v, ca
 )
 def test_directions_without_neutral_texts_do_not_read_tokens(tiny_model, acts, call):
     v = em.mean_difference(acts.select(lambda t: t.split != "neutral"), remove_neutral=None)
-    with pytest.raises(ValueError, match=r"too little neutral text .*make them from an emotion set that has more"):
+    with pytest.raises(
+        ValueError, match=r"too little neutral text .*make them from an emotion set that has more"
+    ):
         call(tiny_model, v)

@@ -13,7 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from emolens import stats
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)  # no deadline: two shared cores
+PROPERTY = settings(
+    max_examples=60, deadline=None, derandomize=True
+)  # no deadline: two shared cores
 probability = st.floats(0, 1)
 
 
@@ -27,9 +29,13 @@ def test_every_topic_is_held_out_exactly_once_and_each_fold_has_both_persons() -
 
 @PROPERTY
 @given(
-    st.lists(st.sampled_from(["first", "third", None]), min_size=4, max_size=30), st.integers(2, 4), st.integers(0, 9)
+    st.lists(st.sampled_from(["first", "third", None]), min_size=4, max_size=30),
+    st.integers(2, 4),
+    st.integers(0, 9),
 )
-def test_folds_are_disjoint_complete_and_differ_by_at_most_one_topic(persons, n_folds, seed) -> None:
+def test_folds_are_disjoint_complete_and_differ_by_at_most_one_topic(
+    persons, n_folds, seed
+) -> None:
     person = {f"t{i}": p for i, p in enumerate(persons)}
     folds = stats.topic_folds(person, n_folds=n_folds, seed=seed)
     assert sorted(t for fold in folds for t in fold) == sorted(person)
@@ -47,7 +53,9 @@ def test_folds_do_not_depend_on_the_order_of_the_topics() -> None:
 
 
 def test_too_few_topics_for_the_folds_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"3 topics cannot make 4 folds; give more topics or fewer folds"):
+    with pytest.raises(
+        ValueError, match=r"3 topics cannot make 4 folds; give more topics or fewer folds"
+    ):
         stats.topic_folds({"a": "first", "b": "third", "c": "first"})
 
 
@@ -60,8 +68,12 @@ def test_bootstrap_of_a_mean_is_the_naive_loop() -> None:
         stats.bootstrap_mean(values, groups, n=300, seed=5),
         stats.bootstrap(lambda i: values[i].mean(), groups, n=300, seed=5),
     ):
-        assert estimate.value == pytest.approx(values.mean(), abs=1e-12)  # float64 sums in another order
-        assert (estimate.low, estimate.high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=1e-12)
+        assert estimate.value == pytest.approx(
+            values.mean(), abs=1e-12
+        )  # float64 sums in another order
+        assert (estimate.low, estimate.high) == pytest.approx(
+            tuple(np.percentile(draws, [2.5, 97.5])), abs=1e-12
+        )
 
 
 def test_bootstrap_resamples_groups_and_not_rows() -> None:
@@ -75,7 +87,9 @@ def test_the_bootstrap_interval_of_topics_covers_the_truth_about_as_often_as_it_
     groups = [f"t{i}" for i in range(16) for _ in range(6)]
     covered = 0
     for seed in range(300):
-        values = np.repeat(rng.normal(size=16), 6) + rng.normal(size=96)  # topics differ: rows are not independent
+        values = np.repeat(rng.normal(size=16), 6) + rng.normal(
+            size=96
+        )  # topics differ: rows are not independent
         estimate = stats.bootstrap_mean(values, groups, n=400, seed=seed)
         covered += estimate.low <= 0.0 <= estimate.high
     # A percentile interval over 16 groups is known to be a little short (about .92); binomial sd of the share is .016.
@@ -88,7 +102,9 @@ def test_an_estimate_prints_its_interval() -> None:
 
 @PROPERTY
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.integers(-6, 6))
-def test_a_permutation_p_counts_the_observation_and_never_falls_below_its_floor(null, observed) -> None:
+def test_a_permutation_p_counts_the_observation_and_never_falls_below_its_floor(
+    null, observed
+) -> None:
     p = stats.permutation_p(observed, null)
     assert p == (sum(x >= observed for x in null) + 1) / (len(null) + 1)
     assert 1 / (len(null) + 1) <= p <= 1
@@ -103,7 +119,9 @@ def test_a_missing_observation_or_draw_is_no_evidence() -> None:
 @given(st.lists(probability, min_size=1, max_size=20))
 def test_q_values_are_those_of_the_step_up_definition(p) -> None:
     q = stats.benjamini_hochberg(p)
-    assert q.tolist() == pytest.approx(naive.benjamini_hochberg(p), abs=1e-12)  # products in another order
+    assert q.tolist() == pytest.approx(
+        naive.benjamini_hochberg(p), abs=1e-12
+    )  # products in another order
     assert (q >= np.asarray(p) - 1e-15).all()  # one multiplication and one division: an ulp
 
 
@@ -119,10 +137,14 @@ def test_benjamini_hochberg_keeps_its_rate_under_the_null() -> None:
 def test_auc_is_scikit_learns_and_the_naive_pair_count_also_with_ties(seed) -> None:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([[0, 1, 2], rng.integers(0, 3, size=22)])
-    scores = rng.integers(0, 5, size=(25, 3)).astype(float)  # five values in 25 texts: ties everywhere
+    scores = rng.integers(0, 5, size=(25, 3)).astype(
+        float
+    )  # five values in 25 texts: ties everywhere
     found = stats.auc_by_class(scores, labels)
     for c in range(3):
-        assert found[c] == pytest.approx(roc_auc_score(labels == c, scores[:, c]), abs=1e-12)  # float64 sums
+        assert found[c] == pytest.approx(
+            roc_auc_score(labels == c, scores[:, c]), abs=1e-12
+        )  # float64 sums
         assert found[c] == pytest.approx(naive.auc(scores[:, c], labels == c), abs=1e-12)
     assert stats.macro_auc(scores, labels) == pytest.approx(found.mean(), abs=1e-12)
 
@@ -140,7 +162,9 @@ def test_auc_with_several_labels_a_text_agrees_with_scikit_learn() -> None:
     positive = rng.random((40, 4)) < 0.4
     scores = rng.normal(size=(40, 4))
     expected = [roc_auc_score(positive[:, c], scores[:, c]) for c in range(4)]
-    assert stats.multilabel_auc(scores, positive).tolist() == pytest.approx(expected, abs=1e-12)  # float64 sums
+    assert stats.multilabel_auc(scores, positive).tolist() == pytest.approx(
+        expected, abs=1e-12
+    )  # float64 sums
 
 
 def test_top_k_counts_the_texts_whose_class_is_among_the_best() -> None:
@@ -153,7 +177,9 @@ def test_top_k_counts_the_texts_whose_class_is_among_the_best() -> None:
 
 def test_a_readout_that_says_nothing_is_never_right() -> None:
     labels = np.array([0, 1])
-    assert not stats.top_k(np.zeros((2, 3)), labels).any()  # all tied: a constant readout must not score 100 %
+    assert not stats.top_k(
+        np.zeros((2, 3)), labels
+    ).any()  # all tied: a constant readout must not score 100 %
     assert not stats.top_k(np.full((2, 3), np.nan), labels).any()  # a text that no fold held out
 
 
@@ -171,7 +197,9 @@ def test_partial_pearson_is_the_textbook_formula() -> None:
     x, y = given_ + rng.normal(size=60), given_**2 - given_ + rng.normal(size=60)
     xy, xg, yg = stats.pearson(x, y), stats.pearson(x, given_), stats.pearson(y, given_)
     expected = (xy - xg * yg) / np.sqrt((1 - xg**2) * (1 - yg**2))
-    assert stats.partial_pearson(x, y, given_) == pytest.approx(expected, abs=1e-10)  # least squares in float64
+    assert stats.partial_pearson(x, y, given_) == pytest.approx(
+        expected, abs=1e-10
+    )  # least squares in float64
 
 
 def test_partial_pearson_removes_a_correlation_that_goes_through_the_third_variable() -> None:
@@ -185,7 +213,9 @@ def test_partial_pearson_removes_a_correlation_that_goes_through_the_third_varia
 def test_partial_pearson_of_something_that_the_third_variable_explains_wholly_is_nan() -> None:
     rng = np.random.default_rng(5)
     given_, y = rng.normal(size=(2, 20))
-    assert np.isnan(stats.partial_pearson(2 * given_ + 1, y, given_))  # the residual is rounding noise, not data
+    assert np.isnan(
+        stats.partial_pearson(2 * given_ + 1, y, given_)
+    )  # the residual is rounding noise, not data
 
 
 # --- classifiers on held-out topics ----------------------------------------------------------------------------------
@@ -220,7 +250,9 @@ def test_no_text_is_scored_by_a_classifier_that_saw_its_topic() -> None:
 
 
 def test_a_topic_that_is_in_no_fold_stays_unscored() -> None:
-    scores = stats.heldout_scores(lambda train, test: np.ones((len(test), 2)), ["a", "b"], [("a",)], 2)
+    scores = stats.heldout_scores(
+        lambda train, test: np.ones((len(test), 2)), ["a", "b"], [("a",)], 2
+    )
     assert np.isnan(scores[1]).all()
     assert not np.isnan(scores[0]).any()
 
@@ -228,7 +260,9 @@ def test_a_topic_that_is_in_no_fold_stays_unscored() -> None:
 def test_centroid_scores_are_the_naive_loop() -> None:
     x, labels, _ = _blobs(0)
     found = stats.centroid_scores(x[:15], labels[:15], x[15:], 3)
-    assert np.abs(found - naive.centroid_scores(x[:15], labels[:15], x[15:], 3)).max() < 1e-12  # float64 sums
+    assert (
+        np.abs(found - naive.centroid_scores(x[:15], labels[:15], x[15:], 3)).max() < 1e-12
+    )  # float64 sums
 
 
 @PROPERTY
@@ -238,14 +272,18 @@ def test_centroid_scores_do_not_move_with_the_origin_or_the_order_of_the_texts(s
     base = stats.centroid_scores(x, labels, x, 3)
     order = np.random.default_rng(seed).permutation(len(x))
     moved = stats.centroid_scores((x + shift)[order], labels[order], x + shift, 3)
-    assert np.abs(moved - base).max() < 1e-9  # float64: 1000 x 2e-16 x 24 texts, amplified by short vectors
+    assert (
+        np.abs(moved - base).max() < 1e-9
+    )  # float64: 1000 x 2e-16 x 24 texts, amplified by short vectors
 
 
 def test_centroid_scores_weigh_emotions_and_not_texts_equally() -> None:
     train = np.array([[1.0, 0.0]] * 9 + [[0.0, 1.0]])
     labels = np.array([0] * 9 + [1])
     # the middle between the two means scores zero for both, however many texts each mean has
-    assert stats.centroid_scores(train, labels, np.array([[0.5, 0.5]]), 2) == pytest.approx(np.zeros((1, 2)), abs=1e-15)
+    assert stats.centroid_scores(train, labels, np.array([[0.5, 0.5]]), 2) == pytest.approx(
+        np.zeros((1, 2)), abs=1e-15
+    )
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
@@ -254,20 +292,26 @@ def test_logistic_scores_are_scikit_learns_on_standardised_features(n_classes: i
     train, test = np.arange(len(x)) < 6 * n_classes, np.arange(len(x)) >= 6 * n_classes
     scaler = StandardScaler().fit(x[train])
     unit = np.sqrt(x.shape[1])
-    model = LogisticRegression(C=100.0, tol=1e-3, max_iter=300).fit(scaler.transform(x[train]) / unit, labels[train])
+    model = LogisticRegression(C=100.0, tol=1e-3, max_iter=300).fit(
+        scaler.transform(x[train]) / unit, labels[train]
+    )
     expected = model.decision_function(scaler.transform(x[test]) / unit)
     found = stats.logistic_scores(x[train], labels[train], x[test])
     assert found.shape == (test.sum(), n_classes)
     if n_classes == 2:
         expected = np.column_stack([-expected, expected])
-    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()  # the same solver on the same numbers
+    assert (
+        np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    )  # the same solver on the same numbers
 
 
 def test_logistic_scores_do_not_depend_on_the_units_of_the_features() -> None:
     x, labels, _ = _blobs(2)
     scale = np.array([1e-3, 1.0, 10.0, 1e3, 5.0, 0.2])
     a, b = (stats.logistic_scores(data, labels, data) for data in (x, x * scale + 7))
-    assert np.abs(a - b).max() < 1e-4 * np.abs(a).max()  # the solver sees the same numbers to about 1e-13
+    assert (
+        np.abs(a - b).max() < 1e-4 * np.abs(a).max()
+    )  # the solver sees the same numbers to about 1e-13
 
 
 def test_a_feature_that_never_varies_does_not_divide_by_zero() -> None:
@@ -279,14 +323,18 @@ def test_a_feature_that_never_varies_does_not_divide_by_zero() -> None:
 def test_the_tfidf_vocabulary_comes_from_the_training_texts_only() -> None:
     train = ["the red kettle sang", "the red door", "a kettle and a door"]
     x, z = stats.tfidf(train, ["zebra zebra", "the zebra kettle"])
-    assert x.shape[1] == z.shape[1] == 4  # the, red, kettle, door: words of at least two training texts
+    assert (
+        x.shape[1] == z.shape[1] == 4
+    )  # the, red, kettle, door: words of at least two training texts
     assert not z[0].any()  # a word that no training text has carries nothing
     assert z[1].any()
 
 
 def test_chinese_and_japanese_are_read_by_characters() -> None:
     x, z = stats.tfidf(["今天天气很好", "今天天气不好"], ["今天下雨"], "zh")
-    assert x.shape[1] > 4  # words between spaces would give one feature a text, and none in two texts
+    assert (
+        x.shape[1] > 4
+    )  # words between spaces would give one feature a text, and none in two texts
     assert z.any()
 
 
@@ -295,7 +343,8 @@ def test_tfidf_scores_find_words_that_repeat_across_topics_and_no_others(estimat
     marker = {"joy": "sunlight", "fear": "footsteps", "anger": "slammed"}
     rows = [(e, f"t{t}") for t in range(4) for e in marker]
     told = [
-        f"thing{t} word{t} {marker[e]} and the rest" for (e, _), t in zip(rows, np.repeat(range(4), 3), strict=True)
+        f"thing{t} word{t} {marker[e]} and the rest"
+        for (e, _), t in zip(rows, np.repeat(range(4), 3), strict=True)
     ]
     labels, topics = [e for e, _ in rows], [t for _, t in rows]
     folds = [(f"t{t}",) for t in range(4)]
@@ -304,7 +353,9 @@ def test_tfidf_scores_find_words_that_repeat_across_topics_and_no_others(estimat
     assert stats.top_k(scores, y).all()
     # negative control: a marker that belongs to one topic only tells nothing about a topic that was held out
     private = [f"{marker[e]}{t} and the rest of it" for e, t in rows]
-    assert not stats.top_k(stats.tfidf_scores(private, labels, topics, folds, estimator=estimator), y).any()
+    assert not stats.top_k(
+        stats.tfidf_scores(private, labels, topics, folds, estimator=estimator), y
+    ).any()
 
 
 @pytest.mark.parametrize("n_classes", [8, 171])
@@ -334,9 +385,14 @@ def test_centroids_of_a_class_without_texts_are_an_error():
 def test_a_shuffle_that_can_move_nothing_is_refused():
     rng = np.random.default_rng(0)
     for groups in (["a", "b", "c", "d"], ["a", "b", "a", "b"]):
-        with pytest.raises(ValueError, match=rf"within {len(set(groups))} groups that have one label each"):
+        with pytest.raises(
+            ValueError, match=rf"within {len(set(groups))} groups that have one label each"
+        ):
             stats.shuffle_within(np.array([0, 1, 0, 1]), groups, rng)
-    moved = [stats.shuffle_within(np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], rng).tolist() for _ in range(20)]
+    moved = [
+        stats.shuffle_within(np.array([0, 1, 0, 1]), ["a", "a", "b", "b"], rng).tolist()
+        for _ in range(20)
+    ]
     assert [0, 1, 0, 1] in moved  # a permutation test counts the truth as one of its draws
     assert len({tuple(m) for m in moved}) == 4
 
@@ -344,12 +400,17 @@ def test_a_shuffle_that_can_move_nothing_is_refused():
 def test_an_interval_over_draws_is_wider_than_one_over_their_mean():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(1, 40)) * 0.1 + rng.normal(size=(5, 1))
-    both, mean = stats.bootstrap_draws(values, range(40)), stats.bootstrap_mean(values.mean(0), range(40))
+    both, mean = (
+        stats.bootstrap_draws(values, range(40)),
+        stats.bootstrap_mean(values.mean(0), range(40)),
+    )
     assert both.value == pytest.approx(mean.value)
     assert both.high - both.low > 5 * (mean.high - mean.low)
     one = stats.bootstrap_draws(values[:1], range(40))
     same = stats.bootstrap_mean(values[0], range(40))
-    assert (one.low, one.high) == pytest.approx((same.low, same.high), abs=0.01)  # other resamples of the same rows
+    assert (one.low, one.high) == pytest.approx(
+        (same.low, same.high), abs=0.01
+    )  # other resamples of the same rows
 
 
 def test_a_share_over_draws_is_the_ratio_of_means():
@@ -360,7 +421,9 @@ def test_a_share_over_draws_is_the_ratio_of_means():
     assert e.high == pytest.approx(1.5)  # only the first pair of it
 
 
-@pytest.mark.parametrize("text", ['"Go on," she said.', "'Go on,' she said.", "‘It's late, go on,’ she said."])
+@pytest.mark.parametrize(
+    "text", ['"Go on," she said.', "'Go on,' she said.", "‘It's late, go on,’ she said."]
+)
 def test_speech_is_seen_in_double_and_in_single_quotes(text: str) -> None:
     quoted = stats.form_features([text])[0, stats.FORM.index("quoted speech")]
     assert quoted > 0.4

@@ -19,13 +19,18 @@ from sklearn import linear_model  # noqa: F401  (before the limit below, which s
 import emolens as em
 import emolens.study
 from emolens import stats
-from emolens.activations import NORM_BINS, Activations, TextInfo
-from emolens.emotion_sets import Emotion, EmotionSet, Story, Topic
-from emolens.experiments import causal, lens, norms, person, refit, separability, transfer, validation
+from emolens.collect import collection
+from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.experiments import causal, person, separability, transfer, validation
+from emolens.experiments import fitting as refit
+from emolens.experiments import geometry as norms
+from emolens.experiments import logit_lens as lens
 from emolens.experiments.base import Inputs, Labelled, Row, row
-from emolens.report import render
+from emolens.interventions.measure import Cell
+from emolens.interventions.sweep import Sweep
+from emolens.report.page import render
+from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.study import Study, check_request, run_study
-from emolens.sweeps import Cell, Sweep
 
 ROWS = ("separability", "person", "transfer", "geometry", "logit_lens", "validation", "causal")
 DEEDS = {  # six words of GoEmotions and of the Glasgow norms, and what people do
@@ -80,7 +85,8 @@ def stories() -> EmotionSet:
         name="six",
         language="en",
         emotions=tuple(
-            Emotion(name=e, adjective=e, family=FAMILY[e], target_words=TARGETS[e], norm_key=e) for e in DEEDS
+            Emotion(name=e, adjective=e, family=FAMILY[e], target_words=TARGETS[e], norm_key=e)
+            for e in DEEDS
         ),
         topics=tuple(Topic(name=t, person=p) for t, p in TOPICS.items()),
         stories=told,
@@ -101,13 +107,17 @@ def external(tmp_path_factory) -> Path:
             lines.append(
                 f'They {rng.choice(deeds)} at the {rng.choice(list(TOPICS))}, "{i}".{named}\t{label}\tid{e}{i}'
             )
-    lines += [f"The {t} is open from {i} to five.\t27\tplain{i}{t}" for t in TOPICS for i in range(3)]
+    lines += [
+        f"The {t} is open from {i} to five.\t27\tplain{i}{t}" for t in TOPICS for i in range(3)
+    ]
     lines += ["Both at once, he laughed and wept.\t17,25\tboth"]
     (folder / "goemotions_test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = ["id,split,V,A,D,text"]
     for i, (e, deeds) in enumerate(list(DEEDS.items()) * 6):
         v, a = 3 + (e in ("joy", "surprise")) - (e == "sadness"), 3 + 0.1 * (i % 7)
-        rows.append(f'{i},{"train" if i % 6 == 5 else "test"},{v},{a},3.0,"She {rng.choice(deeds)}, ""so""."')
+        rows.append(
+            f'{i},{"train" if i % 6 == 5 else "test"},{v},{a},3.0,"She {rng.choice(deeds)}, ""so""."'
+        )
     (folder / "emobank.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 
@@ -132,14 +142,18 @@ def no_experiments(monkeypatch) -> None:
     for experiment in (separability, person, transfer, norms):
         monkeypatch.setattr(experiment, "run", lambda inputs: [])
     monkeypatch.setattr(lens, "run_with_words", lambda inputs: ([], []))
-    monkeypatch.setattr("emolens.report.render", lambda *a, **k: "<!doctype html>")
+    monkeypatch.setattr("emolens.report.page.render", lambda *a, **k: "<!doctype html>")
 
 
 # --- files and rows ---------------------------------------------------------------------------------------------------
 
 
 def test_a_study_leaves_three_files_and_nothing_else(study):
-    assert {p.name for p in study.out.iterdir()} == {"vectors.safetensors", "results.json", "index.html"}
+    assert {p.name for p in study.out.iterdir()} == {
+        "vectors.safetensors",
+        "results.json",
+        "index.html",
+    }
     assert {p.stat().st_mode & 0o777 for p in study.out.iterdir()} == {0o644}
 
 
@@ -161,7 +175,9 @@ def test_every_row_has_every_key_and_absent_is_null(study):
 
 
 def test_a_row_makes_what_is_not_a_number_absent():
-    r = row("x", "m", float("nan"), low=np.float64("inf"), n=np.int64(3), p=np.float64(0.5)).to_dict()
+    r = row(
+        "x", "m", float("nan"), low=np.float64("inf"), n=np.int64(3), p=np.float64(0.5)
+    ).to_dict()
     assert (r["value"], r["low"], r["n"], r["p"]) == (None, None, 3, 0.5)
     assert type(r["n"]) is int
     assert json.dumps(r, allow_nan=False)
@@ -174,7 +190,17 @@ def test_each_experiment_has_exactly_one_primary_row(study):
 
 def test_no_two_rows_answer_the_same_question(study):
     asked = Counter(
-        (r.experiment, r.metric, r.estimator, r.readout, r.layer, r.emotion, r.split, r.control, r.dose)
+        (
+            r.experiment,
+            r.metric,
+            r.estimator,
+            r.readout,
+            r.layer,
+            r.emotion,
+            r.split,
+            r.control,
+            r.dose,
+        )
         for r in study.rows
     )
     assert [q for q, n in asked.items() if n > 1] == []
@@ -196,7 +222,10 @@ def test_the_vectors_are_those_of_the_rows(study, tiny_model):
     assert v.emotions == tuple(DEEDS)
     assert v.layer == study.provenance["layer"]
     assert torch.equal(v.vectors, study.directions.vectors)
-    assert em.score(tiny_model, v, "Mara laughed out loud at the station, and then she danced.").layer == v.layer
+    assert (
+        em.score(tiny_model, v, "Mara laughed out loud at the station, and then she danced.").layer
+        == v.layer
+    )
 
 
 def test_the_provenance_says_what_was_done_and_nothing_of_this_machine(study):
@@ -237,9 +266,11 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["activations", "experiments"]
     finished = {p.stem for p in (tmp_path / "experiments").iterdir()}
     assert finished == {e.NAME for e in (separability, person, transfer, norms, validation)}
-    (tmp_path / "experiments" / f"{norms.NAME}.json").write_text("{", encoding="utf-8")  # damaged: made again
+    (tmp_path / "experiments" / f"{norms.NAME}.json").write_text(
+        "{", encoding="utf-8"
+    )  # damaged: made again
 
-    collect_slice = emolens.activations.collect_slice
+    collect_slice = collection.collect_slice
 
     def never(model: Any, recipe: Any, corpus: Any, *rest: Any) -> Any:
         assert corpus.info["set"] is None, "the stories were collected again"
@@ -248,13 +279,16 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     def again(*args: Any) -> Any:
         raise AssertionError("an experiment was run again")
 
-    monkeypatch.setattr(emolens.activations, "_collect_slice", never)
+    monkeypatch.setattr(collection, "collect_slice", never)
     for experiment in (separability, person, transfer):
         monkeypatch.setattr(experiment, "run", again)
     monkeypatch.setattr(validation, "run_with_choice", again)
     made_again: list[str] = []
     for experiment in (norms, causal):
-        run = lambda *a, e=experiment, run=experiment.run, **k: made_again.append(e.NAME) or run(*a, **k)  # noqa: E731
+
+        def run(*a, e=experiment, run=experiment.run, **k):
+            return made_again.append(e.NAME) or run(*a, **k)
+
         monkeypatch.setattr(experiment, "run", run)
     said: list[str] = []
     resumed = run_study(tiny_model, stories, say=said.append, **options)
@@ -269,7 +303,16 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
 def test_other_peoples_files_are_known_by_what_is_in_them():
     texts = Labelled(["a"], [{"joy", "fear"}])
     assert texts.sha256 == Labelled(["a"], [{"fear", "joy"}]).sha256
-    assert len({texts.sha256, Labelled(["b"], [{"joy", "fear"}]).sha256, Labelled(["a"], [{"joy"}]).sha256}) == 3
+    assert (
+        len(
+            {
+                texts.sha256,
+                Labelled(["b"], [{"joy", "fear"}]).sha256,
+                Labelled(["a"], [{"joy"}]).sha256,
+            }
+        )
+        == 3
+    )
     assert (
         Labelled(["a"], [set()], np.array([1.0]), np.array([2.0])).sha256
         != Labelled(["a"], [set()], np.array([2.0]), np.array([1.0])).sha256
@@ -293,13 +336,19 @@ def test_experiments_kept_by_other_code_or_options_are_run_again(
 
 @pytest.mark.once
 @pytest.mark.usefixtures("no_experiments")
-def test_activations_begun_for_another_set_are_refused_and_a_broken_shard_is_made_again(tiny_model, stories, tmp_path):
+def test_activations_begun_for_another_set_are_refused_and_a_broken_shard_is_made_again(
+    tiny_model, stories, tmp_path
+):
     shards = em.collect_to(tmp_path / "activations", tiny_model, stories, progress=False).folder
     part = stories.subset(["joy", "fear"])
-    with pytest.raises(FileExistsError, match=r"activations was begun with corpus\.n_texts = \d+, now it is \d+"):
+    with pytest.raises(
+        FileExistsError, match=r"activations was begun with corpus\.n_texts = \d+, now it is \d+"
+    ):
         run_study(tiny_model, part, out=tmp_path, progress=False)
     shards.file(0).write_bytes(b"broken")
-    assert run_study(tiny_model, stories, out=tmp_path, progress=False).directions.emotions == tuple(DEEDS)
+    assert run_study(
+        tiny_model, stories, out=tmp_path, progress=False
+    ).directions.emotions == tuple(DEEDS)
     em.collect_to(tmp_path / "activations", tiny_model, stories, progress=False)
     again = run_study(tiny_model, part, out=tmp_path, progress=False, overwrite=True)
     assert again.directions.emotions == ("joy", "fear")
@@ -307,14 +356,17 @@ def test_activations_begun_for_another_set_are_refused_and_a_broken_shard_is_mad
 
 @pytest.mark.once
 @pytest.mark.usefixtures("no_experiments")
-def test_a_folder_of_another_study_is_refused_before_collecting(tiny_model, stories, tmp_path, monkeypatch):
+def test_a_folder_of_another_study_is_refused_before_collecting(
+    tiny_model, stories, tmp_path, monkeypatch
+):
     run_study(tiny_model, stories, out=tmp_path, progress=False)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     part = stories.subset(["joy", "fear", "anger"])
     with monkeypatch.context() as patch:
         patch.setattr(emolens.study, "collect_to", None)
         with pytest.raises(
-            FileExistsError, match=r"already holds another study \(.* on six, .*\).*overwrite=True \(--overwrite\)"
+            FileExistsError,
+            match=r"already holds another study \(.* on six, .*\).*overwrite=True \(--overwrite\)",
         ):
             run_study(tiny_model, part, out=tmp_path, progress=False)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -328,7 +380,10 @@ def test_a_folder_of_another_study_is_refused_before_collecting(tiny_model, stor
 @pytest.mark.parametrize("content", ["{}", "[1, 2]", "not json", '{"provenance": 3}', "\xff\x00"])
 def test_a_results_file_of_something_else_is_refused(tiny_model, stories, tmp_path, content):
     (tmp_path / "results.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(FileExistsError, match=r"already holds another study \(a results\.json that is not a study's\)"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"already holds another study \(a results\.json that is not a study's\)",
+    ):
         run_study(tiny_model, stories, out=tmp_path, progress=False)
 
 
@@ -343,7 +398,13 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_loads(stori
 @pytest.mark.once
 @pytest.mark.usefixtures("no_experiments")
 @pytest.mark.parametrize(
-    "where", ["emolens.shards.save_file", "emolens.study.write_report", "emolens.report.render", "json.dumps"]
+    "where",
+    [
+        "emolens.shards.save_file",
+        "emolens.study.write_report",
+        "emolens.report.page.render",
+        "json.dumps",
+    ],
 )
 def test_an_error_leaves_no_half_file(tiny_model, stories, tmp_path, monkeypatch, where):
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -362,7 +423,8 @@ def test_an_error_leaves_no_half_file(tiny_model, stories, tmp_path, monkeypatch
 
 def test_wrong_requests_are_refused_before_the_model_loads(tmp_path, stories):
     with pytest.raises(
-        FileNotFoundError, match=r"no such folder \(expected goemotions_test\.tsv and emobank\.csv in it\)"
+        FileNotFoundError,
+        match=r"no such folder \(expected goemotions_test\.tsv and emobank\.csv in it\)",
     ):
         run_study("pythia-70m", stories, out=tmp_path / "o", external=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="set 'six' has no neutral texts; a study needs them"):
@@ -387,7 +449,10 @@ def test_transfer_has_its_twins_and_its_nulls(study):
         ("mean_difference", "embed"), ("logistic", "embed"), (None, "chance"),
     }  # fmt: skip
     assert {r.emotion for r in rows if r.metric == "auc by label"} == set(DEEDS)
-    assert {(r.split, r.emotion) for r in rows if r.metric == "r"} == {("emobank", "valence"), ("emobank", "arousal")}
+    assert {(r.split, r.emotion) for r in rows if r.metric == "r"} == {
+        ("emobank", "valence"),
+        ("emobank", "arousal"),
+    }
     assert {r.n for r in rows if r.split == "emobank"} == {30}  # the test split only
     (primary,) = (r for r in rows if r.primary)
     assert (primary.metric, primary.estimator, primary.split) == (
@@ -395,7 +460,9 @@ def test_transfer_has_its_twins_and_its_nulls(study):
         "mean_difference",
         "goemotions",
     )
-    (over_comments,) = (r for r in rows if r.metric == "macro auc" and r.control == "shuffled labels")
+    (over_comments,) = (
+        r for r in rows if r.metric == "macro auc" and r.control == "shuffled labels"
+    )
     (over_both,) = (r for r in rows if r.metric == "macro auc, labels resampled too")
     assert over_both.value == pytest.approx(over_comments.value)
     assert over_both.n == len(DEEDS)
@@ -413,7 +480,11 @@ def test_steering_has_each_control_and_every_emotion_its_null(study):
     assert {(r.draws, r.split) for r in by_emotion} == {(100, "p at least 0.010")}
     for metric in ("share diag above off, direct path", "own score of the text minus random"):
         assert len([r for r in rows if r.metric == metric]) == 1
-    for metric in ("diag minus off at equal KL", "distinct pairs of the text", "length of the text"):
+    for metric in (
+        "diag minus off at equal KL",
+        "distinct pairs of the text",
+        "length of the text",
+    ):
         assert len([r for r in rows if r.metric == metric]) == 2  # with its comparison
 
 
@@ -439,9 +510,9 @@ def test_an_instruction_is_compared_at_the_dose_with_its_damage():
     assert by["diag minus off at equal KL", None].value == pytest.approx(3.0)
     assert by["diag minus off at equal KL", None].dose == pytest.approx(0.3)
     assert by["diag minus off at equal KL", "instruction in words"].value == pytest.approx(1.0)
-    assert by["diag minus off at equal KL, direction minus instruction", "instruction in words"].value == pytest.approx(
-        2.0
-    )
+    assert by[
+        "diag minus off at equal KL, direction minus instruction", "instruction in words"
+    ].value == pytest.approx(2.0)
 
 
 def test_a_study_without_external_text_has_no_transfer_rows(study, stories):
@@ -473,13 +544,18 @@ def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:
 def test_a_bad_goemotions_file_names_its_line(tmp_path, content, line):
     file = tmp_path / "goemotions_test.tsv"
     file.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"goemotions_test\.tsv:{line}: expected text, label ids 0\.\.27 and an id"):
+    with pytest.raises(
+        ValueError,
+        match=rf"goemotions_test\.tsv:{line}: expected text, label ids 0\.\.27 and an id",
+    ):
         transfer.load_goemotions(file)
 
 
 def test_a_comment_of_one_token_is_left_out(tiny):
     model = em.load_model(tiny("qwen2", tokenizer="no_bos"))
-    data = transfer.readable(model, transfer.Labelled(["x", "The door was open.", "y"], [{"joy"}, {"fear"}, set()]))
+    data = transfer.readable(
+        model, transfer.Labelled(["x", "The door was open.", "y"], [{"joy"}, {"fear"}, set()])
+    )
     assert (data.texts, data.labels) == (["The door was open."], [{"fear"}])
 
 
@@ -492,12 +568,20 @@ def test_goemotions_texts_are_read_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "id,split,V,A,D\n1,test,1,2,3\n", "split,V,A,text\ntest,x,1,words\n", "split,V,A,text\ntest\n"]
+    "content",
+    [
+        "",
+        "id,split,V,A,D\n1,test,1,2,3\n",
+        "split,V,A,text\ntest,x,1,words\n",
+        "split,V,A,text\ntest\n",
+    ],
 )
 def test_a_bad_emobank_file_says_what_is_expected(tmp_path, content):
     file = tmp_path / "emobank.csv"
     file.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"emobank\.csv: expected a CSV file with the columns split, V, A and text"):
+    with pytest.raises(
+        ValueError, match=r"emobank\.csv: expected a CSV file with the columns split, V, A and text"
+    ):
         transfer.load_emobank(file)
 
 
@@ -564,7 +648,9 @@ class Page(HTMLParser):
 
 
 def assert_safe(page: Page) -> None:
-    assert not {"script", "iframe", "object", "embed", "link", "img", "form", "base"} & set(page.tags)
+    assert not {"script", "iframe", "object", "embed", "link", "img", "form", "base"} & set(
+        page.tags
+    )
     assert not [a for a in page.attributes if a.startswith("on")]
     assert [x[:40] for x in page.links if not x.startswith(("#", "data:image/png;base64,"))] == []
 
@@ -619,13 +705,18 @@ def page_with(hostile: list[str], study: Study, stories: EmotionSet) -> str:
         name=hostile[0],
         source=hostile[1],
         emotions=tuple(
-            e.model_copy(update={"name": names[e.name], "family": "<i>" + str(e.family)}) for e in stories.emotions
+            e.model_copy(update={"name": names[e.name], "family": "<i>" + str(e.family)})
+            for e in stories.emotions
         ),
         stories={names[e]: s for e, s in stories.stories.items()},
     )
     directions = replace(study.directions, emotions=tuple(hostile))
     rows = [replace(r, emotion=names.get(r.emotion or "", r.emotion)) for r in study.rows]
-    model = study.provenance["model"] | {"name": hostile[0], "source": hostile[4], "architecture": "<b>"}
+    model = study.provenance["model"] | {
+        "name": hostile[0],
+        "source": hostile[4],
+        "architecture": "<b>",
+    }
     provenance = study.provenance | {
         "model": model, "command": f"emolens study --model {hostile[0]!r}", "external": hostile, "folds": [hostile],
         "set": {"name": hostile[0], "sha256": "0" * 64, "source": hostile[1], "language": "en"},
@@ -642,7 +733,9 @@ def test_hostile_names_are_inert_and_complete_in_the_page(study, stories):
     assert f"Emotion directions in {HOSTILE[0]}" in page.text
 
 
-@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # names too long for a figure are ugly, not wrong
+@pytest.mark.filterwarnings(
+    "ignore:constrained_layout not applied"
+)  # names too long for a figure are ugly, not wrong
 def test_hostile_names_are_inert_in_a_browser(study, stories, tmp_path):
     assert_inert(page_with(RUNNING, study, stories), tmp_path)
 
@@ -650,7 +743,9 @@ def test_hostile_names_are_inert_in_a_browser(study, stories, tmp_path):
 def test_a_page_can_be_made_of_very_little(study, stories):
     """Two emotions without norms, families or rows."""
     two = stories.subset(["joy", "fear"])
-    two = replace(two, emotions=tuple(e.model_copy(update={"norm_key": None}) for e in two.emotions))
+    two = replace(
+        two, emotions=tuple(e.model_copy(update={"norm_key": None}) for e in two.emotions)
+    )
     page = Page(render([], study.provenance, study.directions[["joy", "fear"]], two))
     assert_safe(page)
     assert "All 0 rows" in page.text
@@ -665,7 +760,11 @@ def planted(stories: EmotionSet, *, signal: float, d_model: int = 24, words: boo
     emotions = replace(stories, emotions=stories.emotions[:4])
     told = {
         e: tuple(
-            s.model_copy(update={"text": f"{'word' + e if words else 'same'} and the {s.topic} again, the {s.topic}"})
+            s.model_copy(
+                update={
+                    "text": f"{'word' + e if words else 'same'} and the {s.topic} again, the {s.topic}"
+                }
+            )
             for s in stories.stories[e]
             if s.split == "main"
         )
@@ -720,14 +819,25 @@ def only_words(stories) -> list[Row]:
 
 
 def the(rows: list[Row], metric: str, **wanted: Any) -> Row:
-    (found,) = (r for r in rows if r.metric == metric and all(getattr(r, k) == v for k, v in wanted.items()))
+    (found,) = (
+        r for r in rows if r.metric == metric and all(getattr(r, k) == v for k, v in wanted.items())
+    )
     return found
 
 
 def test_planted_emotions_are_told_apart_by_every_estimator(separable):
     (primary,) = (r for r in separable if r.primary)
-    assert (primary.metric, primary.value, primary.low, primary.high) == ("emotion top1", 1.0, 1.0, 1.0)
-    for estimator, readout in (("lda", "calibrated"), ("pca", "calibrated"), ("logistic", "decision")):
+    assert (primary.metric, primary.value, primary.low, primary.high) == (
+        "emotion top1",
+        1.0,
+        1.0,
+        1.0,
+    )
+    for estimator, readout in (
+        ("lda", "calibrated"),
+        ("pca", "calibrated"),
+        ("logistic", "decision"),
+    ):
         assert the(separable, "emotion top1", estimator=estimator, readout=readout).value == 1.0
     assert the(separable, "emotion auc", estimator="mean_difference", readout="calibrated", control="shuffled labels").value == 1.0  # fmt: skip
 
@@ -748,7 +858,9 @@ def test_a_margin_over_words_that_say_nothing_is_shown(separable):
 
 def test_a_set_with_words_only_gives_a_negative_margin(only_words):
     """TF-IDF reads these stories perfectly and the activations hold nothing: the report must not claim anything."""
-    assert the(only_words, "emotion top1", control="tfidf", estimator="mean_difference").value == 1.0
+    assert (
+        the(only_words, "emotion top1", control="tfidf", estimator="mean_difference").value == 1.0
+    )
     assert the(only_words, "emotion top1", control="tfidf", estimator="logistic").value == 1.0
     for estimator in ("mean_difference", "logistic"):
         margin = the(only_words, "emotion top1 minus tfidf", estimator=estimator)
@@ -782,8 +894,12 @@ def test_whole_topics_are_held_out(stories):
 
 def _neutral_apart(stories: EmotionSet, of: tuple[str, ...]) -> EmotionSet:
     """The set with its neutral texts moved to these topics, which are added where the set lacks them."""
-    moved = tuple(n.model_copy(update={"topic": of[i % len(of)]}) for i, n in enumerate(stories.neutral))
-    more = tuple(Topic(name=t, person="third") for t in of if t not in {u.name for u in stories.topics})
+    moved = tuple(
+        n.model_copy(update={"topic": of[i % len(of)]}) for i, n in enumerate(stories.neutral)
+    )
+    more = tuple(
+        Topic(name=t, person="third") for t in of if t not in {u.name for u in stories.topics}
+    )
     return replace(stories, topics=(*more, *stories.topics), neutral=moved)
 
 
@@ -794,7 +910,9 @@ def test_folds_are_of_the_topics_that_have_stories(stories):
     assert [len(f) for f in inputs.folds] == [2, 2, 2, 2]
     assert sorted(t for f in inputs.folds for t in f) == sorted(TOPICS)
     assert inputs.folds == planted(stories, signal=1.0).folds
-    assert not {"apart", "even", "notes"} & {t for f in inputs.inner_folds(inputs.folds[0]) for t in f}
+    assert not {"apart", "even", "notes"} & {
+        t for f in inputs.inner_folds(inputs.folds[0]) for t in f
+    }
 
 
 def test_neutral_texts_of_topics_of_their_own_are_used_in_every_fold(stories):
@@ -805,21 +923,40 @@ def test_neutral_texts_of_topics_of_their_own_are_used_in_every_fold(stories):
     inputs = replace(inputs, acts=replace(inputs.acts, neutral_tokens=apart))
     every = inputs.neutral_components(())
     for fold in inputs.folds:
-        assert all(torch.equal(a, b) for a, b in zip(inputs.neutral_components(fold), every, strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(inputs.neutral_components(fold), every, strict=True)
+        )
 
 
-def test_a_set_whose_neutral_texts_are_held_out_together_is_refused_before_the_model(stories, tmp_path, monkeypatch):
-    monkeypatch.setattr("emolens.study.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
-    half, other = stats.topic_folds(TOPICS, n_folds=2, seed=0)  # what a half of the topics writes, the other half reads
-    for of in (("kitchen",), tuple(t for t, p in TOPICS.items() if p == "first"), half, (half[0], other[0])):
-        with pytest.raises(ValueError, match="all neutral texts are of topics that are held out together"):
-            run_study("smollm2-135m-instruct-q4", _neutral_apart(stories, of), out=tmp_path / "study")
+def test_a_set_whose_neutral_texts_are_held_out_together_is_refused_before_the_model(
+    stories, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "emolens.study.load_model", lambda *a, **k: pytest.fail("the model was loaded")
+    )
+    half, other = stats.topic_folds(
+        TOPICS, n_folds=2, seed=0
+    )  # what a half of the topics writes, the other half reads
+    for of in (
+        ("kitchen",),
+        tuple(t for t, p in TOPICS.items() if p == "first"),
+        half,
+        (half[0], other[0]),
+    ):
+        with pytest.raises(
+            ValueError, match="all neutral texts are of topics that are held out together"
+        ):
+            run_study(
+                "smollm2-135m-instruct-q4", _neutral_apart(stories, of), out=tmp_path / "study"
+            )
     assert not (tmp_path / "study").exists()
 
 
 def test_a_set_told_in_one_person_is_studied(stories, tmp_path):
     """Nothing is read across persons then, so no topics are held out for that."""
-    one = replace(stories, topics=tuple(t.model_copy(update={"person": "third"}) for t in stories.topics))
+    one = replace(
+        stories, topics=tuple(t.model_copy(update={"person": "third"}) for t in stories.topics)
+    )
     assert set(one.told.values()) == {"third"}
     assert person.run(replace(planted(stories, signal=1.0), emotions=one)) == []
     assert check_request(one, tmp_path / "study") == tmp_path / "study"

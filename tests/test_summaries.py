@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from emolens import patching as P
-from emolens import stats, sweeps
-from emolens.directions import EmotionDirections
-from emolens.patching import Attribution, Patching
+from emolens import stats
+from emolens.directions.value import EmotionDirections
+from emolens.interventions import metrics as metrics_room
+from emolens.interventions import sweep as sweeps
+from emolens.interventions.attribution import Attribution
+from emolens.interventions.dose import DoseCalibration
+from emolens.interventions.generate import Generations
+from emolens.interventions.measure import Cell, Written
+from emolens.interventions.metrics import Patching
+from emolens.interventions.sweep import Sweep
 from emolens.readout import LogitLens, Scores
-from emolens.steering import Generations
-from emolens.sweeps import Cell, DoseCalibration, Sweep, Written
 
 NAN = float("nan")
 
@@ -23,7 +27,11 @@ NAN = float("nan")
 def patched(recovery: list[list[float]], **more: Any) -> Patching:
     """One pair whose gap is 1, so that the values are the recoveries."""
     values = np.array(recovery)[None]
-    given: dict[str, Any] = {"direction": "denoise", "clean": np.array([1.0]), "corrupted": np.array([0.0])}
+    given: dict[str, Any] = {
+        "direction": "denoise",
+        "clean": np.array([1.0]),
+        "corrupted": np.array([0.0]),
+    }
     labels = tuple(f"{i}: t{i}" for i in range(values.shape[2]))
     layers = tuple(range(0, 2 * values.shape[1], 2))
     return Patching("resid_pre", layers=layers, labels=labels, values=values, **(given | more))
@@ -34,7 +42,12 @@ TABLE = [[0.1, -0.9, NAN], [0.5, 0.0, 0.95]]
 
 def test_the_top_cells_are_the_largest_first_whatever_their_sign():
     found = patched(TABLE).top(4)
-    assert [(layer, label) for layer, label, _ in found] == [(2, "2: t2"), (0, "1: t1"), (2, "0: t0"), (0, "0: t0")]
+    assert [(layer, label) for layer, label, _ in found] == [
+        (2, "2: t2"),
+        (0, "1: t1"),
+        (2, "0: t0"),
+        (0, "0: t0"),
+    ]
     assert [x for _, _, x in found] == pytest.approx([0.95, -0.9, 0.5, 0.1])
     assert len(patched(TABLE).top(99)) == 5  # a cell that does not exist is never one of them
 
@@ -43,10 +56,17 @@ def test_a_table_of_patches_prints_its_cells_in_their_place():
     lines = repr(patched(TABLE, dropped=2)).splitlines()
     assert lines[0] == "patching of resid_pre, denoise: recovery, 1 pair(s), 2 dropped, 0 excluded"
     assert lines[1].split() == ["layer", "0:", "t0", "1:", "t1", "2:", "t2"]
-    assert [line.split() for line in lines[2:]] == [["0", "0.10", "-0.90", "."], ["2", "0.50", "0.00", "0.95"]]
+    assert [line.split() for line in lines[2:]] == [
+        ["0", "0.10", "-0.90", "."],
+        ["2", "0.50", "0.00", "0.95"],
+    ]
     html = patched(TABLE)._repr_html_()
     cells = re.findall(r"rgba\((\d+),\d+,\d+,([\d.]+)\)\">([-\d.]+)<", html)
-    assert ("67", "0.90", "-0.90") in cells  # blue for what goes the other way, as strong as it is large
+    assert (
+        "67",
+        "0.90",
+        "-0.90",
+    ) in cells  # blue for what goes the other way, as strong as it is large
     assert ("214", "0.95", "0.95") in cells
     assert "approximate" in repr(patched(TABLE, approximate=True))
 
@@ -77,16 +97,28 @@ def test_the_top_writers_are_the_largest_first_whatever_their_sign():
     assert a.heads.tolist() == [pytest.approx([0.6, -0.3])]
     lines = repr(a).splitlines()
     assert lines[0] == "joy at resid_post 0: x.v = -1.500, error 1.0e-07 of |x|"
-    assert [line.split()[-1] for line in lines[1:]] == ["-2.000", "0.600", "-0.300", "0.200", "0.000"]
+    assert [line.split()[-1] for line in lines[1:]] == [
+        "-2.000",
+        "0.600",
+        "-0.300",
+        "0.200",
+        "0.000",
+    ]
 
 
 def test_agreement_sees_the_order_and_the_sign():
     exact = patched([[0.1, 0.2, 0.4], [0.5, 0.7, 0.9]])
-    up, down = patched([[0.2, 0.4, 0.8], [1.0, 1.4, 1.8]]), patched([[0.9, 0.8, 0.6], [0.5, 0.3, 0.1]])
-    assert P.agreement(exact, up).pearson == pytest.approx(1)
-    assert P.agreement(exact, up).spearman == pytest.approx(1)
-    assert P.agreement(exact, down).pearson == pytest.approx(-1)
-    assert repr(P.agreement(exact, down)) == "Agreement(Pearson -1.000, Spearman -1.000, 6 cells)"
+    up, down = (
+        patched([[0.2, 0.4, 0.8], [1.0, 1.4, 1.8]]),
+        patched([[0.9, 0.8, 0.6], [0.5, 0.3, 0.1]]),
+    )
+    assert metrics_room.agreement(exact, up).pearson == pytest.approx(1)
+    assert metrics_room.agreement(exact, up).spearman == pytest.approx(1)
+    assert metrics_room.agreement(exact, down).pearson == pytest.approx(-1)
+    assert (
+        repr(metrics_room.agreement(exact, down))
+        == "Agreement(Pearson -1.000, Spearman -1.000, 6 cells)"
+    )
 
 
 def scores() -> Scores:
@@ -100,9 +132,22 @@ def scores() -> Scores:
 def test_scores_name_the_highest_and_nothing_inside_the_band():
     s = scores()
     assert s.labels == ["fear", "none"]
-    assert [[e for e, _ in row] for row in s.top(3)] == [["fear", "anger", "joy"], ["anger", "joy", "fear"]]
+    assert [[e for e, _ in row] for row in s.top(3)] == [
+        ["fear", "anger", "joy"],
+        ["anger", "joy", "fear"],
+    ]
     lines = repr(s).splitlines()
-    assert lines[1].split() == ["'one", "text'", "fear", "fear", "+3.0", "anger", "+2.0", "(joy", "+0.5)"]
+    assert lines[1].split() == [
+        "'one",
+        "text'",
+        "fear",
+        "fear",
+        "+3.0",
+        "anger",
+        "+2.0",
+        "(joy",
+        "+0.5)",
+    ]
     assert lines[2].split()[2:5] == ["none", "(anger", "+0.9)"]
     assert lines[2].endswith("[short]")
 
@@ -122,7 +167,11 @@ def test_generations_name_the_emotions_that_rise_highest():
 
 
 def a_sweep() -> Sweep:
-    cells = (Cell("joy", None, 1, 0.1), Cell("fear", None, 1, 0.1), Cell("r0", "random directions", 1, 0.1))
+    cells = (
+        Cell("joy", None, 1, 0.1),
+        Cell("fear", None, 1, 0.1),
+        Cell("r0", "random directions", 1, 0.1),
+    )
     change = torch.tensor([
         [[3.0, 1.0, 1.0], [2.0, 3.0, 0.0]],  # joy: above the others' mean in both, highest in one
         [[0.0, -1.0, 2.0], [0.0, 5.0, 1.0]],  # fear: above in one, highest in one
@@ -136,7 +185,17 @@ def test_a_sweep_prints_own_above_others_own_highest_and_damage():
     s = a_sweep()
     assert s.margin[0, 0].tolist() == [2.0, -1.0, -1.0]
     lines = repr(s).splitlines()
-    assert lines[1].split() == ["layer", "dose", "control", "own", ">", "others", "own", "highest", "KL"]
+    assert lines[1].split() == [
+        "layer",
+        "dose",
+        "control",
+        "own",
+        ">",
+        "others",
+        "own",
+        "highest",
+        "KL",
+    ]
     assert lines[2].split() == ["1", "0.1", "emotion", "directions", "0.75", "0.50", "0.250"]
     assert lines[3].split() == ["1", "0.1", "random", "directions", "0.33", "0.33", "0.600"]
 
@@ -151,7 +210,10 @@ def test_perplexity_is_in_units_of_the_unsteered_text():
 
 def test_a_calibrated_dose_prints_what_was_measured():
     c = DoseCalibration("joy", 4, 0.125, 0.1, stats.Estimate(0.09, 0.07, 0.12), 5)
-    assert str(c) == "joy at layer 4: dose 0.125, KL 0.09 [0.07, 0.12] nats a token on 5 other texts (budget 0.1)"
+    assert (
+        str(c)
+        == "joy at layer 4: dose 0.125, KL 0.09 [0.07, 0.12] nats a token on 5 other texts (budget 0.1)"
+    )
     assert str(stats.Estimate(0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]"
 
 
@@ -172,4 +234,6 @@ def test_the_shortest_words_of_each_emotion_are_the_fewest_tokens():
         def __call__(self, text: str, **options: Any) -> Any:
             return type("Ids", (), {"input_ids": list(text)})
 
-    assert sweeps.shortest_words(Letters(), {"joy": ["glad", "merry", "very"], "fear": []}) == {"joy": ["glad", "very"]}
+    assert sweeps.shortest_words(Letters(), {"joy": ["glad", "merry", "very"], "fear": []}) == {
+        "joy": ["glad", "very"]
+    }

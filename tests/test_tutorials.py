@@ -14,7 +14,11 @@ SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
 def test_the_notebooks_match_their_scripts():
     pytest.importorskip("jupytext", reason="needs the notebooks extra")
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "check.py")], capture_output=True, text=True, check=False, encoding="utf-8"
+        [sys.executable, str(FOLDER / "check.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -43,5 +47,7 @@ def test_a_committed_notebook_has_its_outputs_and_no_errors(script):
     code = [c for c in notebook.cells if c.cell_type == "code"]
     outputs = [o for c in code for o in c.outputs]
     assert not [o for o in outputs if o.output_type == "error"]
-    assert any("image/png" in o.get("data", {}) for o in outputs)  # pictures can be seen in the file as committed
+    assert any(
+        "image/png" in o.get("data", {}) for o in outputs
+    )  # pictures can be seen in the file as committed
     assert any("CircuitsVis.render" in o.get("data", {}).get("text/html", "") for o in outputs)

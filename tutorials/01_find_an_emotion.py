@@ -59,7 +59,9 @@ import textwrap
 
 for emotion in ("grief", "boredom"):
     story = next(s for s in stories.stories[emotion] if s.topic == "supper")
-    print(f"{emotion.upper()}  ({story.topic}, {story.person} person)\n{textwrap.fill(story.text, 100)}\n")
+    print(
+        f"{emotion.upper()}  ({story.topic}, {story.person} person)\n{textwrap.fill(story.text, 100)}\n"
+    )
 
 # %% [markdown]
 # Both are about cooking, both are told by “I”. If a probe tells them apart, it is not by topic or by grammatical person.
@@ -87,7 +89,9 @@ import matplotlib.pyplot as plt
 figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
 axes.semilogy(acts.layers, acts.sink_ratio, color="#d9622b")
 axes.axhline(1, color="grey", lw=1)
-axes.set(xlabel="layer", ylabel="norm of the first token\nover the median", title="The attention sink")
+axes.set(
+    xlabel="layer", ylabel="norm of the first token\nover the median", title="The attention sink"
+)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
@@ -119,7 +123,7 @@ for emotion in ("grief", "rage", "joy", "boredom"):
 # topics do not agree on (split-half reliability below one half): do not build on it.
 
 # %%
-from emolens import plots
+from emolens.report import figures as plots
 
 plots.cosine_matrix(v)
 
@@ -165,9 +169,13 @@ from emolens import stats
 text_of = {s.id: s.text for e in names for s in stories.stories[e]}
 fit = train.select(lambda t: t.split == "main" and t.emotion is not None)
 y = np.array([names.index(t.emotion) for t in fit.texts])
-words, words_test = stats.tfidf([text_of[t.id] for t in fit.texts], [text_of[t.id] for t in test.texts])
+words, words_test = stats.tfidf(
+    [text_of[t.id] for t in fit.texts], [text_of[t.id] for t in test.texts]
+)
 tfidf = (stats.centroid_scores(words, y, words_test, len(names)).argmax(1) == truth).mean()
-embed = (stats.centroid_scores(fit.embed.numpy(), y, test.embed.numpy(), len(names)).argmax(1) == truth).mean()
+embed = (
+    stats.centroid_scores(fit.embed.numpy(), y, test.embed.numpy(), len(names)).argmax(1) == truth
+).mean()
 
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 axes.plot(w.layers, accuracy, color="#d9622b", label="residual stream")
@@ -175,7 +183,10 @@ axes.axhline(tfidf, color="#3c6eb4", ls="--", label=f"TF-IDF, same estimator ({t
 axes.axhline(embed, color="#2e8b6f", ls="-.", label=f"embeddings, same estimator ({embed:.0%})")
 axes.axhline(1 / len(names), color="black", ls=":", label="chance")
 axes.set(
-    xlabel="layer", ylabel="held-out top-1", ylim=(0, None), title="96 stories on four topics that were never seen"
+    xlabel="layer",
+    ylabel="held-out top-1",
+    ylim=(0, None),
+    title="96 stories on four topics that were never seen",
 )
 axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 axes.spines[["top", "right"]].set_visible(False)
@@ -184,12 +195,16 @@ axes.spines[["top", "right"]].set_visible(False)
 # One more thing that published readouts get wrong. The same vectors, read without subtracting the reference mean:
 
 # %%
-from emolens.directions import project
+from emolens.directions.algebra import project
 
 slot = w.layers.index(w.layer)
 raw = project(test.rows, w.vectors, 0 * w.reference)[:, :, slot].numpy()
 centred = project(test.rows, w.vectors, w.reference)[:, :, slot].numpy()
-for name, scores in (("uncentred", raw), ("centred", centred), ("calibrated", w.z(test.rows)[:, :, slot].numpy())):
+for name, scores in (
+    ("uncentred", raw),
+    ("centred", centred),
+    ("calibrated", w.z(test.rows)[:, :, slot].numpy()),
+):
     print(f"{name:>10}: {(scores.argmax(1) == truth).mean():.0%}")
 
 # %% [markdown]
@@ -207,7 +222,9 @@ import torch
 sentence = "The bus was warm and half asleep. Then the driver was gone from his seat, and the road ahead began to turn."
 tokens = model.to_tokens(sentence)
 with torch.no_grad():
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_post"))
+    _, cache = model.run_with_cache(
+        tokens, names_filter=lambda name: name.endswith("hook_resid_post")
+    )
 
 picture = torch.stack(
     [
@@ -221,9 +238,13 @@ labels = model.to_str_tokens(tokens)
 
 figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
 limit = picture[:, 1:].abs().quantile(0.99).item()
-image = axes.imshow(picture[:, 1:], aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower")
+image = axes.imshow(
+    picture[:, 1:], aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower"
+)
 axes.set_xticks(range(len(labels) - 1), labels[1:], rotation=90, fontsize=7)
-axes.set(ylabel="layer", title="projection on fear, in median residual norms (first token left out)")
+axes.set(
+    ylabel="layer", title="projection on fear, in median residual norms (first token left out)"
+)
 _ = figure.colorbar(image, ax=axes)
 
 # %% [markdown]

@@ -84,7 +84,7 @@ for name, direction in (("joy", v["joy"]), ("sadness", v["sadness"]), ("random",
 
 # %%
 words = {e.name: e.target_words for e in emotions.emotions}
-stems = em.load_stems().report[:6]
+stems = em.sets.load_stems().report[:6]
 neutral = [n.text for n in emotions.neutral[:4]]
 doses = (0.05, 0.1, 0.2, 0.4, 0.8)
 result = em.sweep(model, stems, v, doses=doses, target_words=words, neutral=neutral, progress=False)
@@ -110,8 +110,16 @@ def own_minus_others(s, control):
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 for control, colour in ((None, "#d9622b"), ("random directions", "#9aa3b2")):
     at_dose = [result.select(dose=d) for d in doses]
-    left.plot(doses, [own_minus_others(s, control) for s in at_dose], "o-", color=colour, label=control or "emotions")
-    right.plot(doses, [float(s.select(control=control).kl.mean()) for s in at_dose], "o-", color=colour)
+    left.plot(
+        doses,
+        [own_minus_others(s, control) for s in at_dose],
+        "o-",
+        color=colour,
+        label=control or "emotions",
+    )
+    right.plot(
+        doses, [float(s.select(control=control).kl.mean()) for s in at_dose], "o-", color=colour
+    )
 for axes in (left, right):
     axes.set_xscale("log")
     axes.set_xticks(doses, [f"{d:g}" for d in doses])
@@ -131,7 +139,14 @@ assert own_minus_others(small, None) > own_minus_others(small, "random direction
 
 # %%
 written = em.sweep(
-    model, stems, v[["joy", "sadness"]], doses=(0.1, 0.2, 0.8), target_words=words, write=20, read=v, progress=False
+    model,
+    stems,
+    v[["joy", "sadness"]],
+    doses=(0.1, 0.2, 0.8),
+    target_words=words,
+    write=20,
+    read=v,
+    progress=False,
 )
 written
 
@@ -145,8 +160,10 @@ for dose in (0.1, 0.8):
 # neutral text and of perplexity, on half of the texts and openings, and reports on the other halves.
 
 # %%
-openings = em.load_stems().report
-dose = em.calibrate_dose(model, v["joy"], [n.text for n in emotions.neutral[:8]], budget=0.1, prompts=openings)
+openings = em.sets.load_stems().report
+dose = em.calibrate_dose(
+    model, v["joy"], [n.text for n in emotions.neutral[:8]], budget=0.1, prompts=openings
+)
 print(str(dose).replace("; ", ";\n"))
 
 # %% [markdown]
@@ -162,7 +179,7 @@ em.prompt_baseline(model, stems, emotions, names=["joy", "sadness", "fear"], neu
 # when the joy-sadness direction is taken out at this layer?
 
 # %%
-pair = em.load_pairs()[0]
+pair = em.sets.load_pairs()[0]
 print(pair.clean)
 print(pair.corrupted)
 
@@ -171,7 +188,9 @@ def happy_or_sad(prompt, hooks=()):
     p = em.positions(model, prompt)
     with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
         logits = model(p.tokens, attention_mask=p.attention_mask, return_type="logits")[0, -1]
-    happy, sad = (model.tokenizer(w, add_special_tokens=False).input_ids[0] for w in (" happy", " sad"))
+    happy, sad = (
+        model.tokenizer(w, add_special_tokens=False).input_ids[0] for w in (" happy", " sad")
+    )
     return float(logits[happy] - logits[sad])
 
 
@@ -181,7 +200,9 @@ def gap(hooks=()):
 
 contrast = v["joy"] - v["sadness"]
 for name, direction in (("nothing", None), ("joy - sadness", contrast), ("random", random)):
-    print(f"{name:>14}: {gap(em.ablate_resid_post(direction) if direction is not None else []):.3f}")
+    print(
+        f"{name:>14}: {gap(em.ablate_resid_post(direction) if direction is not None else []):.3f}"
+    )
 
 # %% [markdown]
 # Ablation is *affine* by default: it sets the projection to that of the mean story, not to zero, which would also remove what all text shares.
@@ -244,5 +265,5 @@ em.explore_tokens(scores)
 #
 # 1. Steer with `v["joy"] - v["sadness"]`. Is it stronger than joy alone at the same dose?
 # 2. `em.clamp_resid_post(v["anger"], value=0.2)` sets the projection instead of adding to it. What differs?
-# 3. Take another pair from `em.load_pairs()` and patch heads with `em.patch_z`.
+# 3. Take another pair from `em.sets.load_pairs()` and patch heads with `em.patch_z`.
 # 4. Change `MODEL`, and see at which dose another model falls apart.

@@ -62,7 +62,7 @@ for s in tongues.values():
 # the test.
 
 # %%
-from emolens.set_checks import check_emotion_set
+from emolens.sets.check import check_emotion_set
 
 check = check_emotion_set(em.load_emotion_set("plutchik8"))
 assert not check.violations
@@ -160,7 +160,7 @@ em.explore_tokens(em.score(model, few, TEXT, per="token"))
 import numpy as np
 
 from emolens import geometry
-from emolens.emotion_sets import norm_of
+from emolens.sets.norms import norm_of
 
 rated = {e: norm_of(pool[e], "glasgow_2019") for e in pool.names}
 known = [k for k, e in enumerate(v.emotions) if rated[e][1] == "exact"]
@@ -173,7 +173,9 @@ for _ in range(20):
     shuffled = rng.permutation(valence)
     chance.append(np.corrcoef(geometry.ridge_heldout(vectors, shuffled), shuffled)[0, 1])
 r = np.corrcoef(predicted, valence)[0, 1]
-print(f"{len(known)} words: r = {r:.2f}; permuted ratings {np.mean(chance):.2f}, highest of 20 {max(chance):.2f}")
+print(
+    f"{len(known)} words: r = {r:.2f}; permuted ratings {np.mean(chance):.2f}, highest of 20 {max(chance):.2f}"
+)
 
 # %%
 import matplotlib.pyplot as plt
@@ -195,7 +197,9 @@ plt.show()
 # stored reference of the other language would shift every score.
 
 # %%
-found = em.compare_languages(model, ["core", "core_de"], layers=[10, LAYER], n_shuffles=100, progress=False)
+found = em.compare_languages(
+    model, ["core", "core_de"], layers=[10, LAYER], n_shuffles=100, progress=False
+)
 found
 
 # %% [markdown]

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import Activations
-from emolens.directions import EmotionDirections, neutral_components
-from emolens.emotion_sets import EmotionSet
+from emolens.collect.activations import Activations
+from emolens.directions.algebra import neutral_components
+from emolens.directions.value import EmotionDirections
+from emolens.sets.emotion_sets import EmotionSet
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a value that is not a number is absent too."""
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in asdict(self).items()}
-        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()}
+        return {
+            k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()
+        }
 
 
 def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: Any) -> Row:
@@ -77,11 +80,16 @@ def judged(value: float, null: NDArray[np.floating], control: str) -> dict[str, 
     """
     null = np.asarray(null, float)
     if not len(null):
-        raise ValueError(f"no draws of {control}: a null needs at least one, and a p at least {MIN_DRAWS}")
+        raise ValueError(
+            f"no draws of {control}: a null needs at least one, and a p at least {MIN_DRAWS}"
+        )
     fields = {"control": control, "null_mean": float(null.mean()), "draws": len(null)}
     if len(null) < MIN_DRAWS:
         return fields
-    return fields | {"null_high": float(np.percentile(null, 95)), "p": stats.permutation_p(value, null)}
+    return fields | {
+        "null_high": float(np.percentile(null, 95)),
+        "p": stats.permutation_p(value, null),
+    }
 
 
 def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> list[Row]:
@@ -89,7 +97,9 @@ def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> li
     return [
         r
         for r in rows
-        if r.experiment == experiment and r.metric == metric and all(getattr(r, k) == v for k, v in fields.items())
+        if r.experiment == experiment
+        and r.metric == metric
+        and all(getattr(r, k) == v for k, v in fields.items())
     ]
 
 
@@ -147,14 +157,18 @@ class Inputs:
     @cached_property
     def family_labels(self) -> NDArray[np.intp]:
         families = sorted(set(self.emotions.families.values()))
-        return np.array([families.index(self.emotions.families[t.emotion or ""]) for t in self.main.texts])
+        return np.array(
+            [families.index(self.emotions.families[t.emotion or ""]) for t in self.main.texts]
+        )
 
     @cached_property
     def folds(self) -> list[tuple[str, ...]]:
         """The outer folds: whole topics that have stories, stratified by person."""
         return stats.topic_folds(self.emotions.told, seed=self.seed)
 
-    def neutral_components(self, held_out: tuple[str, ...], share: float = 0.5) -> list[torch.Tensor] | None:
+    def neutral_components(
+        self, held_out: tuple[str, ...], share: float = 0.5
+    ) -> list[torch.Tensor] | None:
         """Neutral components from the neutral texts of every topic but these; one of a topic without stories is in no fold, so always used.
 
         Raises:
@@ -162,7 +176,9 @@ class Inputs:
         """
         tokens = self.acts.neutral_tokens
         return (
-            None if tokens is None else neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)
+            None
+            if tokens is None
+            else neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)
         )
 
     def without(self, topics: Sequence[str]) -> Activations:

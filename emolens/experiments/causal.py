@@ -36,27 +36,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens import stats
-from emolens.activations import Activations, collect, collect_resid_post
-from emolens.directions import EmotionDirections, mean_difference, random_directions, shuffled_directions
+from emolens.collect.activations import Activations
+from emolens.collect.forward import collect, collect_resid_post
+from emolens.directions.controls import random_directions, shuffled_directions
+from emolens.directions.estimators import mean_difference
+from emolens.directions.value import EmotionDirections
 from emolens.experiments.base import Inputs, Row, row
-from emolens.interventions import (
-    Hook,
-    Hooks,
-    Positions,
-    Stream,
-    Window,
+from emolens.interventions.check import validate
+from emolens.interventions.hooks import Hook, Hooks
+from emolens.interventions.metrics import SPANS, passing
+from emolens.interventions.patching import patch_resid_pre
+from emolens.interventions.positions import Positions, Window
+from emolens.interventions.stream import Stream, ablate_stream, stream_points
+from emolens.interventions.verbs import (
     ablate_resid_post,
-    ablate_stream,
     orthonormal,
     patch_resid_post,
     steer_resid_post,
-    stream_points,
-    validate,
 )
-from emolens.materials import Pair, load_pairs
-from emolens.models import EncodedText, can_start_at_layer, encode, pad, run_from, run_to, unembed
-from emolens.patching import SPANS, passing, patch_resid_pre
+from emolens.models.running import can_start_at_layer, run_from, run_to, unembed
+from emolens.models.tokens import EncodedText, encode, pad
 from emolens.readout import first_tokens
+from emolens.sets.materials import Pair, load_pairs
 
 NAME = "causal"
 MIN_PAIRS = 8
@@ -65,7 +66,11 @@ MIN_GAP = 1e-3  # logits; a smaller one is rounding, a negative one says that th
 N_PATCHED, N_ABLATED = 20, 8
 N_SHUFFLED, N_SUBSPACES = 3, 2  # draws a fold of the refit, each of which reads the stories again
 PRIMARY = "ablate loss, whole stream"
-NOTHING, SHUFFLED, SUBSPACE = "nothing ablated", "shuffled labels", "random subspaces, same variance"
+NOTHING, SHUFFLED, SUBSPACE = (
+    "nothing ablated",
+    "shuffled labels",
+    "random subspaces, same variance",
+)
 
 
 def run(inputs: Inputs, *, layer: int, dose: float, names: Sequence[str]) -> list[Row]:
@@ -73,7 +78,11 @@ def run(inputs: Inputs, *, layer: int, dose: float, names: Sequence[str]) -> lis
     stream = read_stream(inputs, names)
     triad, pairs = _triad(inputs, stream, layer, dose)
     primary = not any(r.primary for r in triad)
-    return [*triad, *_where(inputs, pairs), *_refit(inputs, stream, layer, list(names), primary=primary)]
+    return [
+        *triad,
+        *_where(inputs, pairs),
+        *_refit(inputs, stream, layer, list(names), primary=primary),
+    ]
 
 
 def read_stream(inputs: Inputs, names: Sequence[str]) -> Stream:
@@ -84,7 +93,14 @@ def read_stream(inputs: Inputs, names: Sequence[str]) -> Stream:
         "topics": [inputs.topics[i] for i in kept],
     }
     sites = {
-        point: collect(inputs.model, [inputs.texts[i] for i in kept], point, layers=layers, progress=False, **labels)
+        point: collect(
+            inputs.model,
+            [inputs.texts[i] for i in kept],
+            point,
+            layers=layers,
+            progress=False,
+            **labels,
+        )
         for point, layers in stream_points(inputs.model).items()
         if point != "resid_post"
     }
@@ -100,11 +116,16 @@ def usable_pairs(inputs: Inputs) -> tuple[list[Pair], int]:
     words = first_tokens(tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
     name = inputs.emotions.concepts
     named = [
-        p.model_copy(update={k: name.get(getattr(p, k), "") for k in ("emotion_clean", "emotion_corrupted")})
+        p.model_copy(
+            update={k: name.get(getattr(p, k), "") for k in ("emotion_clean", "emotion_corrupted")}
+        )
         for p in load_pairs()
     ]
     known = [p for p in named if words.get(p.emotion_clean) and words.get(p.emotion_corrupted)]
-    same = lambda p: len({len(tokenizer(t).input_ids) for t in (p.clean, p.corrupted, p.control)}) == 1  # noqa: E731  (used once)
+
+    def same(p):
+        return len({len(tokenizer(t).input_ids) for t in (p.clean, p.corrupted, p.control)}) == 1
+
     kept = [p for p in known if same(p)]
     return kept, len(known) - len(kept)
 
@@ -115,7 +136,10 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
     if len(pairs) < MIN_PAIRS:
         return [], []
     model, seed = inputs.model, inputs.seed
-    prompts = {kind: encode(model, [getattr(p, kind) for p in pairs]) for kind in ("clean", "corrupted", "control")}
+    prompts = {
+        kind: encode(model, [getattr(p, kind) for p in pairs])
+        for kind in ("clean", "corrupted", "control")
+    }
     read = _reader(inputs, pairs)
     kept: dict[str, Tensor] = {}
     d = {kind: read(prompts[kind], keep=(layer, kind, kept)) for kind in prompts}
@@ -123,19 +147,35 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
     used = torch.from_numpy(passing(d["clean"].numpy(), d["corrupted"].numpy(), MIN_GAP))
     n_used = int(used.sum())
     if n_used < MIN_PAIRS:
-        few = row(NAME, "pairs with a gap", n_used, n=len(pairs), unit_of_n="pairs", layer=layer, seed=seed)
+        few = row(
+            NAME,
+            "pairs with a gap",
+            n_used,
+            n=len(pairs),
+            unit_of_n="pairs",
+            layer=layer,
+            seed=seed,
+        )
         return [few], []
 
     base = inputs.directions
     v = base[[p.emotion_clean for p in pairs]] - base[[p.emotion_corrupted for p in pairs]]
     v = replace(v, emotions=tuple(p.id for p in pairs))
     n_patched, n_ablated = (100, 40) if inputs.full else (N_PATCHED, N_ABLATED)
-    anywhere = [_like(v, random_directions(v, len(pairs), seed=seed + 1 + k)) for k in range(n_patched)]
-    matched = [_matched(inputs.acts, v, layer, seed + 1 + k, together=False) for k in range(n_ablated)]
+    anywhere = [
+        _like(v, random_directions(v, len(pairs), seed=seed + 1 + k)) for k in range(n_patched)
+    ]
+    matched = [
+        _matched(inputs.acts, v, layer, seed + 1 + k, together=False) for k in range(n_ablated)
+    ]
 
-    last = Positions(tuple(prompts["corrupted"]), tuple((len(e.ids) - 1,) for e in prompts["corrupted"]))
+    last = Positions(
+        tuple(prompts["corrupted"]), tuple((len(e.ids) - 1,) for e in prompts["corrupted"])
+    )
 
-    def patched(along: EmotionDirections | None, where: Positions | Literal["all"] = "all") -> Tensor:
+    def patched(
+        along: EmotionDirections | None, where: Positions | Literal["all"] = "all"
+    ) -> Tensor:
         hooks = patch_resid_post(kept["clean"], layer=layer, along=along, positions=where)
         return read(prompts["corrupted"], hooks, after=kept["corrupted"]) - d["corrupted"]
 
@@ -155,7 +195,13 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
 
     control = d["clean"] - d["control"]  # what a swap of another fact does to the same readout
     groups = [f"{p.emotion_clean}/{p.emotion_corrupted}" for p in pairs]
-    say = {"hook": "resid_post", "layer": layer, "seed": seed, "estimator": "mean_difference", "unit_of_n": "pairs"}
+    say = {
+        "hook": "resid_post",
+        "layer": layer,
+        "seed": seed,
+        "estimator": "mean_difference",
+        "unit_of_n": "pairs",
+    }
     out = [
         row(NAME, "pairs with a gap", n_used, n=len(pairs), split=f"{dropped} dropped for their length", **say),
         row(NAME, "gap in logits", stats.bootstrap_mean(gap.numpy(), groups), n=len(pairs), **say),
@@ -167,7 +213,10 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
     whole = share(patched(None, last)[None])
     out.append(row(NAME, "patch recovery, whole stream of the last token", whole, n=n_used, **say))
     tests: tuple[
-        tuple[str, Callable[[EmotionDirections], Tensor], list[EmotionDirections], str, dict[str, Any]], ...
+        tuple[
+            str, Callable[[EmotionDirections], Tensor], list[EmotionDirections], str, dict[str, Any]
+        ],
+        ...,
     ] = (
         ("patch recovery", patched, anywhere, "random directions", {}),
         ("ablate loss", lost_after_blocks, matched, "random, same variance", {}),
@@ -180,7 +229,15 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
         drawn = fields | {"control": against, "split": f"{len(others)} draws"}
         out.append(row(NAME, metric, share(own), **fields))
         out.append(row(NAME, metric, share(null), **drawn))
-        out.append(row(NAME, f"{metric} minus random", share(own - null), primary=metric == PRIMARY, **drawn))
+        out.append(
+            row(
+                NAME,
+                f"{metric} minus random",
+                share(own - null),
+                primary=metric == PRIMARY,
+                **drawn,
+            )
+        )
         for group in dict.fromkeys(groups):
             here = used & torch.tensor([g == group for g in groups])
             for values, of in ((own, None), (null, against)):
@@ -194,7 +251,9 @@ def _triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[lis
 def _share(effect: Tensor, *, gap: Tensor, used: Tensor, groups: Sequence[str]) -> stats.Estimate:
     """Ratio of means over the used pairs of a table `[draw pair]`; draws and whole contrasts, whose pairs share v and words, are resampled."""
     e, g = effect[:, used].double().numpy(), gap[used].double().numpy()
-    return stats.bootstrap_draws(e, [c for c, u in zip(groups, used.tolist(), strict=True) if u], of=g)
+    return stats.bootstrap_draws(
+        e, [c for c, u in zip(groups, used.tolist(), strict=True) if u], of=g
+    )
 
 
 def _like(v: EmotionDirections, random: EmotionDirections) -> EmotionDirections:
@@ -207,19 +266,29 @@ def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
     `keep` stores the stream after a block; hooks of that block alone can then be applied to it (`after`) without running the blocks before.
     """
     model: Any = inputs.model
-    words = first_tokens(model.tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
+    words = first_tokens(
+        model.tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions}
+    )
     device = getattr(model.cfg, "device", "cpu")
 
     @torch.no_grad()
     def read(
-        encoded: list[EncodedText], hooks: Hooks | None = None, keep: Any = None, after: Tensor | None = None
+        encoded: list[EncodedText],
+        hooks: Hooks | None = None,
+        keep: Any = None,
+        after: Tensor | None = None,
     ) -> Float[Tensor, " pair"]:
         tokens, mask = pad(encoded, "left", device)
         window = Window(tokens.shape[1])
         bound = [(n, h.within(window) if isinstance(h, Hook) else h) for n, h in hooks or []]
         if keep is not None:
             layer, kind, stream = keep
-            bound.append((f"blocks.{layer}.hook_resid_post", lambda act, hook: stream.__setitem__(kind, act.detach())))
+            bound.append(
+                (
+                    f"blocks.{layer}.hook_resid_post",
+                    lambda act, hook: stream.__setitem__(kind, act.detach()),
+                )
+            )
         if after is not None and can_start_at_layer(model):
             [(_, hook)] = bound
             resid = hook(after)
@@ -231,7 +300,8 @@ def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
         logits = unembed(model, resid[:, -1:])[:, 0].float().cpu()
         return torch.stack(
             [
-                logits[i, words[p.emotion_clean]].mean() - logits[i, words[p.emotion_corrupted]].mean()
+                logits[i, words[p.emotion_clean]].mean()
+                - logits[i, words[p.emotion_corrupted]].mean()
                 for i, p in enumerate(pairs)
             ]
         )
@@ -277,7 +347,9 @@ def _where(inputs: Inputs, pairs: list[Pair]) -> list[Row]:
 # --- what is left after ablation --------------------------------------------------------------------------------------
 
 
-def _refit(inputs: Inputs, stream: Stream, layer: int, names: list[str], *, primary: bool) -> list[Row]:
+def _refit(
+    inputs: Inputs, stream: Stream, layer: int, names: list[str], *, primary: bool
+) -> list[Row]:
     """A fresh classifier on stories that were read without the subspace: inside each fold, from its training topics, everything is made again.
 
     Directions, neutral components and references of the training topics; shuffled labels and random subspaces likewise. With each
@@ -296,7 +368,9 @@ def _refit(inputs: Inputs, stream: Stream, layer: int, names: list[str], *, prim
     neutral = _dealt(inputs)
     loss = {what: np.full((n, len(neutral)), np.nan) for what, n in draws.items()}
     model: Any = inputs.model
-    whole = inputs.main.rows[kept, inputs.acts.layers.index(layer)]  # read already, with nothing ablated
+    whole = inputs.main.rows[
+        kept, inputs.acts.layers.index(layer)
+    ]  # read already, with nothing ablated
     ranks = set()
     for k, fold in enumerate(inputs.folds):
         held = np.isin(topics, fold)
@@ -311,10 +385,16 @@ def _refit(inputs: Inputs, stream: Stream, layer: int, names: list[str], *, prim
         }
         for what, n in draws.items():
             for j in range(n):
-                hooks = [] if what == NOTHING else ablate_stream(made[what](inputs.seed + 1 + 1000 * k + j), means)
+                hooks = (
+                    []
+                    if what == NOTHING
+                    else ablate_stream(made[what](inputs.seed + 1 + 1000 * k + j), means)
+                )
                 with model.hooks(fwd_hooks=hooks):
                     rows = (
-                        collect_resid_post(model, texts, layers=[layer], progress=False).rows[:, 0] if hooks else whole
+                        collect_resid_post(model, texts, layers=[layer], progress=False).rows[:, 0]
+                        if hooks
+                        else whole
                     )
                     for i, (of, text) in enumerate(neutral):
                         if of == k:
@@ -335,21 +415,41 @@ def _refit(inputs: Inputs, stream: Stream, layer: int, names: list[str], *, prim
         c: f"{draws[c]} draws a fold" for c in (SHUFFLED, SUBSPACE)
     }
     out = [
-        row(NAME, "top1 refitted", stats.bootstrap_draws(values, topics), control=what, split=split[what], **say)
+        row(
+            NAME,
+            "top1 refitted",
+            stats.bootstrap_draws(values, topics),
+            control=what,
+            split=split[what],
+            **say,
+        )
         for what, values in right.items()
     ]
     for what, name in ((SHUFFLED, "shuffled"), (SUBSPACE, "random"), (NOTHING, "nothing ablated")):
         paired = stats.bootstrap_draws(right[None] - right[what], topics)
         mine = primary and what == SHUFFLED
         out.append(
-            row(NAME, f"top1 refitted minus {name}", paired, primary=mine, control=what, split=split[what], **say)
+            row(
+                NAME,
+                f"top1 refitted minus {name}",
+                paired,
+                primary=mine,
+                control=what,
+                split=split[what],
+                **say,
+            )
         )
     say |= {"n": len(neutral), "unit_of_n": "neutral texts", "estimator": None}
     for what in (None, SHUFFLED, SUBSPACE):
         change = stats.bootstrap_draws(loss[what] - loss[NOTHING], range(len(neutral)))
         out.append(
             row(
-                NAME, "change of loss on neutral text", change, control=what, split=split[what] if what else None, **say
+                NAME,
+                "change of loss on neutral text",
+                change,
+                control=what,
+                split=split[what] if what else None,
+                **say,
             )
         )
     return out
@@ -359,7 +459,9 @@ def _dealt(inputs: Inputs) -> list[tuple[int, str]]:
     """At most two neutral texts of the held-out topics of each fold (those without a topic are dealt in turn), with the fold's number."""
     fold_of = {topic: k for k, fold in enumerate(inputs.folds) for topic in fold}
     n = len(inputs.folds)
-    found = [(fold_of.get(t.topic or "", i % n), t.text) for i, t in enumerate(inputs.emotions.neutral)]
+    found = [
+        (fold_of.get(t.topic or "", i % n), t.text) for i, t in enumerate(inputs.emotions.neutral)
+    ]
     return [pair for k in range(n) for pair in [f for f in found if f[0] == k][:2]]
 
 
@@ -372,7 +474,9 @@ def _loss(model: Any, text: str) -> float:
     return -float(log.gather(1, tokens[0, 1:, None]).mean())
 
 
-def _matched(acts: Activations, v: EmotionDirections, layer: int, seed: int, *, together: bool) -> EmotionDirections:
+def _matched(
+    acts: Activations, v: EmotionDirections, layer: int, seed: int, *, together: bool
+) -> EmotionDirections:
     """Random directions that hold as much of the variance of ordinary neutral tokens at a layer as those of `v` do there.
 
     Noise g is bent towards the leading components of the covariance C, C^a g, and a found by bisection: one for each direction, or one
@@ -401,6 +505,8 @@ def _matched(acts: Activations, v: EmotionDirections, layer: int, seed: int, *, 
         bent = (noise * (values / values[-1]) ** a[:, None]) @ axes.T
         less = held(bent) < target  # C^a g leans on the large components more as a grows
         low, high = torch.where(less, a, low), torch.where(less, high, a)
-    vectors = repeat(bent.float(), "direction d_model -> direction layer d_model", layer=len(v.layers))
+    vectors = repeat(
+        bent.float(), "direction d_model -> direction layer d_model", layer=len(v.layers)
+    )
     names = v.emotions if n == len(v.emotions) else tuple(f"random {k}" for k in range(n))
     return replace(v, emotions=names, vectors=vectors, calibration=None)

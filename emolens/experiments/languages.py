@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from emolens import stats
 from emolens._typing import HookedModel
-from emolens.activations import collect_resid_post
-from emolens.emotion_sets import EmotionSet, load_emotion_set
+from emolens.collect.forward import collect_resid_post
 from emolens.experiments.base import Inputs, Row, judged, row
-from emolens.experiments.refit import Fit, Training, against_shuffled, fitted
-from emolens.verdicts import RULES
+from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
+from emolens.experiments.rules import RULES
+from emolens.sets.emotion_sets import EmotionSet, load_emotion_set
 
 NAME = "languages"
 Array = NDArray[np.floating]
@@ -49,7 +49,9 @@ class Languages:
     topics: tuple[str, ...]
     layers: dict[str, tuple[int, ...]]
 
-    def matrix(self, metric: str = "top1", *, readout: str = "language-centred", control: str | None = None) -> Array:
+    def matrix(
+        self, metric: str = "top1", *, readout: str = "language-centred", control: str | None = None
+    ) -> Array:
         """Values `[fitted in, read in]` of one metric; NaN where there is none (TF-IDF across languages).
 
         Args:
@@ -74,10 +76,13 @@ class Languages:
         for a in self.names:
             found = [cells[f"{a} -> {b}"] for b in self.names]
             cell = [
-                f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if above_null(r) == 'shown' else ' n.s.'}" for r in found
+                f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]{'' if above_null(r) == 'shown' else ' n.s.'}"
+                for r in found
             ]
             lines.append("".join([a.ljust(8), *(c.ljust(width) for c in cell)]))
-        null = max((r.null_high for r in cells.values() if r.null_high is not None), default=float("nan"))
+        null = max(
+            (r.null_high for r in cells.values() if r.null_high is not None), default=float("nan")
+        )
         form = self.matrix(control="form")
         lines.append(f"story form alone: {np.nanmin(form):.2f} to {np.nanmax(form):.2f}")
         lines.append(f"n.s.: not above 95 % of shuffled labels (at most {null:.2f}) with p < .05")
@@ -135,11 +140,16 @@ def compare_languages(
 def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> EmotionSet:
     """The shared part of a set, its emotions in the order of the concepts."""
     s = s.subset([s.concepts[c] for c in concepts])
-    kept = {e: tuple(t for t in told if t.topic in topics and t.split == "main") for e, told in s.stories.items()}
+    kept = {
+        e: tuple(t for t in told if t.topic in topics and t.split == "main")
+        for e, told in s.stories.items()
+    }
     apart = {t.name for t in s.topics} - set(s.told)  # of neutral texts alone: in no fold
     wanted = {*topics, *apart}
     neutral = tuple(n for n in s.neutral if n.topic in wanted)
-    return replace(s, topics=tuple(t for t in s.topics if t.name in wanted), stories=kept, neutral=neutral)
+    return replace(
+        s, topics=tuple(t for t in s.topics if t.name in wanted), stories=kept, neutral=neutral
+    )
 
 
 class _Tongue:
@@ -163,9 +173,11 @@ class _Tongue:
         """Unit vectors `[emotion d_model]` from the stories and neutral texts of all topics but these."""
         rest = torch.from_numpy(~np.isin(np.asarray(self.inputs.topics), list(topics)))
         components = self.inputs.neutral_components(tuple(topics))
-        vectors = fitted(self.rows[rest][:, [slot]], torch.from_numpy(self.y)[rest], components and [components[slot]])[
-            0
-        ]
+        vectors = fitted(
+            self.rows[rest][:, [slot]],
+            torch.from_numpy(self.y)[rest],
+            components and [components[slot]],
+        )[0]
         return torch.nn.functional.normalize(vectors[:, 0].double(), dim=-1).numpy()
 
 
@@ -189,7 +201,11 @@ def _row_of_cells(a: _Tongue, tongues: list[_Tongue], n_shuffles: int) -> list[R
     # the stories that are read keep their labels: another language's do not know of the shuffle
     _, null = against_shuffled(accuracies, a.y, a.inputs.topics, n=n_shuffles, seed=a.inputs.seed)
     fits = a.fit(a.y)
-    return [r for b in tongues for r in _cell(a, b, fits, {w: null[:, k] for k, (c, w) in enumerate(cells) if c is b})]
+    return [
+        r
+        for b in tongues
+        for r in _cell(a, b, fits, {w: null[:, k] for k, (c, w) in enumerate(cells) if c is b})
+    ]
 
 
 def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> list[Row]:
@@ -209,8 +225,20 @@ def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> li
         scores = _scores(fits, b, readout)
         right = stats.bootstrap_mean(stats.top_k(scores, y).astype(float), topics, seed=seed)
         against = judged(right.value, null[readout], "shuffled labels")
-        out.append(row(NAME, "top1", right, primary=readout == READOUTS[0], readout=readout, **say, **against))
-        auc = stats.bootstrap(lambda i, s=scores: stats.macro_auc(s[i], y[i]), topics, n=300, seed=seed)
+        out.append(
+            row(
+                NAME,
+                "top1",
+                right,
+                primary=readout == READOUTS[0],
+                readout=readout,
+                **say,
+                **against,
+            )
+        )
+        auc = stats.bootstrap(
+            lambda i, s=scores: stats.macro_auc(s[i], y[i]), topics, n=300, seed=seed
+        )
         out.append(row(NAME, "auc", auc, readout=readout, **say))
     embed = _twin(a, b, a.embed.numpy(), b.embed.numpy())
     form = _twin(a, b, a.form, b.form)
@@ -219,7 +247,11 @@ def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> li
     for twin, scores in (("embed", embed), ("form", form), ("tfidf", words)):
         if scores is not None:
             theirs = stats.top_k(scores, y).astype(float)
-            tag = say | {"control": twin, "readout": READOUTS[0], "layer": "embed" if twin == "embed" else None}
+            tag = say | {
+                "control": twin,
+                "readout": READOUTS[0],
+                "layer": "embed" if twin == "embed" else None,
+            }
             out.append(row(NAME, "top1", stats.bootstrap_mean(theirs, topics, seed=seed), **tag))
             margin = stats.bootstrap_mean(ours - theirs, topics, seed=seed)
             out.append(row(NAME, f"top1 minus {twin}", margin, **(tag | {"layer": "nested"})))
@@ -232,7 +264,9 @@ def _twin(a: _Tongue, b: _Tongue, x: Array, z: Array) -> Array:
     for mine, theirs in zip(a.inside, b.inside, strict=True):
         there, here = theirs.numpy(), ~mine.numpy()
         shift = z[~there].mean(0) - x[here].mean(0)
-        out[there] = stats.centroid_scores(x[here], a.inputs.labels[here], z[there] - shift, out.shape[1])
+        out[there] = stats.centroid_scores(
+            x[here], a.inputs.labels[here], z[there] - shift, out.shape[1]
+        )
     return out
 
 

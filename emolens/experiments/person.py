@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emolens import stats
 from emolens.experiments.base import Inputs, Row, judged, row
-from emolens.experiments.refit import Training, against_shuffled
+from emolens.experiments.fitting import Training, against_shuffled
 
 NAME = "person"
 
@@ -35,7 +35,9 @@ def run(inputs: Inputs) -> list[Row]:
     n, unit = len(inputs.labels), "stories"
     halves = [Training(inputs, held) for held in (first, third)]
     cross = _correct(halves, inputs.labels)
-    null = against_shuffled(lambda y: [_correct(halves, y).mean()], inputs.labels, inputs.topics, seed=inputs.seed)[1]
+    null = against_shuffled(
+        lambda y: [_correct(halves, y).mean()], inputs.labels, inputs.topics, seed=inputs.seed
+    )[1]
     # every topic is tested once by directions from half of the topics, of both persons
     dealt = [[Training(inputs, held) for held in _mixed(first, third, k)] for k in range(4)]
     mixed = np.mean([_correct(half, inputs.labels) for half in dealt], 0)
@@ -55,9 +57,19 @@ def run(inputs: Inputs) -> list[Row]:
             labels = np.array([inputs.emotions.names.index(t.emotion or "") for t in acts.texts])
             order = np.lexsort((labels, np.array([told.index(t.topic or "") for t in acts.texts])))
             right[name] = stats.top_k(fit.z(acts.rows), labels).astype(float)[order]
-            estimate = stats.bootstrap_mean(right[name], [inputs.emotions.names[k] for k in labels[order]])
+            estimate = stats.bootstrap_mean(
+                right[name], [inputs.emotions.names[k] for k in labels[order]]
+            )
             out.append(
-                row(NAME, "top1 of topics told twice", estimate, split=name, n=len(labels), unit_of_n=unit, **say)
+                row(
+                    NAME,
+                    "top1 of topics told twice",
+                    estimate,
+                    split=name,
+                    n=len(labels),
+                    unit_of_n=unit,
+                    **say,
+                )
             )
         difference = stats.bootstrap_mean(right["other person"] - right["own person"], groups)
         what = "top1 of topics told twice, other minus own"

@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from emolens import stats
 from emolens._files import existing, read_text
 from emolens._typing import HookedModel
-from emolens.activations import Activations, collect
-from emolens.directions import logistic
-from emolens.emotion_sets import load_norms
+from emolens.collect.activations import Activations
+from emolens.collect.forward import collect
+from emolens.directions.estimators import logistic
 from emolens.experiments.base import Inputs, Labelled, Row, judged, row
-from emolens.experiments.refit import Labels, Training, against_shuffled, leave_out
-from emolens.models import encode
+from emolens.experiments.fitting import Labels, Training, against_shuffled, leave_out
+from emolens.models.tokens import encode
 from emolens.readout import pooled_as
-from emolens.set_checks import leaks
+from emolens.sets.check import leaks
+from emolens.sets.norms import load_norms
 
 NAME = "transfer"
 GOEMOTIONS = [
@@ -86,7 +87,9 @@ def load_goemotions(path: str | Path | None = None) -> Labelled:
         from datasets import load_dataset
 
         data = load_dataset("google-research-datasets/go_emotions", "simplified", split="test")
-        return Labelled(list(data["text"]), [{GOEMOTIONS[i] for i in ids} for ids in data["labels"]])
+        return Labelled(
+            list(data["text"]), [{GOEMOTIONS[i] for i in ids} for ids in data["labels"]]
+        )
     texts, labels = [], []
     for number, line in enumerate(_table(path, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
         try:
@@ -96,7 +99,9 @@ def load_goemotions(path: str | Path | None = None) -> Labelled:
             labels.append({GOEMOTIONS[i] for i in ids})
             texts.append(line[0])
         except (IndexError, ValueError) as error:
-            raise ValueError(f"{path}:{number}: expected text, label ids 0..27 and an id, separated by tabs") from error
+            raise ValueError(
+                f"{path}:{number}: expected text, label ids 0..27 and an id, separated by tabs"
+            ) from error
     if not texts:
         raise ValueError(f"{path}: empty")
     return Labelled(texts, labels)
@@ -143,7 +148,9 @@ def load_external(folder: str | Path) -> dict[str, Labelled]:
         folder = existing(folder, "folder")
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"external: {error} (expected {' and '.join(READERS)} in it)") from error
-    found = {name: read(folder / name) for name, read in READERS.items() if (folder / name).is_file()}
+    found = {
+        name: read(folder / name) for name, read in READERS.items() if (folder / name).is_file()
+    }
     if not found:
         raise FileNotFoundError(f"external={folder}: neither {' nor '.join(READERS)} is there")
     return found
@@ -164,7 +171,9 @@ def run(inputs: Inputs) -> list[Row]:
         return [x for fit in fits for r in read for x in r.figures(fit.z(r.acts.rows))]
 
     _, both = against_shuffled(figures, inputs.labels, inputs.topics, seed=inputs.seed)
-    nulls = np.split(both, 2, axis=1)  # [shuffle figure] with the layer chosen anew, and at the layer that is read
+    nulls = np.split(
+        both, 2, axis=1
+    )  # [shuffle figure] with the layer chosen anew, and at the layer that is read
     out, at = [], 0
     for r in read:
         out += r.rows([null[:, at : at + len(r.asked)] for null in nulls])
@@ -232,38 +241,68 @@ class GoEmotions:
             estimate = stats.bootstrap(lambda i, s=scores: self._macro(s, i), ids, n=N_RESAMPLES)
             out.append(row(NAME, "macro auc", estimate, **(say | fields | extra)))
             if name == "mean_difference":  # for other labels than these as well
-                wider = stats.bootstrap_columns(lambda i, s=scores: self._by_label(s, i), ids, n=N_RESAMPLES)
-                unit = {"n": len(shared), "unit_of_n": f"labels, resampled with {len(ids)} comments"}
-                out.append(row(NAME, "macro auc, labels resampled too", wider, **(say | fields | unit)))
+                wider = stats.bootstrap_columns(
+                    lambda i, s=scores: self._by_label(s, i), ids, n=N_RESAMPLES
+                )
+                unit = {
+                    "n": len(shared),
+                    "unit_of_n": f"labels, resampled with {len(ids)} comments",
+                }
+                out.append(
+                    row(NAME, "macro auc, labels resampled too", wider, **(say | fields | unit))
+                )
         out.append(row(NAME, "macro auc", 0.5, control="chance", **say))
         ceiling = _supervised(self.acts.at([inputs.layer]), positive, inputs.seed)
         what = "supervised on these texts, cross-validated"
         highest = stats.bootstrap(
-            lambda i: float(np.nanmean(stats.multilabel_auc(ceiling[i], positive[i]))), ids, n=N_RESAMPLES
+            lambda i: float(np.nanmean(stats.multilabel_auc(ceiling[i], positive[i]))),
+            ids,
+            n=N_RESAMPLES,
         )
         out.append(row(NAME, "macro auc", highest, estimator="logistic", control=what, **say))
         for ours, twin in TWINS:
             margin = stats.bootstrap(
-                lambda i, a=tables[ours][0], b=tables[twin][0]: self._macro(a, i) - self._macro(b, i),
+                lambda i, a=tables[ours][0], b=tables[twin][0]: (
+                    self._macro(a, i) - self._macro(b, i)
+                ),
                 ids,
                 n=N_RESAMPLES,
             )
             control, primary = twin.split()[0], (ours, twin) == ("mean_difference", "tfidf")
             metric = f"macro auc minus {control}"
-            out.append(row(NAME, metric, margin, primary=primary, control=control, estimator=ours, **say))
+            out.append(
+                row(NAME, metric, margin, primary=primary, control=control, estimator=ours, **say)
+            )
         named = np.array(
-            [[bool(leaks(t, inputs.emotions[e], inputs.emotions.language)) for e in shared] for t in self.texts]
+            [
+                [bool(leaks(t, inputs.emotions[e], inputs.emotions.language)) for e in shared]
+                for t in self.texts
+            ]
         )
         for name in ("mean_difference", "tfidf"):
             scores, fields = tables[name]
             estimate = stats.bootstrap(
-                lambda i, s=scores: _unnamed(s[i][:, columns], positive[i], named[i]), ids, n=N_RESAMPLES
+                lambda i, s=scores: _unnamed(s[i][:, columns], positive[i], named[i]),
+                ids,
+                n=N_RESAMPLES,
             )
-            out.append(row(NAME, "macro auc, texts that name the emotion left out", estimate, **(say | fields)))
+            out.append(
+                row(
+                    NAME,
+                    "macro auc, texts that name the emotion left out",
+                    estimate,
+                    **(say | fields),
+                )
+            )
         scores, theirs = tables["mean_difference"][0], self._by_label(tables["tfidf"][0])
         each = stats.bootstrap_each(lambda i: self._by_label(scores, i), ids, n=200)
         for k, (e, ours) in enumerate(zip(shared, each, strict=True)):
-            fields = {"emotion": e, "estimator": "mean_difference", "control": "tfidf", "null_mean": float(theirs[k])}
+            fields = {
+                "emotion": e,
+                "estimator": "mean_difference",
+                "control": "tfidf",
+                "null_mean": float(theirs[k]),
+            }
             fields |= {"n": self.counts[e], "unit_of_n": f"positive of {len(ids)} comments"}
             out.append(row(NAME, "auc by label", ours, **(say | fields)))
         return out
@@ -277,9 +316,13 @@ def _supervised(acts: Activations, positive: NDArray[np.bool_], seed: int) -> Ar
     x = acts.rows[:, 0].double().numpy()
     out = np.zeros(positive.shape)
     for k in range(positive.shape[1]):
-        for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(x, positive[:, k]):
+        for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(
+            x, positive[:, k]
+        ):
             mean, scale = x[train].mean(0), x[train].std(0).clip(1e-12)
-            model = LogisticRegression(C=0.01, max_iter=200).fit((x[train] - mean) / scale, positive[train, k])
+            model = LogisticRegression(C=0.01, max_iter=200).fit(
+                (x[train] - mean) / scale, positive[train, k]
+            )
             out[test, k] = model.decision_function((x[test] - mean) / scale)
     return out
 
@@ -289,7 +332,9 @@ def _unnamed(scores: Array, positive: NDArray[np.bool_], named: NDArray[np.bool_
     return float(
         np.nanmean(
             [
-                stats.multilabel_auc(scores[~named[:, [k]].ravel()][:, [k]], positive[~named[:, k]][:, [k]])[0]
+                stats.multilabel_auc(
+                    scores[~named[:, [k]].ravel()][:, [k]], positive[~named[:, k]][:, [k]]
+                )[0]
                 for k in range(positive.shape[1])
             ]
         )
@@ -324,7 +369,11 @@ class EmoBank:
 
     def rows(self, nulls: list[Array]) -> list[Row]:
         """All rows, from the nulls of `figures`."""
-        inputs, tables, ids = self.inputs, _tables(self.inputs, self.acts, self.texts), list(range(len(self.texts)))
+        inputs, tables, ids = (
+            self.inputs,
+            _tables(self.inputs, self.acts, self.texts),
+            list(range(len(self.texts))),
+        )
         out = []
         for k, axis in enumerate(self.asked):
             truth, given = self.truth[axis], self.truth["valence"]
@@ -339,16 +388,27 @@ class EmoBank:
                 "emotion": axis,
             }
             for name, (_, fields) in tables.items():
-                r = stats.bootstrap(lambda i, v=read[name], t=truth: stats.pearson(v[i], t[i]), ids, n=N_RESAMPLES)
+                r = stats.bootstrap(
+                    lambda i, v=read[name], t=truth: stats.pearson(v[i], t[i]), ids, n=N_RESAMPLES
+                )
                 extra = _stricter(r.value, nulls, k) if name == "mean_difference" else {}
                 out.append(row(NAME, "r", r, **(say | fields | extra)))
             if axis == "arousal":
                 partial = stats.bootstrap(
-                    lambda i, v=read["mean_difference"], t=truth, g=given: stats.partial_pearson(v[i], t[i], g[i]),
+                    lambda i, v=read["mean_difference"], t=truth, g=given: stats.partial_pearson(
+                        v[i], t[i], g[i]
+                    ),
                     ids,
                     n=N_RESAMPLES,
                 )
-                out.append(row(NAME, "partial r given valence", partial, **(say | tables["mean_difference"][1])))
+                out.append(
+                    row(
+                        NAME,
+                        "partial r given valence",
+                        partial,
+                        **(say | tables["mean_difference"][1]),
+                    )
+                )
             for ours, twin in TWINS:
                 margin = stats.bootstrap(
                     lambda i, a=read[ours], b=read[twin], t=truth: (
@@ -358,7 +418,9 @@ class EmoBank:
                     n=N_RESAMPLES,
                 )
                 control = twin.split()[0]
-                out.append(row(NAME, f"r minus {control}", margin, control=control, estimator=ours, **say))
+                out.append(
+                    row(NAME, f"r minus {control}", margin, control=control, estimator=ours, **say)
+                )
         return out
 
 
@@ -379,7 +441,9 @@ def _sample(data: Labelled, inputs: Inputs) -> Labelled:
 def _collect(inputs: Inputs, texts: list[str]) -> Activations:
     """The texts at every layer, for a labelling that is shuffled may choose any; pooled as the directions were made."""
     pooling = pooled_as(inputs.acts.info)
-    return collect(inputs.model, texts, inputs.acts.hook_point, layers=inputs.acts.layers, pooling=pooling)
+    return collect(
+        inputs.model, texts, inputs.acts.hook_point, layers=inputs.acts.layers, pooling=pooling
+    )
 
 
 def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tuple[Array, dict]]:
@@ -397,7 +461,9 @@ def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tu
         return embed[train], there if test is None else embed[test]
 
     def calibrated(
-        features: Callable[..., tuple[Array, Array]], fit: Callable[..., Array], folds: Sequence[tuple[str, ...]]
+        features: Callable[..., tuple[Array, Array]],
+        fit: Callable[..., Array],
+        folds: Sequence[tuple[str, ...]],
     ) -> Array:
         def scores(train: Index, test: Index | None = None) -> Array:
             x, z = features(train, test)
@@ -415,7 +481,13 @@ def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tu
         "mean_difference": (v.z(acts.rows)[:, :, 0].numpy(), means | ours),
         "logistic": (lr.z(acts.rows)[:, :, 0].numpy(), regression | ours),
         "tfidf": (calibrated(words, centroids, singly), means | of_words),
-        "tfidf logistic": (calibrated(words, stats.logistic_words, inputs.folds), regression | of_words),
+        "tfidf logistic": (
+            calibrated(words, stats.logistic_words, inputs.folds),
+            regression | of_words,
+        ),
         "embed": (calibrated(embeddings, centroids, singly), means | of_embed),
-        "embed logistic": (calibrated(embeddings, stats.logistic_scores, inputs.folds), regression | of_embed),
+        "embed logistic": (
+            calibrated(embeddings, stats.logistic_scores, inputs.folds),
+            regression | of_embed,
+        ),
     }

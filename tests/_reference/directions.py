@@ -28,7 +28,9 @@ def lda(x: NDArray) -> NDArray:
     from sklearn.covariance import LedoitWolf
 
     within = np.concatenate([own - own.mean(0) for own in x]).astype(float)
-    return mean_difference(x.astype(float)) @ np.linalg.inv(LedoitWolf(assume_centered=True).fit(within).covariance_)
+    return mean_difference(x.astype(float)) @ np.linalg.inv(
+        LedoitWolf(assume_centered=True).fit(within).covariance_
+    )
 
 
 def heldout_scores(x: NDArray, projector: NDArray) -> NDArray:

@@ -29,7 +29,9 @@ def rsa(vectors: NDArray, points: NDArray) -> float:
 def layer_rsa(vectors: NDArray) -> NDArray:
     """Spearman of the cosines of all pairs of emotions at one layer with those at another."""
     pairs = list(combinations(range(vectors.shape[0]), 2))
-    cosines = [[cosine(vectors[i, k], vectors[j, k]) for i, j in pairs] for k in range(vectors.shape[1])]
+    cosines = [
+        [cosine(vectors[i, k], vectors[j, k]) for i, j in pairs] for k in range(vectors.shape[1])
+    ]
     return np.array([[spearman(a, b) for b in cosines] for a in cosines])
 
 

@@ -25,7 +25,10 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     """q_i: the least p_(j) m / j over the ranks j at or above i's."""
     m = len(p)
     ranked = sorted(p)
-    return [min(1.0, min(ranked[j] * m / (j + 1) for j in range(m) if ranked[j] >= value)) for value in p]
+    return [
+        min(1.0, min(ranked[j] * m / (j + 1) for j in range(m) if ranked[j] >= value))
+        for value in p
+    ]
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
@@ -35,9 +38,14 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     return float(np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in own for b in other]))
 
 
-def centroid_scores(train: NDArray, labels: Sequence[int], test: NDArray, n_classes: int) -> NDArray:
+def centroid_scores(
+    train: NDArray, labels: Sequence[int], test: NDArray, n_classes: int
+) -> NDArray:
     """Mean difference as a classifier, one text and one class at a time."""
-    means = [np.mean([x for x, y in zip(train, labels, strict=True) if y == c], axis=0) for c in range(n_classes)]
+    means = [
+        np.mean([x for x, y in zip(train, labels, strict=True) if y == c], axis=0)
+        for c in range(n_classes)
+    ]
     mu = sum(means) / n_classes
     out = np.zeros((len(test), n_classes))
     for i, x in enumerate(test):

@@ -1,0 +1,398 @@
+"""A collection that outlives its process: slices of texts, a file each, in a folder that says how they were made.
+
+A killed run continues from the files that are there, and the numbers are those of an uninterrupted run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
+
+import psutil
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from emolens import __version__, shards
+from emolens._files import here
+from emolens._typing import Blocks, HookedModel, HookPoint, block_number
+from emolens.collect.activations import (
+    FORMATS,
+    Activations,
+    histogram_mean,
+    histogram_median,
+    is_main,
+    join,
+    joined_info,
+    text_hash,
+)
+from emolens.collect.forward import collect_slice
+from emolens.collect.moments import Moments
+from emolens.collect.pooling import LENGTHS, Pooling
+from emolens.collect.recipe import (
+    SAMPLED,
+    Encoded,
+    Progress,
+    Recipe,
+    Texts,
+    as_begun,
+    check_number,
+    check_used,
+    encode_slice,
+    make_recipe,
+)
+from emolens.models.identity import present_info
+from emolens.models.tokens import ids_hash
+from emolens.sets.corpus import Corpus, Long, open_corpus
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Pooled activations in a folder of shards, made by `collect_to`: sums in memory, rows on disk.
+
+    The shards are read one after the other, so that memory does not grow with the corpus.
+
+    Attributes:
+        norm_histogram: As in `Activations`.
+        info: As in `Activations`.
+        n_texts: Texts that were pooled (of those read, `info["dropped_texts"]` were too short and left out by policy).
+    """
+
+    folder: shards.Folder
+    hook_point: HookPoint
+    layers: tuple[int, ...]
+    norm_histogram: Int[Tensor, "layer bin"]
+    info: dict[str, Any]
+    n_texts: int
+    _moments: Moments
+
+    def __repr__(self) -> str:
+        layers = (
+            f"{min(self.layers)}..{max(self.layers)}"
+            if len(self.layers) > 1
+            else str(min(self.layers))
+        )
+        n = len(self.folder.manifest["shards"])
+        return f"Collection({self.hook_point}, layers {layers}, {self.n_texts} texts in {n} shards)"
+
+    @staticmethod
+    def open(path: str | Path) -> Collection:
+        """Read a finished folder through once, checking every shard.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: a shard is missing, cut short or damaged: the run that made it, started again, makes it anew.
+        """
+        folder = shards.read_folder(path)
+        histogram, infos, n_texts = None, [], 0
+
+        def counted() -> Iterator[Activations]:
+            nonlocal histogram, n_texts
+            for chunk in _shards_of(folder):
+                histogram = chunk.norm_histogram + (0 if histogram is None else histogram)
+                infos.append(chunk.info)
+                n_texts += len(chunk.texts)
+                if chunk.texts:
+                    yield chunk
+
+        moments = Moments.of(counted())
+        assert histogram is not None  # a folder has at least one shard
+        options = folder.manifest["options"]
+        info = joined_info(infos)
+        return Collection(
+            folder,
+            options["hook_point"],
+            tuple(options["layers"]),
+            histogram,
+            info,
+            n_texts,
+            moments,
+        )
+
+    @property
+    def norm_median(self) -> Float[Tensor, " layer"]:
+        """Median residual norm over ordinary tokens: the unit of a dose."""
+        return histogram_median(self.norm_histogram)
+
+    @property
+    def norm_mean(self) -> Float[Tensor, " layer"]:
+        """Mean residual norm over ordinary tokens, the paper's unit of a dose."""
+        return histogram_mean(self.norm_histogram)
+
+    def chunks(self) -> Iterator[Activations]:
+        """The shards, one at a time."""
+        return (chunk for chunk in _shards_of(self.folder) if chunk.texts)
+
+    def moments(self) -> Moments:
+        """Sums over the texts of each emotion and topic, in float64."""
+        return self._moments
+
+    def second_moment(self, layer: SupportsIndex) -> Float64[Tensor, "d_model d_model"]:
+        """Pooled within-emotion second moment at a layer,  sum over stories of (x - m_e)(x - m_e)^T, in float64; one pass over the shards."""
+        layer = block_number(layer)
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} was not collected; collected: {list(self.layers)}")
+        k = self.layers.index(layer)
+        means = dict(zip(self._moments.emotions, self._moments.means()[:, k], strict=True))
+        out = torch.zeros((self._moments.total.shape[-1],) * 2, dtype=torch.float64)
+        for chunk in self.chunks():
+            main = chunk.select(is_main)
+            if main.texts:
+                own = [means[t.emotion] for t in main.texts if t.emotion is not None]
+                x = main.rows[:, k].double() - torch.stack(own)[main.row_text]
+                out += x.T @ x
+        return out
+
+    def load(self) -> Activations:
+        """All of it in memory: the same to the bit as `collect` with the same options.
+
+        Raises:
+            MemoryError: it does not fit.
+        """
+        size = sum(
+            self.folder.file(k).stat().st_size for k in range(len(self.folder.manifest["shards"]))
+        )
+        free = psutil.virtual_memory().available
+        if 2 * size > free:  # the shards and what they are joined into
+            raise MemoryError(
+                f"{self.folder.path}: {size / 1e9:.1f} GB of rows need twice that to be loaded, {free / 1e9:.1f} GB are free; "
+                "mean_difference and antonym_contrast work on the collection itself; or collect fewer layers"
+            )
+        return join(_shards_of(self.folder))
+
+
+def _shards_of(folder: shards.Folder) -> Iterator[Activations]:
+    for number in range(len(folder.manifest["shards"])):
+        try:
+            yield Activations.load(folder.file(number))
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"{error}; the collection is not whole: run it again, and this shard is made anew"
+            ) from error
+
+
+def collect_to(
+    folder: str | Path,
+    model: HookedModel,
+    texts: Texts,
+    hook_point: HookPoint = "resid_post",
+    *,
+    layers: Blocks | None = None,
+    pooling: Pooling | None = None,
+    prepend_bos: bool | None = None,
+    padding_side: Literal["left", "right"] = "right",
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    shard_texts: int | None = None,
+    long: Long = "raise",
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
+    progress: bool = True,
+) -> Collection:
+    """Collect into a folder, in memory that does not grow with the corpus, so that a killed run continues where it was.
+
+    Every `shard_texts` texts become a file, written whole. The same call continues a run that was killed, makes missing and damaged shards
+    anew, and on a finished folder only reads it. Options left at None are those of the run that began.
+
+    Args:
+        folder: Where to; made if it does not exist.
+        model, texts, hook_point, ...: As for `collect_resid_post`.
+
+    Returns:
+        `Collection`; `.load()` is what `collect` would have returned, to the bit.
+
+    Raises:
+        FileExistsError: the folder is held by another process, or was begun with another model, corpus, option or version: which is said.
+        OSError: the disk is full, or would be. What is done stays; the same call continues.
+    """
+    with begun(
+        folder, model, texts, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
+        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long, emotions=emotions, topics=topics,
+    ) as job:  # fmt: skip
+        job.run(job.folder.missing(), progress=progress)
+        return job.result()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on a folder: its shards can be made in any order, by any number of processes that have opened the same job."""
+
+    folder: shards.Folder
+    model: HookedModel
+    corpus: Corpus
+    recipe: Recipe
+
+    def run(self, numbers: Sequence[int], *, progress: bool = True) -> None:
+        """Make some of the shards."""
+        if not numbers:
+            return
+        n_texts = min(
+            len(numbers) * self.recipe.shard_texts, self.folder.manifest["corpus"]["n_texts"]
+        )
+        with Progress(self.recipe, n_texts, progress) as bar:
+            for piece in self.corpus.slices(self.recipe.shard_texts, numbers):
+                if not self.folder.manifest["shards"][piece.number] == piece.digest:
+                    raise RuntimeError(
+                        f"the texts changed while they were being read (slice {piece.number}); start again"
+                    )
+                part = collect_slice(
+                    self.model,
+                    self.recipe,
+                    self.corpus,
+                    encode_slice(self.model, self.recipe, piece),
+                    bar,
+                )
+                part.save(self.folder.file(piece.number), overwrite=True)
+
+    def result(self) -> Collection:
+        """The finished folder."""
+        return Collection.open(self.folder.path)
+
+
+@contextmanager
+def begun(
+    folder: str | Path,
+    model: HookedModel,
+    texts: Texts,
+    hook_point: HookPoint,
+    *,
+    before: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Iterator[Job]:
+    """Hold the folder of a collection while it is made; options as for `collect_to`, errors as there; `before` may refuse the manifest."""
+    manifest = survey(folder, model, texts, hook_point, **options)
+    with held(folder, manifest, before):
+        yield joined(folder, model, texts, hook_point, **options)
+
+
+@contextmanager
+def held(
+    folder: str | Path,
+    manifest: dict[str, Any],
+    before: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator[shards.Folder]:
+    """Hold a folder for a run that was surveyed, with room for all of it; `before` may refuse the manifest, and then no folder is made."""
+    there = (
+        here(folder) / shards.MANIFEST
+    ).is_file()  # of a run that was begun: what differs from it is said first
+    if before is not None and not there:
+        before(manifest)
+    with shards.begin(folder, manifest) as mine:
+        if before is not None and there:
+            before(manifest)
+        options = manifest["options"]
+        if (
+            options["pooling"]["kind"] != "tokens"
+        ):  # as many rows as tokens: not known before they are read
+            done = sum(f.stat().st_size for f in mine.path.glob("*.safetensors"))
+            n_texts, d_model = manifest["corpus"]["n_texts"], manifest["model"]["d_model"]
+            sampled = manifest["corpus"]["n_neutral"]
+            need = disk_bytes(n_texts, len(options["layers"]), d_model, sampled) - done
+            free = shutil.disk_usage(mine.path).free
+            if need > free:
+                raise OSError(
+                    f"{folder}: {need / 1e9:.1f} GB are needed for the rows of {n_texts} texts, {free / 1e9:.1f} GB are free"
+                )
+        yield mine
+
+
+def joined(
+    folder: str | Path,
+    model: HookedModel,
+    texts: Texts,
+    hook_point: HookPoint,
+    *,
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
+    **options: Any,
+) -> Job:
+    """The job that has been begun on this folder, by this process or another, with the same model, texts and options.
+
+    Raises:
+        ValueError: it was begun with another model, or with the same one in another precision.
+    """
+    mine = shards.read_folder(folder)
+    present_info(model)
+    recipe = make_recipe(model, hook_point, **as_begun(options, mine.manifest))
+    if recipe.model != mine.manifest["model"]:
+        raise ValueError(
+            f"{mine.path} was begun with another model, or in another precision: see its {shards.MANIFEST}"
+        )
+    if recipe.tokenization != mine.manifest["tokenization"]:
+        raise ValueError(
+            f"{mine.path} was begun with another chat template or tokenizer: see tokenization in its {shards.MANIFEST}"
+        )
+    return Job(mine, model, open_corpus(texts, emotions, topics), recipe)
+
+
+def survey(
+    folder: str | Path,
+    model: HookedModel,
+    texts: Texts,
+    hook_point: HookPoint,
+    *,
+    emotions: Iterable[Any] | None = None,
+    topics: Iterable[Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there.
+
+    Raises:
+        ValueError: a text that cannot be pooled (too long, too short, without its span), by its line or id: now, not after hours of work.
+    """
+    present_info(
+        model
+    )  # what is written down, and compared with what a run began with, is the model as it is now
+    with suppress(FileNotFoundError):
+        options = as_begun(options, shards.read_folder(folder).manifest)
+    recipe, corpus = make_recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
+    names, ids, n_texts, n_neutral = [], [], 0, 0
+    for piece in corpus.slices(recipe.shard_texts):
+        names.append(piece.digest)
+        n_texts += len(piece.texts)
+        n_neutral += corpus.has_neutral * sum(label["split"] == "neutral" for label in piece.labels)
+    check_number(recipe, n_texts)
+
+    def read() -> Iterator[Encoded]:
+        for piece in corpus.slices(recipe.shard_texts):
+            found = encode_slice(model, recipe, piece)
+            ids.append(ids_hash(found.encoded))
+            yield found
+
+    check_used(recipe, read(), model.cfg.n_ctx)
+    return {
+        "kinds": FORMATS[:1],
+        "versions": {"emolens": __version__, "code": _code()}
+        | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
+        "model": recipe.model,
+        "tokenization": recipe.tokenization,
+        "device": torch.device(getattr(model.cfg, "device", None) or "cpu").type,
+        "options": {k: v for k, v in asdict(recipe).items() if k not in ("model", "tokenization")},
+        "corpus": {
+            "n_texts": n_texts,
+            "n_neutral": n_neutral,
+            "sha256": text_hash("".join(names)),
+            **corpus.info,
+        },
+        "shards": names,
+        "ids_sha256": text_hash("".join(ids)),
+    }
+
+
+def _code() -> str:
+    """Identity of the sources that decide what is in a shard."""
+    return shards.code_digest("_files.py", "_typing.py", "models", "sets/corpus.py", "collect")
+
+
+def disk_bytes(n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0) -> int:
+    """Size of a collection: a row of float32 for each text, and for `SAMPLED` tokens and the beginnings (`LENGTHS`) of each neutral text of a
+    set, at each layer and for the embeddings, and half a kilobyte of what is known of each text.
+    """
+    return (n_texts + (SAMPLED + len(LENGTHS)) * n_neutral) * (
+        n_layers + 1
+    ) * d_model * 4 + n_texts * 512
