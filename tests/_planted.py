@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from conftest import randomise, tiny_config
+from toys import randomise, tiny_config
 
 import emolens as em
 from emolens.experiments.base import Inputs

@@ -283,6 +283,9 @@ class EmotionDirections:
     def nearest(self, *, layer: SupportsIndex | None = None, k: int = 5) -> list[tuple[str, float]]:
         """The emotions most similar to this one direction, by cosine, without those it was made of.
 
+        >>> [name for name, cosine in directions["glimmer"].nearest(k=2)]
+        ['gloamer', 'brindle']
+
         Raises:
             ValueError: if there is more than one direction here.
         """

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SENTENCES
 from einops import einsum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from toys import SENTENCES
 
 import emolens as em
 from emolens._typing import hook_name

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomise, tiny_config, tiny_tokenizer
+from toys import randomise, tiny_config, tiny_tokenizer
 
 import emolens as em
 from emolens.models import adapters

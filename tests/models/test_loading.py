@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SENTENCES, SMOLLM2, Tiny, tiny_config, tiny_tokenizer
 from jaxtyping import Float, Int
 from torch import Tensor
+from toys import SENTENCES, SMOLLM2, Tiny, tiny_config, tiny_tokenizer
 
 import emolens as em
 from emolens.models import adapters

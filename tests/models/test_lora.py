@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tiny, tiny_tokenizer
+from toys import Tiny, tiny_tokenizer
 
 import emolens as em
 from emolens.models import adapters

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import randomise, tiny_config, tiny_tokenizer
+from toys import randomise, tiny_config, tiny_tokenizer
 
 import emolens as em
 from emolens.interventions.sweep import sweep

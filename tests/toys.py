@@ -80,6 +80,37 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
+    """What an example in a docstring may use without making it: `em`, `torch`, `np`, and a toy `model`, `stories`, `acts` and `directions`."""
+    if isinstance(request.node, pytest.DoctestItem):
+        doctest_namespace |= {"em": em, "torch": torch, "np": np}
+        source = "".join(example.source for example in request.node.dtest.examples)
+        for name in ("model", "stories", "acts", "directions"):
+            if name in source and name not in request.node.dtest.globs:
+                doctest_namespace[name] = request.getfixturevalue(f"example_{name}")
+
+
+@pytest.fixture(scope="session")
+def example_model(tiny_model: Any) -> Any:
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def example_stories(toy_set: Path) -> em.EmotionSet:
+    return em.load_emotion_set(toy_set)
+
+
+@pytest.fixture(scope="session")
+def example_acts(tiny_model: Any, example_stories: em.EmotionSet) -> em.Activations:
+    return em.collect_resid_post(tiny_model, example_stories, progress=False)
+
+
+@pytest.fixture(scope="session")
+def example_directions(example_acts: em.Activations) -> em.EmotionDirections:
+    return em.mean_difference(example_acts)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For a whole file and its fixtures: matrices this small are slower on two threads, by far on a busy machine."""
