@@ -124,7 +124,7 @@ def study(
 
     console = Console()
     console.print("loading ...", style="dim")
-    from emolens.experiments.transfer import load_external
+    from emolens.sets.external import load_external
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
     from emolens.sets.emotion_sets import load_emotion_set
@@ -143,7 +143,7 @@ def study(
         emotions,
         out=out,
         seed=seed,
-        full=full,
+        profile="full" if full else "standard",
         external=external,
         overwrite=overwrite,
         command=command,

@@ -931,10 +931,11 @@ def test_vectors_of_another_model_are_refused_unless_allowed(emolens, vectors, t
 
 def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path, monkeypatch):
     """The experiments themselves are tested in test_study.py."""
-    from emolens.experiments import geometry as norms
-    from emolens.experiments import logit_lens as lens
-    from emolens.experiments import person, separability, transfer
-    from emolens.experiments.base import Row
+    from _answers import patched
+
+    from emolens.experiments.base import Findings
+    from emolens.experiments.protocol import EXPERIMENTS
+    from emolens.experiments.rows import Row
 
     first = [
         Row(
@@ -947,10 +948,8 @@ def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path,
             control="shuffled labels",
         )
     ]
-    monkeypatch.setattr(separability, "run", lambda inputs: first)
-    for experiment in (person, transfer, norms):
-        monkeypatch.setattr(experiment, "run", lambda inputs: [])
-    monkeypatch.setattr(lens, "run_with_words", lambda inputs: ([], []))
+    runs = {e.name: lambda inputs: Findings() for e in EXPERIMENTS}
+    patched(monkeypatch, **(runs | {"separability": lambda inputs: Findings(first)}))
     monkeypatch.setattr("emolens.report.page.render", lambda *a, **k: "<!doctype html>")
     home = Path.home()
     out_folder = tmp_path / "a b" / "study"
