@@ -31,6 +31,7 @@ from emolens.experiments.rows import Row, row
 from emolens.interventions.measure import Cell
 from emolens.interventions.sweep import Sweep
 from emolens.report.page import render
+from emolens.sets import external as external_room
 from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.sets.external import Labelled
 from emolens.study import Study, check_request, run_study
@@ -105,7 +106,7 @@ def external(tmp_path_factory) -> Path:
     lines = []
     for e, deeds in DEEDS.items():
         for i in range(7):
-            label = transfer.GOEMOTIONS.index(e)
+            label = external_room.GOEMOTIONS.index(e)
             named = f" What {e}!" if i == 0 else ""
             lines.append(
                 f'They {rng.choice(deeds)} at the {rng.choice(list(TOPICS))}, "{i}".{named}\t{label}\tid{e}{i}'
@@ -544,7 +545,7 @@ def test_a_bad_goemotions_file_names_its_line(tmp_path, content, line):
         ValueError,
         match=rf"goemotions_test\.tsv:{line}: expected text, label ids 0\.\.27 and an id",
     ):
-        transfer.load_goemotions(file)
+        external_room.load_goemotions(file)
 
 
 def test_a_comment_of_one_token_is_left_out(tiny):
@@ -558,7 +559,7 @@ def test_a_comment_of_one_token_is_left_out(tiny):
 def test_goemotions_texts_are_read_as_they_are(tmp_path):
     file = tmp_path / "g.tsv"
     file.write_text('He said "no\t3,25\tid1\n\'tis so, "twice"\t27\tid2\n', encoding="utf-8")
-    data = transfer.load_goemotions(file)
+    data = external_room.load_goemotions(file)
     assert data.texts == ['He said "no', '\'tis so, "twice"']
     assert data.labels == [{"annoyance", "sadness"}, {"neutral"}]
 
@@ -578,19 +579,19 @@ def test_a_bad_emobank_file_says_what_is_expected(tmp_path, content):
     with pytest.raises(
         ValueError, match=r"emobank\.csv: expected a CSV file with the columns split, V, A and text"
     ):
-        transfer.load_emobank(file)
+        external_room.load_emobank(file)
 
 
 def test_the_real_files_parse():
     folder = Path(__file__).parent.parent.parent / "shared" / "data"
     if not (folder / "goemotions_test.tsv").is_file():
         pytest.skip("GoEmotions and EmoBank are not beside this checkout")
-    data = transfer.load_goemotions(folder / "goemotions_test.tsv")
+    data = external_room.load_goemotions(folder / "goemotions_test.tsv")
     assert len(data.texts) == len(data.labels) == 5427
     counts = Counter(label for labels in data.labels for label in labels)
     assert counts["neutral"] == 1787  # the published counts of the test split
     assert counts["grief"] == 6
-    bank = transfer.load_emobank(folder / "emobank.csv")
+    bank = external_room.load_emobank(folder / "emobank.csv")
     assert len(bank.texts) == 1000  # the published size of the test split
     assert bank.valence is not None
     assert 1 <= bank.valence.min() < bank.valence.max() <= 5
