@@ -124,10 +124,10 @@ def study(
 
     console = Console()
     console.print("loading ...", style="dim")
-    from emolens.sets.external import load_external
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
     from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets.external import load_external
     from emolens.study import check_request, run_study
 
     emotions = load_emotion_set(

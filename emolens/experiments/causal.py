@@ -411,15 +411,13 @@ def triad_figure(rows: Sequence[Row]) -> Figure:
         ("add gain", "add: gain in gaps"),
     )
     groups = list(
-        dict.fromkeys(
-            r.emotion for r in find(rows, "causal", "ablate loss, whole stream by contrast")
-        )
+        dict.fromkeys(r.emotion for r in find(rows, NAME, "ablate loss, whole stream by contrast"))
     )
     figure = Figure(figsize=(7.2, 1.3 + 0.27 * max(len(groups), 1)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (metric, title) in zip(panels, tests, strict=True):
         axes.spines[["top", "right"]].set_visible(False)
-        for r in find(rows, "causal", f"{metric} by contrast"):
+        for r in find(rows, NAME, f"{metric} by contrast"):
             own = r.control is None
             axes.plot(
                 r.value,
@@ -429,7 +427,7 @@ def triad_figure(rows: Sequence[Row]) -> Figure:
                 mfc=ORANGE if own else "white",
                 ms=5.5,
             )
-        for r in find(rows, "causal", metric, control=None):
+        for r in find(rows, NAME, metric, control=None):
             axes.axvspan(known(r.low), known(r.high), color=ORANGE, alpha=0.12, lw=0)
             axes.axvline(r.value, color=ORANGE, lw=1.2)
         axes.axvline(0, color=INK, lw=0.8)
@@ -453,7 +451,7 @@ SPAN_NAMES = {
 
 def patching_map(rows: Sequence[Row]) -> Figure:
     """Where the gap travels: share recovered by the clean stream of one layer (across) at one span of the prompt (down)."""
-    found = find(rows, "causal", "patch recovery by layer and span")
+    found = find(rows, NAME, "patch recovery by layer and span")
     layers = sorted({int(r.layer or 0) for r in found})
     spans = [s for s in SPAN_NAMES if any(r.split == s for r in found)]
     table = np.full((len(spans), len(layers)), np.nan)

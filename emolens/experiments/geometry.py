@@ -348,7 +348,7 @@ LAYERS = "rsa of layers with the reported one"
 def layer_similarity(rows: Sequence[Row]) -> Figure:
     """How alike the cosine matrix of each layer is to that of the reported layer."""
     figure, axes = canvas(height=2.6)
-    found = find(rows, "geometry", LAYERS)
+    found = find(rows, NAME, LAYERS)
     axes.plot(
         [int(r.layer or 0) for r in found], [r.value for r in found], color=INK, marker="o", ms=3
     )

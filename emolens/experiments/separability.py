@@ -347,7 +347,7 @@ def _form_reads(r: Row, rows: Sequence[Row], k: int) -> str:
 def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
     """Held-out top-1 at every layer, with TF-IDF, embeddings, shuffled labels and chance."""
     figure, axes = canvas()
-    curve = [r for r in find(rows, "separability", "emotion top1 by layer") if r.control is None]
+    curve = [r for r in find(rows, NAME, "emotion top1 by layer") if r.control is None]
     x = [int(r.layer) for r in curve if r.layer is not None]
     axes.plot(
         x,
@@ -370,12 +370,10 @@ def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
         ("embed", GREEN, "-.", "embeddings, same estimator"),
         ("form", INK, (0, (5, 4)), "story form only, same estimator"),
     ):
-        for r in find(
-            rows, "separability", "emotion top1", control=control, estimator="mean_difference"
-        )[:1]:
+        for r in find(rows, NAME, "emotion top1", control=control, estimator="mean_difference")[:1]:
             axes.axhline(r.value, color=colour, ls=style, lw=1.4, label=f"{name}: {r.value:.2f}")
     for r in find(
-        rows, "separability", "emotion top1", control="shuffled labels", estimator="mean_difference"
+        rows, NAME, "emotion top1", control="shuffled labels", estimator="mean_difference"
     )[:1]:
         axes.axhspan(
             0,
@@ -385,7 +383,7 @@ def accuracy_by_layer(rows: Sequence[Row]) -> Figure:
             lw=0,
             label=f"shuffled labels, 95 % below {known(r.null_high):.2f}",
         )
-    for r in find(rows, "separability", "emotion top1", control="chance")[:1]:
+    for r in find(rows, NAME, "emotion top1", control="chance")[:1]:
         axes.axhline(r.value, color=INK, lw=1, ls=":", label=f"chance: {r.value:.2f}")
     axes.set(xlabel="layer (block, resid_post)", ylabel="held-out top-1", ylim=(0, None))
     figure.set_size_inches(6.0, 4.4)
@@ -398,8 +396,7 @@ def readouts(rows: Sequence[Row]) -> Figure:
     figure, axes = canvas(height=2.4)
     names = ["uncentred", "uncentred cosine", "neutral-centred", "centred", "calibrated"]
     found = [
-        (n, find(rows, "separability", "emotion top1", readout=n, estimator="mean_difference"))
-        for n in names
+        (n, find(rows, NAME, "emotion top1", readout=n, estimator="mean_difference")) for n in names
     ]
     kept = [(n, rs[0]) for n, rs in found if rs]
     axes.barh(

@@ -437,7 +437,7 @@ def _axis(r: Row, rows: Sequence[Row], k: int) -> str:
 
 def transfer_by_label(rows: Sequence[Row]) -> Figure:
     """AUC of each GoEmotions label, zero-shot, beside TF-IDF fitted on the same stories."""
-    found = sorted(find(rows, "transfer", "auc by label"), key=lambda r: r.value)
+    found = sorted(find(rows, NAME, "auc by label"), key=lambda r: r.value)
     figure, axes = canvas(height=0.7 + 0.32 * max(len(found), 1))
     for i, r in enumerate(found):
         axes.plot([known(r.low), known(r.high)], [i, i], color=ORANGE, lw=2)

@@ -395,13 +395,11 @@ def dose_curve(rows: Sequence[Row]) -> Figure:
     """Effect on the own words, and damage to neutral text, over the dose: into collapse."""
     figure = Figure(figsize=(6.0, 4.8), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
-    chosen = [r.dose for r in find(rows, "validation", "share diag above off", control=None)]
+    chosen = [r.dose for r in find(rows, NAME, "share diag above off", control=None)]
     for axes, metric in ((above, "diag minus off by dose"), (below, "kl by dose")):
         axes.spines[["top", "right"]].set_visible(False)
         for control, colour, marker, name in _CONTROLS:
-            found = sorted(
-                find(rows, "validation", metric, control=control), key=lambda r: known(r.dose)
-            )
+            found = sorted(find(rows, NAME, metric, control=control), key=lambda r: known(r.dose))
             x = [known(r.dose) for r in found]
             axes.plot(x, [r.value for r in found], color=colour, marker=marker, ms=5, label=name)
             if any(r.low is not None for r in found):
@@ -416,7 +414,7 @@ def dose_curve(rows: Sequence[Row]) -> Figure:
         for dose in chosen:
             axes.axvline(known(dose), color=INK, lw=1, ls=":")
         axes.set_xscale("log")
-    doses = sorted({known(r.dose) for r in find(rows, "validation", "kl by dose")})
+    doses = sorted({known(r.dose) for r in find(rows, NAME, "kl by dose")})
     below.set_xticks(doses, [f"{d:g}" for d in doses])
     below.minorticks_off()
     above.axhline(0, color=INK, lw=0.8)
@@ -438,7 +436,7 @@ def dose_curve(rows: Sequence[Row]) -> Figure:
 
 def validation_matrix(rows: Sequence[Row]) -> Figure:
     """Change of each emotion's words (columns) when each direction (rows) is added; the own column is outlined."""
-    found = find(rows, "validation", "change")
+    found = find(rows, NAME, "change")
     down, across = (list(dict.fromkeys(getattr(r, k) for r in found)) for k in ("emotion", "split"))
     table = np.full((len(down), len(across)), np.nan)
     for r in found:
