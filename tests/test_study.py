@@ -25,7 +25,7 @@ from emolens.collect import collection
 from emolens.collect.activations import NORM_BINS, Activations, TextInfo
 from emolens.experiments import fitting as refit
 from emolens.experiments import person, separability, transfer, validation
-from emolens.experiments.base import Findings, Inputs, Stories
+from emolens.experiments.base import Findings, Inputs, Stories, View
 from emolens.experiments.protocol import EXPERIMENTS
 from emolens.experiments.rows import Row, row
 from emolens.interventions.measure import Cell
@@ -514,7 +514,7 @@ def test_an_instruction_is_compared_at_the_dose_with_its_damage():
 
 
 def test_a_study_without_external_text_has_no_transfer_rows(study, stories):
-    assert transfer.run(replace_inputs(study, stories)).rows == []
+    assert list(transfer.run(replace_inputs(study, stories)).rows) == []
 
 
 def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:
@@ -663,10 +663,11 @@ def test_the_page_is_self_contained_and_well_formed(study):
 
 def test_the_page_has_its_figures_and_says_what_they_are(study):
     page = Page((study.out / "index.html").read_text(encoding="utf-8"))
-    assert page.tags["svg"] == len(page.labels) == 9
+    assert page.tags["svg"] == len(page.labels) == 10
     assert {
         "Accuracy by layer",
         "Paired differences",
+        "Paired differences on other people's text",
         "Cosine matrix",
         "Circumplex",
         "Transfer to GoEmotions",
@@ -915,10 +916,11 @@ def _neutral_apart(stories: EmotionSet, of: tuple[str, ...]) -> EmotionSet:
 def test_folds_are_of_the_topics_that_have_stories(stories):
     """Topics of neutral texts alone sort among the others and would take their places."""
     moved = _neutral_apart(stories, ("apart", "even", "notes"))
-    inputs = replace(planted(stories, signal=1.0), emotions=moved)
+    inputs = planted(stories, signal=1.0)
+    inputs = replace(inputs, stories=replace(inputs.stories, emotions=moved))
     assert [len(f) for f in inputs.stories.folds] == [2, 2, 2, 2]
     assert sorted(t for f in inputs.stories.folds for t in f) == sorted(TOPICS)
-    assert inputs.stories.folds == planted(stories, signal=1.0).folds
+    assert inputs.stories.folds == planted(stories, signal=1.0).stories.folds
     assert not {"apart", "even", "notes"} & {
         t for f in inputs.stories.inner_folds(inputs.stories.folds[0]) for t in f
     }
@@ -971,7 +973,11 @@ def test_a_set_told_in_one_person_is_studied(stories, tmp_path):
         stories, topics=tuple(t.model_copy(update={"person": "third"}) for t in stories.topics)
     )
     assert set(one.told.values()) == {"third"}
-    assert person.run(replace(planted(stories, signal=1.0), emotions=one)).rows == []
+    inputs = planted(stories, signal=1.0)
+    inputs = replace(inputs, stories=replace(inputs.stories, emotions=one))
+    found = person.run(inputs)
+    assert not found.rows
+    assert not person.gate(found)
     assert check_request(one, tmp_path / "study") == tmp_path / "study"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -22,7 +23,7 @@ from emolens.experiments import geometry as norms
 from emolens.experiments import logit_lens as lens
 from emolens.experiments.base import Findings
 from emolens.experiments.fitting import Training, fitted
-from emolens.experiments.rows import Row, find
+from emolens.experiments.rows import Row, find, row
 from emolens.experiments.rules import Answer
 from emolens.sets import norms as norms_room
 from emolens.sets.materials import load_pairs, load_stems
@@ -125,7 +126,7 @@ def test_scenes_that_are_written_are_no_emotion():
 
     def own(halves):
         return one(
-            validation._written_rows(halves, few, {}),
+            validation._written_rows(halves, few, partial(row, "validation")),
             "validation",
             "own score of the text minus random",
         )
@@ -386,10 +387,12 @@ def test_nothing_of_a_held_out_topic_reaches_the_neutral_components():
         ),
     )
     for a, b in zip(
-        inputs.stories.neutral_components(held), loud.neutral_components(held), strict=True
+        inputs.stories.neutral_components(held), loud.stories.neutral_components(held), strict=True
     ):
         assert torch.equal(a, b)
-    assert not torch.equal(inputs.stories.neutral_components(())[0], loud.neutral_components(())[0])
+    assert not torch.equal(
+        inputs.stories.neutral_components(())[0], loud.stories.neutral_components(())[0]
+    )
 
 
 def _persons_differ(inputs):
