@@ -42,9 +42,11 @@ TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
 # files of tests that load no model
 ONCE = {
-    "architecture", "choices", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed",
+    "architecture", "choices", "contributing", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed",
     "packaging", "figures", "figures_data", "published", "reading", "set_checks", "set_rules", "stats", "summaries", "tutorials", "verdict_rules",
 }  # fmt: skip
+# files of tests that last: `make quick` leaves them out
+SLOW = {"collection", "fuzz", "reading", "study"}
 _NONE = types.SimpleNamespace(params={})
 
 
@@ -59,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         if item.path.stem.removeprefix("test_") in ONCE:
             item.add_marker("once")
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
         alone = item.get_closest_marker("notebook")
         item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
