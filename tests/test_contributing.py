@@ -54,9 +54,12 @@ def test_every_mark_is_explained():
     assert explained == {mark.split(":")[0] for mark in declared}
 
 
-def test_the_slow_files_are_there():
-    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
-    assert files >= toys.SLOW
+def test_every_name_on_the_list_of_what_lasts_is_there():
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = {path.stem.removeprefix("test_") for path in files}
+    for path in files:
+        names |= set(re.findall(r"(?m)^def (test_\w+)\(", path.read_text(encoding="utf-8")))
+    assert names >= toys.SLOW
 
 
 def test_every_page_is_reached_from_contributing():
