@@ -428,7 +428,7 @@ def _code() -> str:
     """Identity of the sources that decide what an experiment finds, and of the data that they ship; how it is laid out is not among them."""
     package = Path(__file__).parent
     rooms = sorted(p.name for p in package.iterdir() if p.suffix == ".py" or p.is_dir())
-    rooms = [r for r in rooms if r not in ("report", "cli", "cli.py", "_data", "__pycache__")]
+    rooms = [r for r in rooms if r not in ("report", "cli", "_data", "__pycache__")]
     shipped = (
         p for p in sorted(data_root().rglob("*.*")) if p.suffix in (".yaml", ".jsonl", ".csv")
     )

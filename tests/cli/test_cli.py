@@ -23,6 +23,7 @@ from emolens.sets.check import Check
 
 COMMANDS = [
     ["study"],
+    ["run"],
     ["extract"],
     ["plan"],
     ["score"],
@@ -1169,3 +1170,33 @@ def test_sets_import_makes_a_set_of_a_corpus(emolens, tmp_path):
     assert em.load_emotion_set(tmp_path / "set").names == ("joyful", "sad")
     code, _, err = emolens("sets", "import", tmp_path, "--form", "csv", "-o", tmp_path / "set")
     assert (code, "allowed: emovecllm, emotion-probes" in one_line(err)) == (2, True)
+
+
+def test_run_lists_the_experiments_and_a_new_one_among_them(emolens, monkeypatch):
+    from toy_experiment import TOY
+
+    from emolens.experiments import protocol
+
+    monkeypatch.setattr(protocol, "EXPERIMENTS", (*protocol.EXPERIMENTS, TOY))
+    code, out, _ = emolens("run", "--list")
+    assert code == 0
+    for e in protocol.EXPERIMENTS:
+        assert e.name in out
+        assert e.question.split()[0] in out
+    assert "validation" in next(
+        line for line in out.splitlines() if line.strip().startswith("causal")
+    )
+
+
+def test_run_refuses_an_unknown_experiment_before_the_model_is_opened(
+    emolens, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        "emolens.models.loading.load_model", lambda *a, **k: pytest.fail("the model was opened")
+    )
+    code, _, err = emolens("run", "casual", "-o", tmp_path / "r")
+    assert (code, "did you mean causal?" in err) == (2, True)
+    code, _, err = emolens("run")
+    assert (code, "name an experiment" in err) == (2, True)
+    code, _, err = emolens("study", "--profile", "fast", "-o", tmp_path / "s")
+    assert (code, "profile is one of quick, standard, full" in err) == (2, True)
