@@ -239,7 +239,7 @@ def _said_before(said: str, prompt: Text) -> Text:
 
 
 @torch.no_grad()
-def _told_damage(model: Any, run: Run, said: str) -> Float[Tensor, " text"]:
+def _told_damage(model: HookedModel, run: Run, said: str) -> Float[Tensor, " text"]:
     """KL of each neutral text with the instruction before it, over the same tokens."""
     [before] = encode(model, [said.rstrip()])
     out = []

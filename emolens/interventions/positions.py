@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emolens._typing import HookedModel, Text
 from emolens.collect.pooling import Pooling, pooled_positions
+from emolens.models.points import device_of
 from emolens.models.tokens import EncodedText, encode, pad
 from emolens.sets.corpus import several
 
@@ -125,9 +126,7 @@ def positions(
                         f"position {k} is past the end of prompt {i}, which has {n} tokens"
                     )
             chosen.append(tuple(sorted({k % n for k in where})))
-    return Positions(
-        tuple(encoded), tuple(chosen), padding_side, getattr(model.cfg, "device", "cpu")
-    )
+    return Positions(tuple(encoded), tuple(chosen), padding_side, device_of(model))
 
 
 def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:

@@ -12,6 +12,7 @@ from emolens.models.identity import (
 )
 from emolens.models.loading import load_model, open_hf
 from emolens.models.placement import check_device
+from emolens.models.points import check_layers, device_of
 from emolens.models.running import (
     Decoder,
     checked,
@@ -29,8 +30,10 @@ __all__ = [
     "Entry",
     "ModelInfo",
     "check_device",
+    "check_layers",
     "check_model",
     "checked",
+    "device_of",
     "encode",
     "fused",
     "has_weights_of",
