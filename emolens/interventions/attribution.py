@@ -119,10 +119,8 @@ def attribute(
     layer = v.layers[v.slot(layer)]
     texts = encode(model, several(prompts))
     short = next((i for i, e in enumerate(texts) if len(e.ids) < 2), None)
-    if short is not None or not texts:
-        raise ValueError(
-            f"prompt {short} has no token after the first" if texts else "no prompt given"
-        )
+    if short is not None:
+        raise ValueError(f"prompt {short} has no token after the first")
     n = layer + 1
     names = [hook_name("z", i) for i in range(n)] + [hook_name("mlp_out", i) for i in range(n)]
     names += [hook_name("resid_pre", 0), hook_name("resid_post", layer)]

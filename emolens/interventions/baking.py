@@ -100,7 +100,7 @@ def bake(
         hooks: `steer_*` with one row, `ablate_attn_out` and `ablate_mlp_out`, all with ``positions="all"``.
         out: Directory to make: safetensors, config, tokenizer.
         revision: As in `load_model`.
-        prompts: Texts or chats to compare on; a list of messages is one chat.
+        prompts: One text or chat, or several, to compare on.
         dtype: Of the saved weights; None is that in which `load_model` opens the model.
         overwrite: Replace a checkpoint that is at `out`. The new one is moved into place only when it is complete and measured.
 
@@ -120,8 +120,6 @@ def bake(
     ours = [_bakeable(name, hook) for name, hook in hooks]
     if not ours:
         raise ValueError("no hooks given: there is nothing to bake")
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError("prompts= is a list of texts or chats, at least one")
     prompts = several(prompts)
 
     original = load_model(name_or_path, revision=revision)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from emolens._typing import HookedModel, Text, hook_name
 from emolens.interventions.hooks import Hook, Hooks
-from emolens.interventions.positions import Positions, Window, prompts_of
+from emolens.interventions.positions import Positions, Window
 from emolens.interventions.stream import stream_points
 from emolens.models.identity import check_model
 from emolens.models.points import check_layers, device_of
 from emolens.models.running import can_start_at_layer, checked
 from emolens.models.tokens import EncodedText, encode, pad
+from emolens.sets.corpus import several
 
 
 def validate(
@@ -179,7 +180,7 @@ def check(
     Example:
         ``em.check(model, em.steer_resid_post(v["joy"], layer=18, dose=0.1), "He feels")``
     """
-    texts = prompts_of(prompt)
+    texts = several(prompt)
     if len(texts) > 1:
         raise ValueError(f"check runs one prompt, got {len(texts)}; call it for each")
     [encoded] = encode(model, texts, prepend_bos=prepend_bos)

@@ -22,11 +22,12 @@ from emolens._typing import HookedModel, Text, hook_name
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
 from emolens.interventions.hooks import Hook, Hooks
-from emolens.interventions.positions import Window, prompts_of
+from emolens.interventions.positions import Window
 from emolens.models.identity import check_model, model_info
 from emolens.models.points import device_of
 from emolens.models.running import Decoder, run_to
 from emolens.models.tokens import EncodedText, encode, pad, text_after
+from emolens.sets.corpus import several
 
 Stop = str | int | Sequence[str | int]
 
@@ -176,7 +177,7 @@ def generate(
         ``em.generate(model, "I opened the door and", em.steer_resid_post(v["joy"], dose=0.1), read=v)``
     """
     hooks = list(hooks or [])
-    texts = prompts_of(prompts)
+    texts = several(prompts)
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: at least 1, at least 0, in (0, 1]"

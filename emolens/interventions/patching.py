@@ -167,7 +167,7 @@ def _encoded(
     model: HookedModel, clean: Prompts, corrupted: Prompts
 ) -> tuple[list[EncodedText], list[EncodedText]]:
     a, b = several(clean), several(corrupted)
-    if len(a) != len(b) or not a:
+    if len(a) != len(b):
         raise ValueError(
             f"clean and corrupted need the same number of prompts, given {len(a)} and {len(b)}"
         )

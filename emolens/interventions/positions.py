@@ -102,7 +102,7 @@ def positions(
     Example:
         ``p = em.positions(model, "How would you feel about a walk?", em.char_span(["a walk"]))``
     """
-    texts = prompts_of(prompts)
+    texts = several(prompts)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
     if isinstance(where, str):
         if where not in ("prompt", "last"):
@@ -127,14 +127,6 @@ def positions(
                     )
             chosen.append(tuple(sorted({k % n for k in where})))
     return Positions(tuple(encoded), tuple(chosen), padding_side, device_of(model))
-
-
-def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:
-    """`corpus.several` of at least one prompt."""
-    out = several(prompts)
-    if not out:
-        raise ValueError("no prompt given")
-    return out
 
 
 class Window:

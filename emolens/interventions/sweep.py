@@ -223,10 +223,8 @@ def sweep(
     texts = several(prompts)
     doses = [float(d) for d in doses]
     words = {e: list(w) for e, w in target_words.items() if w}
-    if not texts or not doses or not all(map(math.isfinite, doses)):
-        raise ValueError(
-            f"a sweep needs prompts and finite doses, got {len(texts)} prompts and doses {doses}"
-        )
+    if not doses or not all(map(math.isfinite, doses)):
+        raise ValueError(f"a sweep needs finite doses, got {doses}")
     if len(words) < 2:
         raise ValueError(
             "target_words: at least two emotions with words, to tell one from the others"

@@ -1212,7 +1212,7 @@ def test_positions_that_are_not_there_are_refused_by_prompt(tiny_model, where, m
     assert len(encode(tiny_model, PROMPTS)[1].ids) == 5
     with pytest.raises(ValueError, match=message):
         em.positions(tiny_model, PROMPTS, where)
-    with pytest.raises(ValueError, match="no prompt given"):
+    with pytest.raises(ValueError, match="no texts given: one string, or a list of at least one"):
         em.positions(tiny_model, [])
 
 
