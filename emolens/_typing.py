@@ -62,7 +62,7 @@ class HookedModel(Weights, Protocol):
     @property
     def hook_dict(self) -> Mapping[str, Any]: ...
     @property
-    def blocks(self) -> Sequence[Any]: ...
+    def blocks(self) -> Any: ...
     @property
     def W_E(self) -> Tensor: ...
     @property
@@ -75,9 +75,9 @@ class HookedModel(Weights, Protocol):
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
 
     @classmethod
-    def __subclasshook__(cls, other: type) -> bool:
+    def __subclasshook__(cls, subclass: type, /) -> bool:
         """By methods of the class: a bridge computes `W_O` anew for whoever asks whether it is there."""
-        return all(hasattr(other, name) for name in ("run_with_hooks", "run_with_cache", "hooks"))
+        return all(hasattr(subclass, name) for name in ("run_with_hooks", "run_with_cache", "hooks"))
 
 
 def is_hooked(model: Any) -> bool:

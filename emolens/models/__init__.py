@@ -15,6 +15,7 @@ from emolens.models.placement import check_device
 from emolens.models.points import check_layers, device_of
 from emolens.models.running import (
     Decoder,
+    can_start_at_layer,
     checked,
     not_finite,
     out_of_memory,
@@ -29,6 +30,7 @@ __all__ = [
     "EncodedText",
     "Entry",
     "ModelInfo",
+    "can_start_at_layer",
     "check_device",
     "check_layers",
     "check_model",
