@@ -55,6 +55,7 @@ from emolens.interventions.verbs import (
     patch_resid_post,
     steer_resid_post,
 )
+from emolens.models.points import device_of
 from emolens.models.running import can_start_at_layer, run_from, run_to, unembed
 from emolens.models.tokens import EncodedText, encode, pad
 from emolens.readout import first_tokens
@@ -267,7 +268,7 @@ def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
     words = first_tokens(
         model.tokenizer, {e.name: e.target_words for e in inputs.stories.emotions.emotions}
     )
-    device = getattr(model.cfg, "device", "cpu")
+    device = device_of(model)
 
     @torch.no_grad()
     def read(

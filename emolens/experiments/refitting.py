@@ -172,7 +172,7 @@ def _dealt(inputs: Inputs) -> list[tuple[int, str]]:
 def _loss(model: HookedModel, text: str) -> float:
     """Mean loss of a text in nats a token; hooks that are on the model are in force."""
     [e] = encode(model, [text])
-    tokens, mask = pad([e], "right", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad([e], "right", device_of(model))
     log = model(tokens, attention_mask=mask, return_type="logits")[0, :-1].float().log_softmax(-1)
     return -float(log.gather(1, tokens[0, 1:, None]).mean())
 
