@@ -127,7 +127,7 @@ def study(
     from emolens.experiments.transfer import load_external
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
     from emolens.study import check_request, run_study
 
     emotions = load_emotion_set(
@@ -361,7 +361,7 @@ def plan(
     del seed  # nothing is drawn
     from emolens.collect import planning
     from emolens.models.loading import load_model
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
 
     emotions, chosen = load_emotion_set(set), _layers(layers)
     options: dict[str, Any] = {
@@ -499,7 +499,8 @@ def steer(
     from emolens.directions.value import load_directions
     from emolens.interventions.generate import generate
     from emolens.models.loading import load_model
-    from emolens.sets.corpus import names_a_file, several
+    from emolens.sets.corpus import several
+    from emolens.sets.records import names_a_file
 
     if method not in ("add", "ablate", "clamp", "rotate"):
         raise ValueError(f"--method {method}; allowed: add, ablate, clamp, rotate")
@@ -645,7 +646,7 @@ def write_stories(
     from emolens import stories as generation
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
 
     s = load_emotion_set(set)
     lengths = None if length is None else _two_numbers(length)
@@ -714,7 +715,7 @@ def languages(
     from emolens.experiments.languages import compare_languages
     from emolens.models.identity import model_info
     from emolens.models.loading import load_model
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
     from emolens.shards import vacant, written_whole
 
     chosen = [load_emotion_set(name) for name in sets.split(",")]
@@ -791,7 +792,7 @@ def sets_list() -> None:
 
     Example: emolens sets list
     """
-    from emolens.sets.emotion_sets import list_emotion_sets, load_emotion_set
+    from emolens.sets import list_emotion_sets, load_emotion_set
 
     for name in list_emotion_sets():
         typer.echo(repr(load_emotion_set(name)))
@@ -809,8 +810,8 @@ def sets_show(
     from rich.markup import escape
     from rich.table import Table
 
+    from emolens.sets import load_emotion_set
     from emolens.sets.check import coverage
-    from emolens.sets.emotion_sets import load_emotion_set
     from emolens.sets.norms import norm_of
 
     s = load_emotion_set(name)
@@ -876,8 +877,8 @@ def sets_check(
     from rich.markup import escape
     from rich.table import Table
 
+    from emolens.sets import load_emotion_set
     from emolens.sets.check import check_emotion_set, read_across
-    from emolens.sets.emotion_sets import load_emotion_set
     from emolens.sets.material_checks import check_shipped
 
     console = Console(highlight=False)
@@ -942,8 +943,8 @@ def sets_import(
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.sets.emotion_sets import check_vacant, save_emotion_set
     from emolens.sets.published import read_emotion_probes, read_emovecllm
+    from emolens.sets.set_files import check_vacant, save_emotion_set
 
     if form not in ("emovecllm", "emotion-probes"):
         raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")
@@ -1045,7 +1046,8 @@ def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]
     import io
 
     from emolens._files import here
-    from emolens.sets.corpus import names_a_file, open_corpus, records
+    from emolens.sets.corpus import open_corpus
+    from emolens.sets.records import names_a_file, records
 
     out: list[tuple[Any, dict[str, Any]]] = []
     files = 0

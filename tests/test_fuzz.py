@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 
 import emolens as em
 from emolens import shards
+from emolens._files import data_root
 from emolens.collect.activations import Activations
 from emolens.experiments.transfer import READERS as READERS_OF_TEXT
+from emolens.sets import load_emotion_set
 from emolens.sets.corpus import open_corpus
-from emolens.sets.emotion_sets import data_root, load_emotion_set
 from emolens.sets.materials import load_pairs, load_stems
 from emolens.sets.norms import load_norms
 

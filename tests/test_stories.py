@@ -12,7 +12,7 @@ import torch
 import emolens as em
 from emolens import stories as generation
 from emolens.models.identity import present_info
-from emolens.sets.emotion_sets import Emotion, EmotionSet, Topic, load_emotion_set
+from emolens.sets import Emotion, EmotionSet, Topic, load_emotion_set
 from emolens.stories import judge, parse_story
 
 GOOD = (

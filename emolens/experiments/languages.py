@@ -25,7 +25,7 @@ from emolens.collect.forward import collect_resid_post
 from emolens.experiments.base import Inputs, Row, judged, row
 from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
 from emolens.experiments.rules import RULES
-from emolens.sets.emotion_sets import EmotionSet, load_emotion_set
+from emolens.sets import EmotionSet, load_emotion_set
 
 NAME = "languages"
 Array = NDArray[np.floating]

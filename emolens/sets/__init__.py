@@ -11,9 +11,6 @@ from emolens.sets.emotion_sets import (
     Topic,
     Turn,
     join_emotion_sets,
-    list_emotion_sets,
-    load_emotion_set,
-    save_emotion_set,
 )
 from emolens.sets.material_checks import check_materials, check_shipped
 from emolens.sets.materials import (
@@ -40,6 +37,7 @@ from emolens.sets.materials import (
 )
 from emolens.sets.norms import Norm, load_norms, norm_of
 from emolens.sets.published import read_emotion_probes, read_emovecllm
+from emolens.sets.set_files import list_emotion_sets, load_emotion_set, save_emotion_set
 
 __all__ = [
     "Activity",

@@ -24,7 +24,8 @@ from emolens.sets.check import (
     overlaps,
     same_openings,
 )
-from emolens.sets.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set
+from emolens.sets.emotion_sets import EmotionSet
+from emolens.sets.set_files import list_emotion_sets, load_emotion_set
 
 REPLIES = 3  # words by which three replies to one prompt may differ in length
 

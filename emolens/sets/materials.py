@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from emolens._files import Strict, Word, here, read_jsonl, read_yaml, unknown, validate
-from emolens.sets.emotion_sets import data_root
+from emolens._files import Strict, Word, data_root, here, read_jsonl, read_yaml, unknown, validate
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
 Challenge = Literal["distress", "hostility", "pressure", "selfhood", "dilemma"]

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from emolens._files import here, read_text, table, unknown
-from emolens.sets.emotion_sets import Emotion, data_root
+from emolens._files import data_root, here, read_text, table, unknown
+from emolens.sets.emotion_sets import Emotion
 
 
 @dataclass(frozen=True)

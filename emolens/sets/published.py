@@ -24,8 +24,9 @@ from emolens.sets.emotion_sets import (
     Story,
     Topic,
     Turn,
-    load_emotion_set,
+    among,
 )
+from emolens.sets.set_files import load_emotion_set
 
 LEAST_WORDS = 20  # a segment below is a heading or a fragment
 HUB = "ryancodrai/emotion-probes"
@@ -211,16 +212,12 @@ def _make(
         for e in names
     }
     known = {e.name: e for e in load_emotion_set("emotions171").emotions}
-    emotions = tuple(known.get(e, Emotion(name=e, adjective=e)) for e in names)
+    emotions = tuple(among(known.get(e, Emotion(name=e, adjective=e)), names) for e in names)
     used = sum(len(x) for x in stories.values())
-    inside = {"antonym", "opposite"}
     return EmotionSet(
         name=name,
         language="en",
-        emotions=tuple(
-            e.model_copy(update={k: None for k in inside if getattr(e, k) not in names})
-            for e in emotions
-        ),
+        emotions=emotions,
         topics=tuple(Topic(name=n, person="mixed", description=t) for t, n in number.items()),
         stories=stories,
         neutral=(),

@@ -12,7 +12,8 @@ import torch
 
 import emolens as em
 from emolens.collect.activations import Activations
-from emolens.sets.corpus import names_a_file, open_corpus
+from emolens.sets.corpus import open_corpus
+from emolens.sets.records import names_a_file
 
 DEEDS = {"joy": "laughed out loud at the door", "fear": "hid behind the door and trembled"}
 ROWS = [

@@ -25,8 +25,8 @@ from _sets import (
     write_files,
 )
 
+from emolens import sets as es
 from emolens import stats
-from emolens.sets import emotion_sets as es
 from emolens.sets import norms as norms_room
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from _sets import Edit, change_first_story, load, prose, write_files
 
+from emolens import sets as es
+from emolens._files import data_root
 from emolens.sets import check as sc
-from emolens.sets import emotion_sets as es
 from emolens.sets import norms as norms_room
 
 
@@ -119,7 +120,7 @@ def test_with_few_topics_tfidf_is_not_computed_and_says_so(tmp_path: Path) -> No
 def test_every_shipped_set_is_frozen_and_breaks_none_of_its_own_rules(name: str) -> None:
     s = es.load_emotion_set(name)
     assert sc.check_emotion_set(s, words=False).violations == ()
-    own = (es.data_root() / name / "set.yaml").read_text(encoding="utf-8")
+    own = (data_root() / name / "set.yaml").read_text(encoding="utf-8")
     assert (
         s.sha256 is not None or "extends:" in own
     )  # a view without texts of its own is as frozen as its set
