@@ -92,7 +92,7 @@ def load_emotion_set(name_or_path: str | Path | Sequence[str | Path]) -> Emotion
 
     Example:
         >>> em.load_emotion_set("core").names[:3]
-        ('joy', 'trust', 'fear')
+        ('serenity', 'joy', 'ecstasy')
     """
     if isinstance(name_or_path, EmotionSet):
         raise ValueError(
