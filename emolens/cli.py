@@ -943,16 +943,16 @@ def sets_import(
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.sets.published import read_emotion_probes, read_emovecllm
+    from emolens.sets.published import load_emotion_probes, load_emovecllm
     from emolens.sets.set_files import check_vacant, save_emotion_set
 
     if form not in ("emovecllm", "emotion-probes"):
         raise ValueError(f"--form {form}; allowed: emovecllm, emotion-probes")
     check_vacant(out)
     if form == "emovecllm":
-        s = read_emovecllm(source)
+        s = load_emovecllm(source)
     else:
-        s = read_emotion_probes(
+        s = load_emotion_probes(
             source,
             emotions=emotions.split(",") if emotions else None,
             topics=topics,

@@ -28,9 +28,9 @@ from emolens._typing import HookedModel
 from emolens.interventions.generate import generate
 from emolens.models.identity import present_info
 from emolens.models.tokens import tokenization
-from emolens.sets.check import CHARACTERS, language_of, leaks, length
 from emolens.sets.emotion_sets import EmotionSet, Person, Story
 from emolens.sets.set_files import load_emotion_set, save_emotion_set
+from emolens.sets.wording import CHARACTERS, language_of, leaks, length
 from emolens.shards import vacant, vacant_folder, written_whole
 
 # how a prompt of each language says it

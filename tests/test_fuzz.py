@@ -222,7 +222,7 @@ def test_the_readers_of_materials(place, kind, line, field, value, drop):
 def test_the_reader_of_emovecllm(place, lines):
     """200 inputs."""
     (place / "stories.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    survives(em.sets.read_emovecllm, place)
+    survives(em.sets.load_emovecllm, place)
 
 
 @pytest.mark.parametrize("name", READERS_OF_TEXT)

@@ -30,8 +30,8 @@ from emolens.experiments.base import Inputs, Labelled, Row, judged, row
 from emolens.experiments.fitting import Labels, Training, against_shuffled, leave_out
 from emolens.models.tokens import encode
 from emolens.readout import pooled_as
-from emolens.sets.check import leaks
 from emolens.sets.norms import load_norms
+from emolens.sets.wording import leaks
 
 NAME = "transfer"
 GOEMOTIONS = [

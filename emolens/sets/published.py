@@ -48,7 +48,7 @@ class _Job(BaseModel):
     kind: str
 
 
-def read_emovecllm(
+def load_emovecllm(
     folder: str | Path, *, unshared: Literal["raise", "keep"] = "raise"
 ) -> EmotionSet:
     """A set from the files of EmoVecLLM: `stories.jsonl` (with `segments`), and `prompts.jsonl` beside or above it.
@@ -106,7 +106,7 @@ def read_emovecllm(
     return replace(s, topics=(*s.topics, *topics), neutral=tuple(dialogues))
 
 
-def read_emotion_probes(
+def load_emotion_probes(
     source: str | Path = HUB,
     *,
     emotions: Sequence[str] | None = None,

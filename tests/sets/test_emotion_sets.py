@@ -29,6 +29,12 @@ def small(tmp_path: Path) -> es.EmotionSet:
     return es.load_emotion_set(write_files(tmp_path / "small").parent)
 
 
+def test_the_room_shows_what_a_person_who_edits_sets_wants_and_no_files() -> None:
+    assert dir(es) == sorted(es.__all__)
+    assert {"load_emotion_set", "save_emotion_set", "check_emotion_set", "Story"} <= set(dir(es))
+    assert not {"corpus", "open_corpus", "set_files", "check_shipped"} & set(dir(es))
+
+
 def test_a_story_in_the_other_person_is_kept_apart_by_its_split(tmp_path: Path) -> None:
     def edit(spec: dict[str, Any]) -> None:
         other = make_story("joy", "kitchen", "third", 55) | {

@@ -11,7 +11,7 @@ import emolens as em
 from emolens import sets as es
 from emolens.sets import dialogues as talks
 from emolens.sets import materials
-from emolens.sets.check import leaks
+from emolens.sets.wording import leaks
 
 
 def test_the_shipped_pairs_change_one_fact_each_and_as_many_for_the_control() -> None:
