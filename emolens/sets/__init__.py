@@ -32,12 +32,12 @@ from emolens.sets.materials import (
     load_intensity_pairs,
     load_items,
     load_pairs,
-    load_prompts,
     load_scenarios,
     load_snippets,
     load_stems,
 )
 from emolens.sets.norms import Norm, load_norms, norm_of
+from emolens.sets.prompts import load_prompts
 from emolens.sets.published import load_emotion_probes, load_emovecllm
 from emolens.sets.set_files import list_emotion_sets, load_emotion_set, save_emotion_set
 

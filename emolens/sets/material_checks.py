@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emolens import stats
-from emolens.sets import dialogues, materials
+from emolens.sets import dialogues, materials, prompts
 from emolens.sets.check import Check, chance, check_emotion_set, checked
 from emolens.sets.emotion_sets import EmotionSet
 from emolens.sets.set_files import list_emotion_sets, load_emotion_set
@@ -331,12 +331,8 @@ def _words_and_masked(d: dialogues.Deflection) -> tuple[int, int]:
 
 
 def _prompts(name: str) -> Check:
-    rows = materials.load_prompts(name)
-    replies = [
-        (r, (r.agreeing, r.honest, r.harsh))
-        for r in rows
-        if isinstance(r, materials.SycophancyPrompt)
-    ]
+    rows = prompts.load_prompts(name)
+    replies = [(r, (r.agreeing, r.honest, r.harsh)) for r in rows if r.kind == "sycophancy"]
     texts = {r.id: r.text for r in rows}
     rules = {
         "replies of one length": [
@@ -353,7 +349,7 @@ def _prompts(name: str) -> Check:
         "twins of one length": [
             f"{r.id}: {len(r.text.split())} words, its twin {len(texts[r.twin].split())}"
             for r in rows
-            if isinstance(r, materials.ChallengingPrompt)
+            if r.kind == "challenging"
             and abs(len(r.text.split()) - len(texts[r.twin].split()))
             > max(5, len(r.text.split()) // 4)
         ],

@@ -226,6 +226,7 @@ _REPLIES = {
         ("intensity_pairs", _PAIR, {"harmless": _PAIR["grave"]}, r"must differ, and both hold '20,000'"),
         ("intensity_pairs", _PAIR, {"value": 2000}, r"must differ, and both hold '2000'"),
         ("scenarios", {"id": "a", "emotion": "joy", "split": "main", "text": "x", "form": "third"}, {"form": "first"}, r"form: input should be 'question', 'third' or 'statement'"),
+        ("scenarios", {"id": "a", "emotion": "joy", "split": "main", "text": "x"}, {"text": " \t"}, r"text: the text is empty \(found ' .t'\)"),
         ("prompts", {"id": "a", "kind": "role", "topic": "t", "text": "x", "theme": "dark"}, {"theme": "grim"}, r"theme: input should be 'bright', 'dark' or 'neither'"),
         ("prompts", {"id": "a", "kind": "rewrite", "topic": "t", "text": "x", "task": "rewriting", "source": "y"}, {"source": None}, r"source: input should be a valid string"),
         ("prompts", {"id": "a", "kind": "format", "topic": "t", "text": "x", "manner": "curt"}, {"kind": "odd"}, r"'odd'"),
@@ -345,10 +346,10 @@ def test_the_twin_of_a_challenging_prompt_must_be_there(tmp_path: Path) -> None:
     plain = {"id": "p", "kind": "twin", "topic": "t", "text": "y", "of": "h"}
     path = tmp_path / "own.jsonl"
     path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain)}\n", encoding="utf-8")
-    assert [p.kind for p in materials.load_prompts(path)] == ["challenging", "twin"]
+    assert [p.kind for p in em.sets.load_prompts(path)] == ["challenging", "twin"]
     path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain | {'of': 'p'})}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"'h': 'p' is not its twin \(kind twin, of 'h'\)"):
-        materials.load_prompts(path)
+        em.sets.load_prompts(path)
 
 
 SNIPPETS = Path(__file__).parent / "snippets.jsonl"
