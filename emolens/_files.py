@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 MAX_BYTES = 50_000_000  # of one file; a set of 205,200 stories is cut into one file an emotion
 MAX_DEPTH = 20  # of YAML; a set needs six, and the parser's time grows with the square of the depth
@@ -27,31 +27,46 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Word = Annotated[str, Field(min_length=1, max_length=80)]
+def not_blank(text: str) -> str:
+    """A text that says something, as it is."""
+    if not text.strip():
+        raise ValueError(f"the text is empty (found {text[:60]!r})")
+    return text
+
+
+Word = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(not_blank)]
+# of a set, a topic or a text: in joined sets their names are put together
+Name = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(not_blank)]
+Prose = Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator(not_blank)]
+
+
+def data_root() -> Path:
+    """Where the shipped sets and materials are: inside the wheel, or at the top of a checkout."""
+    package = Path(__file__).parent
+    wheel = package / "_data"
+    return wheel if wheel.is_dir() else package.parent / "emotion_sets"
 
 
 def unknown(what: str, name: str, allowed: Any) -> str:
     """The sentence of an error about a name: what was given, the nearest that there is, what is allowed."""
     allowed = list(allowed)
     near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
     shown = ", ".join(allowed[:30]) + (" ..." if len(allowed) > 30 else "")
-    return (
-        f"unknown {what} {name!r}{hint} allowed: {shown}"
-        if hint
-        else f"unknown {what} {name!r}; allowed: {shown}"
-    )
+    return f"unknown {what} {name!r}{hint} allowed: {shown}"
 
 
-_ADDRESS = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])"
-)  # a drive of Windows is one letter; pathlib drops the second slash
+# a drive of Windows is one letter; pathlib drops all slashes but one, and that one too at the end
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/{2,}|/(?=[^/]))")
 
 
 def address(path: str | Path) -> str | None:
-    """What a path says that is no path but an address (``https://...``, ``s3://...``), with the slash that pathlib took from it."""
+    """What a path says that is no path but an address (``https://...``, ``s3://...``), with the slashes that pathlib took from it."""
     found = _ADDRESS.match(str(path))
-    return f"{found[1]}://{str(path)[found.end() :]}" if found else None
+    if not found:
+        return None
+    slashes = "///" if found[1].lower() == "file" else "//"
+    return f"{found[1]}:{slashes}{str(path)[found.end() :]}"
 
 
 def here(path: str | Path) -> Path:
@@ -61,6 +76,8 @@ def here(path: str | Path) -> Path:
         ValueError: an address.
     """
     if (url := address(path)) is not None:
+        if url.lower().startswith("file:"):
+            raise ValueError(f"{url} is an address of this machine: give the path, {url[7:]}")
         raise ValueError(
             f"{url} is an address, and only what lies on this machine is read and written: download it first (a model of the hub goes by "
             "its name, owner/model)"
@@ -137,27 +154,19 @@ def read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-                event, yaml.CollectionEndEvent
-            )
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise yaml.MarkedYAMLError(
-                    problem="nested too deeply", problem_mark=event.start_mark
-                )
+                raise _at(event.start_mark, "nested too deeply")
             if isinstance(event, yaml.AliasEvent):
-                problem = (
-                    f"aliases (*{event.anchor}) are not used in emotion sets; write the value out"
-                )
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                use = f"aliases (*{event.anchor}) are not used in emotion sets"
+                raise _at(event.start_mark, f"{use}; write the value out")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
         lines: dict[tuple, int] = {}
         _lines(root, (), lines)
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ValueError,
-    ) as error:  # ValueError: a date such as 2026-13-45
+    # ValueError: a date such as 2026-13-45
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -171,6 +180,10 @@ def read_yaml(path: Path) -> tuple[dict[tuple, int], Any]:
     return lines, data
 
 
+def _at(mark: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
     if node is None:  # an empty file
         return
@@ -178,9 +191,7 @@ def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if (*path, key.value) in out:  # YAML would silently keep the last
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
-                )
+                raise _at(key.start_mark, f"the key {key.value!r} is there twice")
             _lines(value, (*path, key.value), out)
             out[(*path, key.value)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
@@ -202,22 +213,24 @@ def validate(model: Any, data: Any, path: Path, lines: dict[tuple, int] | int) -
 
 
 def _explain(error: ValidationError, path: Path, lines: dict[tuple, int] | int) -> str:
-    first = min(
-        error.errors(), key=lambda e: -len(e["loc"])
-    )  # the deepest branch of a union is the one that was meant
-    loc = tuple(
-        part
-        for part in first["loc"]
-        if not (isinstance(part, str) and (part == "str" or part.startswith("list[")))
-    )
+    # the deepest branch of a union is the one that was meant
+    first = max(error.errors(include_url=False), key=lambda e: len(e["loc"]))
+    # a union names its branches
+    loc = tuple(k for k in first["loc"] if k != "str" and not str(k).startswith("list["))
     line: int | None = lines if isinstance(lines, int) else None
     if isinstance(lines, dict):
         line = next((lines[loc[:k]] for k in range(len(loc), -1, -1) if loc[:k] in lines), 1)
-    found = "" if first["type"] == "missing" else f" (found {str(first['input'])[:60]!r})"
-    message = (
-        "this key is not known here" if first["type"] == "extra_forbidden" else first["msg"].lower()
-    )
-    return f"{path}:{line}: {'.'.join(map(str, loc))}: {message}{found}"
+    return f"{path}:{line}: {'.'.join(map(str, loc))}: {reason(first)}"
+
+
+def reason(problem: Any) -> str:
+    """What pydantic found wrong with a field, in words, and what was in it."""
+    if problem["type"] == "value_error":  # of our own: it says what was found
+        return str(problem["ctx"]["error"])
+    known = problem["type"] != "extra_forbidden"
+    message = problem["msg"].lower() if known else "this key is not known here"
+    found = "" if problem["type"] == "missing" else f" (found {str(problem['input'])[:60]!r})"
+    return message + found
 
 
 def parse_json(text: str) -> Any:
@@ -236,15 +249,10 @@ def parse_json(text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=once)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: also a number of more than 4,300 digits
-        problem = (
-            "nested too deeply"
-            if isinstance(error, RecursionError)
-            else getattr(error, "msg", str(error))
-        )
+    # ValueError: also a number of more than 4,300 digits
+    except (ValueError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        problem = "nested too deeply" if deep else getattr(error, "msg", str(error))
         raise ValueError(f"not valid JSON: {problem}") from error
 
 

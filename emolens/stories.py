@@ -23,16 +23,18 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from emolens import __version__
-from emolens._files import Strict, Word, here, read_jsonl, unknown
+from emolens._files import Name, Strict, Word, here, read_jsonl, unknown
 from emolens._typing import HookedModel
 from emolens.interventions.generate import generate
 from emolens.models.identity import present_info
 from emolens.models.tokens import tokenization
-from emolens.sets.check import CHARACTERS, language_of, leaks, length
-from emolens.sets.emotion_sets import EmotionSet, Person, Story, load_emotion_set, save_emotion_set
+from emolens.sets.emotion_sets import EmotionSet, Person, Story
+from emolens.sets.set_files import load_emotion_set, save_emotion_set
+from emolens.sets.wording import CHARACTERS, language_of, leaks, length
 from emolens.shards import vacant, vacant_folder, written_whole
 
-PERSONS = {  # how a prompt of each language says it
+# how a prompt of each language says it
+PERSONS = {
     "en": {"first": "first", "third": "third"},
     "de": {"first": "ersten", "third": "dritten"},
     "zh": {"first": "第一人称", "third": "第三人称"},
@@ -43,16 +45,16 @@ REFUSAL = re.compile(
     r"|对不起|抱歉|很抱歉|作为(一个)?ai|申し訳|すみませんが)",
     re.IGNORECASE,
 )
+# Japanese may leave it out
 SELF = {
     "en": r"\b(I|[Mm]y|me|[Mm]yself)\b",
     "de": r"(?i)\b(ich|mich|mir|mein(e|en|em|er|es)?)\b",
     "zh": "我",
-}  # Japanese may leave it out
+}
 QUOTED = re.compile(r"[\"“„「][^\"”“」]*[\"”“」]")
 LENGTHS = {False: (60, 150), True: (100, 400)}  # words; characters for Chinese and Japanese
-REPEATED = (
-    0.25  # share of three-word runs (eight-character runs) that occurred before in the same text
-)
+# share of three-word runs (eight-character runs) that occurred before in the same text
+REPEATED = 0.25
 
 
 class StoryPrompt(Strict):
@@ -60,7 +62,7 @@ class StoryPrompt(Strict):
 
     id: str
     emotion: Word
-    topic: Word
+    topic: Name
     person: Person
     prompt: str
 
@@ -85,11 +87,7 @@ class Written:
     folder: Path
 
     def __repr__(self) -> str:
-        return (
-            f"Written({self.folder}: "
-            + ", ".join(f"{n} {what}" for what, n in self.counts.items())
-            + ")"
-        )
+        return f"Written({self.folder}: {', '.join(f'{n} {k}' for k, n in self.counts.items())})"
 
 
 def story_prompts(
@@ -99,14 +97,26 @@ def story_prompts(
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
 ) -> list[StoryPrompt]:
-    """The prompts of a set, in a fixed order: emotion by emotion, topic by topic.
+    """Fill the prompts of a set with its topics.
 
     Args:
-        per_topic: Stories of an emotion in a topic; its prompts take turns.
-        emotions, topics: Some of the set's, by name.
+        s: A set whose emotions, or which itself, has `prompts` with {topic}, {person} and {adjective}.
+        per_topic: Stories of an emotion in a topic, at least 1; its prompts take turns.
+        emotions: Some of the set's, by name; None takes all.
+        topics: Likewise.
+
+    Returns:
+        Requests in a fixed order: emotion by emotion, topic by topic. Their ids are ``emotion-topic-number``.
 
     Raises:
-        ValueError, KeyError: an emotion has no prompts; a name that the set does not have.
+        KeyError: a name that the set does not have.
+        ValueError: an emotion has no prompts; `per_topic` below 1.
+
+    Example:
+        >>> [p.id for p in em.story_prompts(stories, emotions=["glimmer"], topics=["kitchen", "train"])]
+        ['glimmer-kitchen-1', 'glimmer-train-1']
+        >>> em.story_prompts(stories)[0].prompt
+        'Write a short story about at the kitchen in the first person in which someone is glimmering.'
     """
     if per_topic < 1:
         raise ValueError(f"per_topic={per_topic}; at least 1")
@@ -125,17 +135,11 @@ def story_prompts(
         for topic in (names[t] for t in topics or names):
             for k in range(per_topic):
                 prompt = e.prompts[k % len(e.prompts)]
-                filled = {
-                    "topic": topic.description or topic.name,
-                    "adjective": e.adjective or e.name,
-                }
-                filled["person"] = words.get(topic.person, words["third"])
-                for (
-                    key,
-                    value,
-                ) in (
-                    filled.items()
-                ):  # not str.format, which would look into objects for a stranger's prompt
+                filled = {"topic": topic.description or topic.name}
+                filled |= {"adjective": e.adjective or e.name}
+                filled |= {"person": words.get(topic.person, words["third"])}
+                # not str.format, which would look into objects for a stranger's prompt
+                for key, value in filled.items():
                     prompt = prompt.replace("{" + key + "}", value)
                 out.append(
                     StoryPrompt(id=f"{name}-{topic.name}-{k + 1}", emotion=name, topic=topic.name, person=topic.person, prompt=prompt)
@@ -146,10 +150,25 @@ def story_prompts(
 def export_prompts(
     prompts: Sequence[StoryPrompt], path: str | Path, *, overwrite: bool = False
 ) -> None:
-    """Write prompts as JSON lines, for any engine; it gives back lines with the same `id` and a `text` (`import_texts`).
+    """Write prompts as JSON lines, for any engine.
+
+    It gives back lines with the same `id` and a `text`, of which `import_texts` makes a set.
+
+    Args:
+        prompts: From `story_prompts`.
+        path: The file to write; its folder must be there.
+        overwrite: Replace what the file holds.
 
     Raises:
+        FileNotFoundError: the folder is not there.
         FileExistsError: the file is there and holds something else.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "prompts.jsonl")
+        >>> em.export_prompts(em.story_prompts(stories), path)
+        >>> len(path.read_text(encoding="utf-8").splitlines())
+        32
     """
     lines = "".join(p.model_dump_json() + "\n" for p in prompts)
 
@@ -183,19 +202,28 @@ def write_stories(
         model: Any model of `load_model`; one with a chat template is asked as a chat, a base model gets the prompt as text.
         s: The set whose prompts and topics are used, or its name.
         out: A folder: ``manifest.json``, ``texts/`` (one file a batch), ``dropped.jsonl`` and, at the end, ``set/``.
-        per_topic: Stories asked for, for each emotion and topic.
+        per_topic: Stories asked for, for each emotion and topic, at least 1.
+        emotions: Some of the set's, by name; None takes all.
+        topics: Likewise.
         lengths: Least and most words of a story (characters for Chinese and Japanese); a longer one is cut at a sentence.
         max_new_tokens, temperature, top_p, seed: Of the sampling.
-        batch_size: Prompts at once; part of the plan, since a batch may change the last digits of a probability.
+        batch_size: Prompts at once, at least 1; part of the plan, since a batch may change the last digits of a probability.
+        progress: Show a bar.
 
     Returns:
-        `Written`. A run that was interrupted goes on; a finished one is read again.
+        The set and what was dropped for which reason. A run that was interrupted goes on; a finished one is read again.
 
     Raises:
+        KeyError: an emotion or topic that the set does not have.
+        ValueError: an emotion without prompts; a number that is out of range.
         FileExistsError: the folder holds another run; the message says what differs.
 
     Example:
-        ``em.write_stories(model, "core", "own-stories", emotions=["joy", "fear"], topics=["supper", "clinic"])``
+        >>> import tempfile
+        >>> some = {"emotions": ["glimmer", "tarrow"], "topics": ["train"], "progress": False}
+        >>> written = em.write_stories(model, stories, tempfile.mkdtemp(), max_new_tokens=4, **some)
+        >>> written.counts["asked"], written.emotions is None  # four tokens are no story
+        (2, True)
 
     Reference:
         Anthropic 2026, *Emotion Concepts and their Function in a Large Language Model*: stories written by the model that is read.
@@ -204,7 +232,7 @@ def write_stories(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1")
     prompts = story_prompts(s, per_topic=per_topic, emotions=emotions, topics=topics)
-    info = present_info(model)
+    info, requests = present_info(model), "".join(p.model_dump_json() for p in prompts)
     spec = {
         "model": info.name,
         "fingerprint": info.fingerprint,
@@ -213,9 +241,7 @@ def write_stories(
         "tokenization": tokenization(getattr(model, "tokenizer", None)),
         "stop_tokens": info.stop_tokens,
         "stop_strings": info.stop_strings,
-        "prompts": hashlib.sha256(
-            "".join(p.model_dump_json() for p in prompts).encode()
-        ).hexdigest()[:16],
+        "prompts": hashlib.sha256(requests.encode()).hexdigest()[:16],
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -227,9 +253,8 @@ def write_stories(
     chat = bool(getattr(getattr(model, "tokenizer", None), "chat_template", None))
     texts: dict[str, str] = {}
     starts = range(0, len(prompts), batch_size)
-    for start in tqdm(
-        starts, unit="batch", disable=not progress, delay=0.5, desc=f"{len(prompts)} stories"
-    ):
+    name = f"{len(prompts)} stories"
+    for start in tqdm(starts, unit="batch", disable=not progress, delay=0.5, desc=name):
         batch = prompts[start : start + batch_size]
         file = folder / "texts" / f"{start // batch_size:05d}.jsonl"
         done = _batch(file, batch)
@@ -243,11 +268,7 @@ def write_stories(
                 items=range(start, start + len(batch)),
             )  # fmt: skip
             done = {p.id: text for p, text in zip(batch, made.texts, strict=True)}
-            lines = [
-                json.dumps({"id": k, "text": v}, ensure_ascii=False) + "\n" for k, v in done.items()
-            ]
-            with written_whole(file) as part:
-                part.write_text("".join(lines), encoding="utf-8")
+            _write_jsonl(file, [{"id": k, "text": v} for k, v in done.items()])
         texts |= done
     writer = f"{info.name} (weights {info.fingerprint[:12]}), temperature {temperature}, top_p {top_p}, seed {seed}"
     return _finish(folder, s, prompts, texts, lengths, writer, spec)
@@ -268,11 +289,29 @@ def import_texts(
 
     Args:
         path: JSON lines with `id` (of the prompt) and `text`; other keys are passed over. Prompts without a text count as "missing".
+        s: The set whose prompts were exported, or its name.
+        out: A folder: ``manifest.json``, ``dropped.jsonl`` and ``set/``.
         writer: Who wrote them, for the set's `source`: model, engine, sampling.
-        per_topic, emotions, topics: As for the export.
+        per_topic: As for the export.
+        emotions: As for the export.
+        topics: As for the export.
+        lengths: Least and most words of a story (characters for Chinese and Japanese); a longer one is cut at a sentence.
+
+    Returns:
+        The set and what was dropped for which reason.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; a line that is wrong; an id that was not asked for, or twice.
+        FileNotFoundError: no such file.
+        ValueError: a line that is wrong; an id that was not asked for, or twice.
+        FileExistsError: the folder holds another run; the message says what differs.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> folder, some = pathlib.Path(tempfile.mkdtemp()), {"topics": ["train"]}
+        >>> answers = [json.dumps({"id": p.id, "text": "I am sorry."}) for p in em.story_prompts(stories, **some)]
+        >>> _ = (folder / "texts.jsonl").write_text("\\n".join(answers), encoding="utf-8")
+        >>> em.import_texts(folder / "texts.jsonl", stories, folder / "own", writer="another model", **some).counts
+        {'asked': 4, 'refusal': 4}
     """
     s = load_emotion_set(s) if isinstance(s, str) else s
     prompts = story_prompts(s, per_topic=per_topic, emotions=emotions, topics=topics)
@@ -298,8 +337,9 @@ def parse_story(text: str, language: str, most: int) -> str:
     'He lit it. It was late.'
     """
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    # an introduction, a title
     while lines and (lines[0].endswith((":", "：")) or not re.search(r"[.!?。！？…]", lines[0])):
-        lines = lines[1:]  # an introduction, a title
+        lines = lines[1:]
     joined = ("" if language in CHARACTERS else " ").join(
         line
         for line in lines
@@ -391,6 +431,12 @@ def _begin(out: str | Path, spec: dict[str, Any]) -> Path:
     return folder
 
 
+def _write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records]
+    with written_whole(path) as part:
+        part.write_text("".join(lines), encoding="utf-8")
+
+
 def _hash(spec: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -441,7 +487,8 @@ def _finish(
         dropped += [
             {"id": x.id, "reason": "set aside", "text": texts[x.id]} for x in stories[each[t] :]
         ]
-    counts += Counter()  # drops the zeros
+    # drops the zeros
+    counts += Counter()
     result = None
     if sum(each.values()) and len(names) > 1:
         topics = tuple(t for t in s.topics if each.get(t.name))
@@ -452,13 +499,9 @@ def _finish(
             description=f"Stories to the prompts of {s.name}; neutral texts are {s.name}'s.",
             source=f"Written by {writer}; spec {_hash(spec)}; {counts['kept']} of {counts['asked']} kept.",
         )  # fmt: skip
-    with written_whole(folder / "dropped.jsonl") as part:
-        part.write_text(
-            "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in dropped), encoding="utf-8"
-        )
-    shutil.rmtree(
-        folder / "set", ignore_errors=True
-    )  # of a run that was interrupted while it wrote it
+    _write_jsonl(folder / "dropped.jsonl", dropped)
+    # of a run that was interrupted while it wrote it
+    shutil.rmtree(folder / "set", ignore_errors=True)
     if result is not None:
         save_emotion_set(result, folder / "set")
     versions = {p: version(p) for p in ("torch", "transformers", "transformer-lens")}

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from emolens import __version__, stats
-from emolens._files import here
+from emolens._files import data_root, here
 from emolens._typing import HookedModel
 from emolens.collect.collection import collect_to
 from emolens.collect.forward import collect_resid_post
@@ -41,7 +41,7 @@ from emolens.models.loading import load_model
 from emolens.models.tokens import tokenization
 from emolens.readout import score
 from emolens.report.page import section, write_report
-from emolens.sets.emotion_sets import EmotionSet, data_root, load_emotion_set
+from emolens.sets import EmotionSet, load_emotion_set
 from emolens.sets.external import Labelled, load_external
 from emolens.shards import (
     LOCK,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from emolens.sets import emotion_sets as es
+from emolens import sets as es
 
 TOPICS = [("kitchen", "first"), ("train", "third"), ("garden", "first"), ("office", "third")]
 EMOTIONS = {

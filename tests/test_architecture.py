@@ -21,8 +21,6 @@ TOO_LONG = {
     "interventions.patching",
     "interventions.verbs",
     "readout",
-    "sets.corpus",
-    "sets.emotion_sets",
 }
 
 

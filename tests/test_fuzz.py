@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 
 import emolens as em
 from emolens import shards
+from emolens._files import data_root
 from emolens.collect.activations import Activations
+from emolens.sets import load_emotion_set
 from emolens.sets.corpus import open_corpus
-from emolens.sets.emotion_sets import data_root, load_emotion_set
 from emolens.sets.external import READERS as READERS_OF_TEXT
 from emolens.sets.materials import load_pairs, load_stems
 from emolens.sets.norms import load_norms
@@ -221,7 +222,7 @@ def test_the_readers_of_materials(place, kind, line, field, value, drop):
 def test_the_reader_of_emovecllm(place, lines):
     """200 inputs."""
     (place / "stories.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    survives(em.sets.read_emovecllm, place)
+    survives(em.sets.load_emovecllm, place)
 
 
 @pytest.mark.parametrize("name", READERS_OF_TEXT)

@@ -108,7 +108,7 @@ def test_nothing_in_the_wheel_names_a_folder_of_this_machine(wheel):
 
 def test_the_installed_wheel_loads_its_own_sets_outside_the_checkout(python, tmp_path):
     code = (
-        "import emolens as em, emolens.sets.emotion_sets as s, sys\n"
+        "import emolens as em, emolens._files as s, sys\n"
         "core = em.load_emotion_set('core')\n"
         "sys.stdout.write('\\n'.join([em.__file__, str(s.data_root()), ' '.join(em.list_emotion_sets()),"
         " str(len(core.names)), str(len(em.load_norms()) > 20)]))"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import emolens as em
 from emolens import stories as generation
 from emolens.models.identity import present_info
-from emolens.sets.emotion_sets import Emotion, EmotionSet, Topic, load_emotion_set
+from emolens.sets import Emotion, EmotionSet, Topic, load_emotion_set
 from emolens.stories import judge, parse_story
 
 GOOD = (
@@ -74,6 +75,12 @@ def test_prompts_that_cannot_be_made_say_why(toy: EmotionSet) -> None:
     )
     with pytest.raises(ValueError, match="emotion 'a' of set 'mute' has no prompts"):
         em.story_prompts(mute)
+
+
+def test_prompts_of_a_joined_set_have_its_long_topic_names(toy: EmotionSet) -> None:
+    topic = toy.topics[0].model_copy(update={"name": f"{'s' * 80}/kitchen"})
+    first, *_ = em.story_prompts(replace(toy, topics=(topic,)))
+    assert first.topic == topic.name
 
 
 def test_an_interrupted_run_goes_on_to_the_same_files(

@@ -180,7 +180,7 @@ def plan(
     del seed  # nothing is drawn
     from emolens.collect import planning
     from emolens.models.loading import load_model
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
 
     emotions, chosen = load_emotion_set(set), options.block_numbers(layers)
     asked: dict[str, Any] = {

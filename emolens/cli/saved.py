@@ -112,7 +112,8 @@ def steer(
     from emolens.directions.value import load_directions
     from emolens.interventions.generate import generate
     from emolens.models.loading import load_model
-    from emolens.sets.corpus import names_a_file, several
+    from emolens.sets.corpus import several
+    from emolens.sets.records import names_a_file
 
     options.one_of("--method", method, ("add", "ablate", "clamp", "rotate"))
     if not math.isfinite(dose):
@@ -163,7 +164,8 @@ def steer(
 def _texts(arguments: list[str], column: str) -> list[tuple[Any, dict[str, Any]]]:
     """What `score` was given, read: texts as they are, files, lines of standard input; a name that is no file is never taken for a text."""
     from emolens._files import here
-    from emolens.sets.corpus import names_a_file, open_corpus, records
+    from emolens.sets.corpus import open_corpus
+    from emolens.sets.records import names_a_file, records
 
     out: list[tuple[Any, dict[str, Any]]] = []
     files = 0

@@ -19,7 +19,7 @@ def list_sets() -> None:
 
     Example: emolens sets list
     """
-    from emolens.sets.emotion_sets import list_emotion_sets, load_emotion_set
+    from emolens.sets import list_emotion_sets, load_emotion_set
 
     for name in list_emotion_sets():
         typer.echo(repr(load_emotion_set(name)))
@@ -34,7 +34,7 @@ def show(
     Example: emolens sets show core
     """
     from emolens.cli.printing import print_set
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
 
     print_set(load_emotion_set(name))
 
@@ -61,8 +61,8 @@ def check(
     Example: emolens sets check core core2
     """
     from emolens.cli.printing import print_checks
+    from emolens.sets import load_emotion_set
     from emolens.sets.check import check_emotion_set, read_across
-    from emolens.sets.emotion_sets import load_emotion_set
     from emolens.sets.material_checks import check_shipped
 
     if names:
@@ -98,14 +98,14 @@ def import_corpus(
 
     Example: emolens sets import ryancodrai/emotion-probes --emotions joyful,afraid,angry --topics 16 --out probes
     """
-    from emolens.sets.emotion_sets import check_vacant, save_emotion_set
-    from emolens.sets.published import read_emotion_probes, read_emovecllm
+    from emolens.sets.published import load_emotion_probes, load_emovecllm
+    from emolens.sets.set_files import check_vacant, save_emotion_set
 
     form = options.one_of("--form", form, ("emovecllm", "emotion-probes"))
     check_vacant(out)
     chosen = emotions.split(",") if emotions else None
     if form == "emovecllm":
-        s = read_emovecllm(source)
+        s = load_emovecllm(source)
     else:
-        s = read_emotion_probes(source, emotions=chosen, topics=topics, per_topic=per_topic)
+        s = load_emotion_probes(source, emotions=chosen, topics=topics, per_topic=per_topic)
     typer.echo(f"{save_emotion_set(s, out)}: {s!r}\n{s.source}")

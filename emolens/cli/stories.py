@@ -77,7 +77,7 @@ def write_stories(
     from emolens import stories as generation
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
 
     s = load_emotion_set(set)
     lengths = None if length is None else _two_numbers(length)

@@ -98,7 +98,7 @@ def _run(
     from emolens.experiments.protocol import chosen_experiments
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
     from emolens.sets.external import load_external
     from emolens.study import check_request, run_study
 
@@ -148,7 +148,7 @@ def languages(
     from emolens.experiments.languages import compare_languages
     from emolens.models.identity import model_info
     from emolens.models.loading import load_model
-    from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets import load_emotion_set
     from emolens.shards import vacant, written_whole
 
     chosen = [load_emotion_set(name) for name in sets.split(",")]

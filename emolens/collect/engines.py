@@ -23,7 +23,7 @@ from emolens.collect.collection import Collection, Job, begun, held, joined, sur
 from emolens.collect.pooling import mean_over_tokens
 from emolens.models.loading import load_model
 from emolens.sets.corpus import Corpus, Long, open_corpus
-from emolens.sets.emotion_sets import load_emotion_set
+from emolens.sets.set_files import load_emotion_set
 from emolens.shards import vacant_folder
 
 Engine = Literal["local", "ray", "slurm"]

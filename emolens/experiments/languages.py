@@ -26,7 +26,7 @@ from emolens.experiments.base import Stories
 from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
 from emolens.experiments.rows import Row, judged, row
 from emolens.experiments.rules import RULES
-from emolens.sets.emotion_sets import EmotionSet, load_emotion_set
+from emolens.sets import EmotionSet, load_emotion_set
 
 NAME = "languages"
 Array = NDArray[np.floating]

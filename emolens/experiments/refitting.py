@@ -26,6 +26,7 @@ from emolens.experiments.base import Inputs
 from emolens.experiments.rows import Row, row
 from emolens.interventions.stream import Stream, ablate_stream
 from emolens.interventions.verbs import orthonormal
+from emolens.models.points import device_of
 from emolens.models.tokens import encode, pad
 
 N_SHUFFLED, N_SUBSPACES = 3, 2  # draws a fold, each of which reads the stories again

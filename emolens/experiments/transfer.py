@@ -30,9 +30,9 @@ from emolens.experiments.rows import Row, find, judged, row
 from emolens.experiments.rules import MAIN, Claim, interval, margin_claim, number, rows_of
 from emolens.models.tokens import encode
 from emolens.readout import pooled_as
-from emolens.sets.check import leaks
 from emolens.sets.external import Labelled
 from emolens.sets.norms import load_norms
+from emolens.sets.wording import leaks
 
 NAME = "transfer"
 Array = NDArray[np.floating]

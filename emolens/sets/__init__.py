@@ -1,7 +1,10 @@
-"""What people write: emotion sets, materials of the experiments, human norms, other people's corpora; and whether they are what they say."""
+"""What people write: emotion sets, texts of the experiments, human norms, other people's corpora.
 
-from emolens.sets.check import Check, check_emotion_set, coverage, read_across
-from emolens.sets.corpus import Corpus, open_corpus
+Everything that is read has a `load_` function, sets also `save_emotion_set`, and `check_emotion_set` says
+whether a set is what it says.
+"""
+
+from emolens.sets.check import Check, check_emotion_set
 from emolens.sets.dialogues import Deflection, FeltDialogue, load_deflections, load_dialogues
 from emolens.sets.emotion_sets import (
     Dialogue,
@@ -11,12 +14,8 @@ from emolens.sets.emotion_sets import (
     Topic,
     Turn,
     join_emotion_sets,
-    list_emotion_sets,
-    load_emotion_set,
-    save_emotion_set,
 )
 from emolens.sets.external import Labelled, load_emobank, load_external, load_goemotions
-from emolens.sets.material_checks import check_materials, check_shipped
 from emolens.sets.materials import (
     Activity,
     Intensity,
@@ -34,18 +33,18 @@ from emolens.sets.materials import (
     load_intensity_pairs,
     load_items,
     load_pairs,
-    load_prompts,
     load_scenarios,
     load_snippets,
     load_stems,
 )
 from emolens.sets.norms import Norm, load_norms, norm_of
-from emolens.sets.published import read_emotion_probes, read_emovecllm
+from emolens.sets.prompts import load_prompts
+from emolens.sets.published import load_emotion_probes, load_emovecllm
+from emolens.sets.set_files import list_emotion_sets, load_emotion_set, save_emotion_set
 
 __all__ = [
     "Activity",
     "Check",
-    "Corpus",
     "Deflection",
     "Dialogue",
     "Emotion",
@@ -67,16 +66,15 @@ __all__ = [
     "Topic",
     "Turn",
     "check_emotion_set",
-    "check_materials",
-    "check_shipped",
-    "coverage",
     "join_emotion_sets",
     "list_emotion_sets",
     "load_activities",
     "load_deflections",
     "load_dialogues",
     "load_emobank",
+    "load_emotion_probes",
     "load_emotion_set",
+    "load_emovecllm",
     "load_external",
     "load_goemotions",
     "load_intensities",
@@ -89,9 +87,7 @@ __all__ = [
     "load_snippets",
     "load_stems",
     "norm_of",
-    "open_corpus",
-    "read_across",
-    "read_emotion_probes",
-    "read_emovecllm",
     "save_emotion_set",
 ]
+# the names above, without the files that they are in
+__dir__ = __all__.copy

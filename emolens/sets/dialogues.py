@@ -1,9 +1,10 @@
 """Dialogues for the experiments: two speakers who each feel something, and one speaker who hides it.
 
-`FeltDialogue`: whose turn it is, by whose emotion it is (two people; "dialogues2": a person and an assistant, some of whom change midway).
-`Deflection`: someone feels one thing and shows another, with the clauses in which the mask speaks ("deflections2" has a preamble that
-says what is hidden, and beside it dialogues in which the same is felt and shown, or nothing is felt). Emotions are the paper's words
-(`emotions171`). Each loader reads the shipped file, a shipped one by name, or one of your own of the same form.
+`FeltDialogue`: whose turn it is, by whose emotion it is (two people; "dialogues2": a person and an assistant,
+some of whom change midway). `Deflection`: someone feels one thing and shows another, with the clauses in which
+the mask speaks ("deflections2" has a preamble that says what is hidden, and beside it dialogues in which the
+same is felt and shown, or nothing is felt). Emotions are the paper's words (`emotions171`). Each loader reads
+the shipped file, a shipped one by name, or one of your own of the same form.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Change(Strict):
 class FeltDialogue(Strict):
     """Two speakers in turn, each with an emotion: whose turn it is, by whose emotion it is.
 
-    `kind`: "grid", a cell of emotion x emotion that lasts; "change", in which one emotion becomes another (`changes`); "exchange", one
-    message and one reply.
+    Attributes:
+        emotions: What each speaker feels at the beginning.
+        kind: "grid", a cell of emotion x emotion that lasts; "change", in which one emotion becomes another
+            (`changes`); "exchange", one message and one reply.
     """
 
     id: Word
@@ -73,11 +76,21 @@ class FeltDialogue(Strict):
             )
 
     def felt(self, turn: int) -> dict[str, str]:
-        """Who feels what at a turn, counted from 0."""
-        changed = self.changes is not None and turn + 1 >= self.changes.from_turn
-        return self.emotions | (
-            {self.changes.speaker: self.changes.to} if self.changes and changed else {}
-        )
+        """Say who feels what at a turn.
+
+        Args:
+            turn: Counted from 0.
+
+        Returns:
+            The emotion of each speaker.
+
+        Example:
+            >>> changing = next(d for d in em.sets.load_dialogues("dialogues2") if d.changes)
+            >>> changing.felt(0), changing.felt(5)
+            ({'person': 'afraid', 'assistant': 'afraid'}, {'person': 'hopeful', 'assistant': 'afraid'})
+        """
+        c = self.changes
+        return self.emotions | ({c.speaker: c.to} if c and turn + 1 >= c.from_turn else {})
 
 
 class Span(Strict):
@@ -89,10 +102,14 @@ class Span(Strict):
 
 
 class Deflection(Strict):
-    """A dialogue in which one speaker feels one thing and shows another; `spans` are the clauses in which the mask speaks.
+    """A dialogue in which one speaker feels one thing and shows another.
 
-    `kind`: "hidden"; "shown", where felt and displayed are the same, and `spans` are the clauses in which it speaks; "none", where nobody
-    feels anything, so that both are None and there are no spans. `preamble` says beforehand what is the case (second edition).
+    Attributes:
+        felt: What `speaker` feels; `displayed` is what they show.
+        spans: The clauses in which the mask speaks.
+        kind: "hidden"; "shown", where felt and displayed are the same, and `spans` are the clauses in which it
+            speaks; "none", where nobody feels anything, so that both are None and there are no spans.
+        preamble: Says beforehand what is the case (second edition).
     """
 
     id: Word
@@ -113,20 +130,15 @@ class Deflection(Strict):
         _alternate(self.turns, speakers)
         there = self.felt is not None, self.displayed is not None, bool(self.spans)
         if there != (self.kind != "none",) * 3:
-            raise ValueError(
-                f"kind {self.kind!r} has {'no ' if self.kind == 'none' else ''}`felt`, `displayed` and `spans`"
-            )
+            no = "no " if self.kind == "none" else ""
+            raise ValueError(f"kind {self.kind!r} has {no}`felt`, `displayed` and `spans`")
         if self.kind != "none" and (self.felt == self.displayed) != (self.kind == "shown"):
-            raise ValueError(
-                f"kind {self.kind!r} needs {'the same emotion twice' if self.kind == 'shown' else 'two different emotions'}"
-            )
+            same = "the same emotion twice" if self.kind == "shown" else "two different emotions"
+            raise ValueError(f"kind {self.kind!r} needs {same}")
         for span in self.spans:
             turn = self.turns[span.turn] if span.turn < len(self.turns) else None
-            if (
-                turn is None
-                or turn.speaker != self.speaker
-                or not span.start < span.end <= len(turn.text)
-            ):
+            own = turn is not None and turn.speaker == self.speaker
+            if turn is None or not own or not span.start < span.end <= len(turn.text):
                 raise ValueError(
                     f"the span {span.model_dump()} is not inside a turn of speaker {self.speaker!r}"
                 )
@@ -134,8 +146,10 @@ class Deflection(Strict):
 
     @property
     def gaps(self) -> list[str]:
-        """Where the spans leave out what they should hold: a turn of the speaker without one after the mask has begun, two spans of a turn
-        with nothing between them, and an end inside a clause.
+        """Where the spans leave out what they should hold.
+
+        A turn of the speaker without one after the mask has begun, two spans of a turn with nothing between them,
+        and an end inside a clause.
         """
         marked = {
             k: sorted((s.start, s.end) for s in self.spans if s.turn == k)
@@ -164,13 +178,45 @@ def _alternate(turns: Any, speakers: set[str]) -> None:
         raise ValueError(f"the speakers {sorted(speakers)} must take turns, found {said}")
 
 
-def load_dialogues(path: str | Path | None = None) -> tuple[FeltDialogue, ...]:
-    """Two-speaker dialogues on a grid of 15 x 15 emotions; "dialogues2", of a person and an assistant; or a file of your own."""
-    return load_records("dialogues", path, FeltDialogue)
+def load_dialogues(name_or_path: str | Path | None = None) -> tuple[FeltDialogue, ...]:
+    """Load dialogues of two speakers who each feel something.
 
+    Args:
+        name_or_path: None for the shipped ones of two people, on a grid of 15 x 15 emotions; "dialogues2" by name, of
+            a person and an assistant; or a JSON-lines file of one's own.
 
-def load_deflections(path: str | Path | None = None) -> tuple[Deflection, ...]:
-    """Dialogues in which a speaker hides what they feel behind another emotion: 120 shipped ones; "deflections2", with preambles, all 210
-    cells and twins in which the same is shown or nothing felt; or a file of your own.
+    Returns:
+        Dialogues in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> dialogue = em.sets.load_dialogues()[0]
+        >>> dialogue.emotions, dialogue.turns[0].speaker, dialogue.turns[0].own
+        ({'A': 'joyful', 'B': 'joyful'}, 'B', 'joyful')
     """
-    return load_records("deflections", path, Deflection)
+    return load_records("dialogues", name_or_path, FeltDialogue)
+
+
+def load_deflections(name_or_path: str | Path | None = None) -> tuple[Deflection, ...]:
+    """Load dialogues in which a speaker hides what they feel behind another emotion.
+
+    Args:
+        name_or_path: None for the 120 shipped ones; "deflections2" by name, with preambles, all 210 cells and twins in
+            which the same is shown or nothing felt; or a JSON-lines file of one's own.
+
+    Returns:
+        Dialogues in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> first = em.sets.load_deflections()[0]
+        >>> first.felt, first.displayed, first.turns[first.spans[0].turn].speaker == first.speaker
+        ('proud', 'angry', True)
+    """
+    return load_records("deflections", name_or_path, Deflection)

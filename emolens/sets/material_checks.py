@@ -1,11 +1,13 @@
 """Whether the experiments' smaller texts are what they say: complete grids, no emotion named where it must be implied, no duplicates.
 
-Each kind of material is checked in every edition that is shipped; beside it stands how far words alone go, where an experiment reads it.
-The form of a record is checked when it is read (`materials`, `dialogues`); sets of stories are `set_checks`' business.
+Each kind of material is checked in every edition that is shipped; beside it stands how far words alone go, where
+an experiment reads it. The form of a record is checked when it is read (`materials`, `dialogues`); sets of
+stories are `check`'s business.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,23 +16,22 @@ from typing import Any
 import numpy as np
 
 from emolens import stats
-from emolens.sets import dialogues, materials
-from emolens.sets.check import (
-    Check,
-    chance,
-    check_emotion_set,
-    leaks,
-    near_duplicates,
-    overlaps,
-    same_openings,
-)
-from emolens.sets.emotion_sets import EmotionSet, list_emotion_sets, load_emotion_set
+from emolens.sets import dialogues, materials, prompts
+from emolens.sets.check import Check, chance, check_emotion_set, checked
+from emolens.sets.emotion_sets import EmotionSet
+from emolens.sets.set_files import list_emotion_sets, load_emotion_set
+from emolens.sets.wording import leaks, named, near_duplicates, overlaps, same_openings
 
 REPLIES = 3  # words by which three replies to one prompt may differ in length
 
 
 def check_shipped(*, words: bool = True, seed: int = 0) -> dict[str, Check]:
-    """Check everything that is shipped: every set, then the materials."""
+    """Check everything that is shipped: every set, then the materials.
+
+    Args:
+        words: Also how far words alone go, by TF-IDF.
+        seed: Of the shuffles and intervals.
+    """
     sets = {
         name: check_emotion_set(load_emotion_set(name), words=words, seed=seed)
         for name in list_emotion_sets()
@@ -88,30 +89,26 @@ def _pairs(name: str, core: EmotionSet) -> Check:
             "pairs", name, lambda n: [(p.id, p.clean) for p in materials.load_pairs(n)]
         ),
     }
-    return _check({"pairs": f"{len(pairs)}, {len(kinds)} contrasts"}, rules)
+    return checked({"pairs": f"{len(pairs)}, {len(kinds)} contrasts"}, rules)
 
 
 def _stems() -> Check:
     stems = materials.load_stems()
-    return _check({"stems": f"{len(stems.choose)} to choose on, {len(stems.report)} to report"}, {})
+    return checked(
+        {"stems": f"{len(stems.choose)} to choose on, {len(stems.report)} to report"}, {}
+    )
 
 
 def _scenarios(name: str, core: EmotionSet, words: bool) -> Check:
     rows = materials.load_scenarios(name)
     length = [len(s.text.split()) for s in rows]
     n, forms = Counter(s.split for s in rows), Counter(s.form for s in rows if s.form)
+    cells = [(e, k) for e in core.names for k in ("main", "test")]
     rules = {
-        "two of each": _grid(
-            [(s.emotion, s.split) for s in rows],
-            [(e, k) for e in core.names for k in ("main", "test")],
-            2,
-        ),
+        "two of each": _grid([(s.emotion, s.split) for s in rows], cells, 2),
         "emotion not named": _named([(s.id, s.text, s.emotion) for s in rows], core),
-        "no near-duplicates": near_duplicates([(s.id, s.text) for s in rows]),
-        "openings": same_openings([(s.id, s.text) for s in rows]),
-        "forms": [
-            f"not as many of each form: {dict(forms)}" for _ in range(len(set(forms.values())) > 1)
-        ],
+        **_unlike([(s.id, s.text) for s in rows]),
+        "forms": _as_many("form", forms),
         "asks where it says so": [
             f"{s.id}: form {s.form!r}, and {'no ' if s.form == 'question' else 'a '}question at its end"
             for s in rows
@@ -128,16 +125,12 @@ def _scenarios(name: str, core: EmotionSet, words: bool) -> Check:
     if forms:
         numbers["forms"] = ", ".join(f"{k} {form}" for form, k in sorted(forms.items()))
     if words:
-        scores, truth = (
-            _by_core(core, [s.text for s in rows]),
-            np.array([core.names.index(s.emotion) for s in rows]),
-        )
+        scores = _by_core(core, [s.text for s in rows])
+        truth = np.array([core.names.index(s.emotion) for s in rows])
         first, third = (stats.top_k(scores, truth, k).mean() for k in (1, 3))
-        said = chance([s.emotion for s in rows])
-        numbers["TF-IDF of core"] = (
-            f"top-1 {first:.2f}, top-3 {third:.2f} ({said}; information, not a rule)"
-        )
-    return _check(numbers, rules)
+        said = f"{chance([s.emotion for s in rows])}; information, not a rule"
+        numbers["TF-IDF of core"] = f"top-1 {first:.2f}, top-3 {third:.2f} ({said})"
+    return checked(numbers, rules)
 
 
 def _by_core(core: EmotionSet, texts: list[str]) -> np.ndarray:
@@ -152,20 +145,17 @@ def _intensities(name: str, core: EmotionSet, *, control: bool = False) -> Check
     signs = Counter(sign for r in rows for sign in r.expected.values())
     steps = sorted({len(r.values) for r in rows})
     digits = [len(str(value).replace(".", "")) for r in rows for value in r.values]
+    wrong = "a control expects no emotion to move" if control else "no emotion is expected to move"
     rules = {
         "emotions of core": _known([(r.id, e) for r in rows for e in r.expected], core),
-        "expected or control": [
-            f"{r.id}: {'a control expects no emotion to move' if control else 'no emotion is expected to move'}"
-            for r in rows
-            if bool(r.expected) == control
-        ],
+        "expected or control": [f"{r.id}: {wrong}" for r in rows if bool(r.expected) == control],
     }
     numbers = {
         "templates": f"{len(rows)} of {', '.join(map(str, steps))}",
         "expected": f"{signs[1]} rises, {signs[-1]} falls" if signs else "nothing: controls",
         "digits of a number": f"mean {np.mean(digits):.2f}",
     }
-    return _check(numbers, rules)
+    return checked(numbers, rules)
 
 
 def _intensity_pairs(name: str, core: EmotionSet) -> Check:
@@ -181,36 +171,24 @@ def _intensity_pairs(name: str, core: EmotionSet) -> Check:
             if len(r.grave.split()) != len(r.harmless.split())
         ],
     }
-    return _check({"pairs of one number": str(len(rows))}, rules)
+    return checked({"pairs of one number": str(len(rows))}, rules)
 
 
 def _items(name: str, core: EmotionSet) -> Check:
     rows = materials.load_items(name)
-    felt = {
-        r.id: [p.emotion for p in r.persons]
-        if isinstance(r, materials.PersonBinding)
-        else [r.emotion]
-        for r in rows
-    }
-    implied = [
-        (r.id, f"{r.prefix} {r.control} {r.text}" if isinstance(r, materials.Prefix) else r.text, e)
-        for r in rows
-        if isinstance(
-            r, materials.Prefix | materials.PersonBinding
-        )  # a negation names its emotion on purpose
-        for e in felt[r.id]
-    ]
-    people = {
-        r.id: r
-        for n in materials.editions("items")
-        for r in materials.load_items(n)
-        if isinstance(r, materials.PersonBinding)
-    }
-    twins = [r for r in rows if isinstance(r, materials.PersonBinding) and r.twin_of]
+    felt: dict[str, list[str]] = {}
+    implied: list[tuple[str, str, str]] = []  # a negation names its emotion on purpose
+    for r in rows:
+        felt[r.id] = [p.emotion for p in r.persons] if r.kind == "person" else [r.emotion]
+        if r.kind == "person":
+            implied += [(r.id, r.text, e) for e in felt[r.id]]
+        if r.kind == "prefix":
+            implied.append((r.id, f"{r.prefix} {r.control} {r.text}", r.emotion))
+    editions = (r for n in materials.editions("items") for r in materials.load_items(n))
+    people = {r.id: r for r in editions if r.kind == "person"}
+    twins = [r for r in rows if r.kind == "person" and r.twin_of]
     rules = {
-        "emotions of core": _known(
-            [(i, e) for i, emotions in felt.items() for e in emotions], core
-        ),
+        "emotions of core": _known([(i, e) for i in felt for e in felt[i]], core),
         "emotion not named": _named(implied, core),
         "twins are swapped": [
             f"{r.id}: its people do not feel what those of {r.twin_of!r} do, exchanged"
@@ -221,16 +199,15 @@ def _items(name: str, core: EmotionSet) -> Check:
         "negation is named": [
             f"{r.id}: {e!r} is not named in every sentence"
             for r in rows
-            if isinstance(r, materials.Negators) and (e := r.emotion) in core.names
+            if r.kind == "negators" and (e := r.emotion) in core.names
             for text in [r.affirmed, *r.negated, *r.controls]
             if not leaks(text, core[e])
         ],
     }
-    kinds = Counter(r.kind for r in rows)
-    numbers = {"items": ", ".join(f"{n} {kind}" for kind, n in kinds.items())}
+    numbers = {"items": _counts(r.kind for r in rows)}
     if twins:
         numbers["swapped twins"] = str(len(twins))
-    return _check(numbers, rules)
+    return checked(numbers, rules)
 
 
 def _felt(item: materials.PersonBinding | None) -> dict[str, str]:
@@ -245,15 +222,13 @@ def _activities(name: str) -> Check:
         "ids of the first wording": [
             f"{r.id}: {r.category}" for r in rows if first.get(r.id) != r.category
         ],
-        "no near-duplicates": near_duplicates([(r.id, r.text) for r in rows]),
-        "openings": same_openings([(r.id, r.text) for r in rows]),
+        **_unlike([(r.id, r.text) for r in rows]),
         "not of another edition": _again(
             "activities", name, lambda n: [(r.id, r.text) for r in materials.load_activities(n)]
         ),
     }
-    return _check(
-        {"activities": f"{len(rows)} in {len({r.category for r in rows})} categories"}, rules
-    )
+    n = len({r.category for r in rows})
+    return checked({"activities": f"{len(rows)} in {n} categories"}, rules)
 
 
 def _dialogues(name: str, pool: EmotionSet, words: bool) -> Check:
@@ -279,13 +254,13 @@ def _dialogues(name: str, pool: EmotionSet, words: bool) -> Check:
     }
     numbers = {
         "dialogues": f"{len(rows)}, {len(emotions)} x {len(emotions)} emotions",
-        "kinds": ", ".join(f"{n} {kind}" for kind, n in Counter(d.kind for d in rows).items()),
+        "kinds": _counts(d.kind for d in rows),
         "turns": str(sum(len(d.turns) for d in rows)),
         "who begins": ", ".join(f"{speaker} {n}" for speaker, n in sorted(first.items())),
     }
     if words:
         numbers["TF-IDF of a speaker's turns, topics held out"] = _own_and_other(lasting)
-    return _check(numbers, rules)
+    return checked(numbers, rules)
 
 
 def _own_and_other(rows: Sequence[dialogues.FeltDialogue]) -> str:
@@ -308,42 +283,29 @@ def _own_and_other(rows: Sequence[dialogues.FeltDialogue]) -> str:
 
 def _deflections(name: str, pool: EmotionSet) -> Check:
     rows = dialogues.load_deflections(name)
-    hidden = [d for d in rows if d.kind == "hidden"]
+    hidden, shown = ([d for d in rows if d.kind == kind] for kind in ("hidden", "shown"))
     felt = Counter(d.felt for d in hidden)
     cells = Counter((d.felt, d.displayed) for d in hidden)
     emotions = sorted({str(e) for cell in cells for e in cell})
-    kinds = Counter(d.kind for d in rows)
     second = any(d.preamble for d in rows)
-    outside = sum(_words_outside(d) for d in hidden) / sum(
-        len(t.text.split()) for d in hidden for t in d.turns if t.speaker == d.speaker
-    )
+    said, inside = (sum(n) for n in zip(*map(_words_and_masked, hidden), strict=True))
     rules = {
-        "as many of each felt emotion": [
-            f"not the same number of each felt emotion: {dict(felt)}"
-            for _ in range(len(set(felt.values())) > 1)
-        ],
+        "as many of each felt emotion": _as_many("felt emotion", felt),
         "no gaps between spans": [f"{d.id}: {gap}" for d in rows for gap in d.gaps],
         **_spoken([(d.id, d.turns, [d.felt] if d.felt else []) for d in rows], pool),
         # one who shows it may say it in other words, and names it as little
-        "emotion not named": _named(
-            [(d.id, _text(d.turns), d.felt) for d in hidden if d.felt], pool
-        )
-        + _named(
-            [(d.id, _text(d.turns), d.felt) for d in rows if d.kind == "shown" and d.felt],
-            _names_alone(pool),
-        ),
+        "emotion not named": [
+            *_named([(d.id, _text(d.turns), d.felt) for d in hidden if d.felt], pool),
+            *_named([(d.id, _text(d.turns), d.felt) for d in shown if d.felt], _names_alone(pool)),
+        ],
     }
     if second:
-        shown = Counter(d.felt for d in rows if d.kind == "shown")
+        both = {d.felt for d in shown}
+        pairs = itertools.permutations(emotions, 2)
         rules |= {
-            "complete grid": [
-                f"no dialogue for {(a, b)}"
-                for a in emotions
-                for b in emotions
-                if a != b and not cells[a, b]
-            ],
+            "complete grid": [f"no dialogue for {pair}" for pair in pairs if not cells[pair]],
             "felt and shown": [
-                f"{e}: not felt and shown anywhere" for e in emotions if not shown[e]
+                f"{e}: not felt and shown anywhere" for e in emotions if e not in both
             ],
             "preamble": [f"{d.id}: no preamble" for d in rows if not d.preamble],
             "a mask in every turn": [
@@ -355,26 +317,22 @@ def _deflections(name: str, pool: EmotionSet) -> Check:
         }
     numbers = {
         "deflections": f"{len(hidden)}, {len(felt)} felt emotions, {len({d.displayed for d in hidden})} displayed",
-        "kinds": ", ".join(f"{n} {kind}" for kind, n in kinds.items()),
+        "kinds": _counts(d.kind for d in rows),
         "turns": str(sum(len(d.turns) for d in rows)),
-        "of the speaker's words outside the spans": f"{outside:.0%}",
+        "of the speaker's words outside the spans": f"{1 - inside / said:.0%}",
     }
-    return _check(numbers, rules)
+    return checked(numbers, rules)
 
 
-def _words_outside(d: dialogues.Deflection) -> int:
-    """Words of the speaker that are not in a span."""
+def _words_and_masked(d: dialogues.Deflection) -> tuple[int, int]:
+    """Words of the speaker, and those that are in a span."""
     said = sum(len(t.text.split()) for t in d.turns if t.speaker == d.speaker)
-    return said - sum(len(d.turns[s.turn].text[s.start : s.end].split()) for s in d.spans)
+    return said, sum(len(d.turns[s.turn].text[s.start : s.end].split()) for s in d.spans)
 
 
 def _prompts(name: str) -> Check:
-    rows = materials.load_prompts(name)
-    replies = [
-        (r, (r.agreeing, r.honest, r.harsh))
-        for r in rows
-        if isinstance(r, materials.SycophancyPrompt)
-    ]
+    rows = prompts.load_prompts(name)
+    replies = [(r, (r.agreeing, r.honest, r.harsh)) for r in rows if r.kind == "sycophancy"]
     texts = {r.id: r.text for r in rows}
     rules = {
         "replies of one length": [
@@ -391,7 +349,7 @@ def _prompts(name: str) -> Check:
         "twins of one length": [
             f"{r.id}: {len(r.text.split())} words, its twin {len(texts[r.twin].split())}"
             for r in rows
-            if isinstance(r, materials.ChallengingPrompt)
+            if r.kind == "challenging"
             and abs(len(r.text.split()) - len(texts[r.twin].split()))
             > max(5, len(r.text.split()) // 4)
         ],
@@ -400,15 +358,26 @@ def _prompts(name: str) -> Check:
             [(r.id, r.text) for r in rows if r.kind not in ("twin", "format")]
         ),
     }
+    sizes = [len(text.split()) for text in texts.values()]
     numbers = {
-        "prompts": ", ".join(f"{n} {kind}" for kind, n in Counter(r.kind for r in rows).items()),
-        "length": f"{min(len(t.split()) for t in texts.values())} to {max(len(t.split()) for t in texts.values())} words",
+        "prompts": _counts(r.kind for r in rows),
+        "length": f"{min(sizes)} to {max(sizes)} words",
     }
-    return _check(numbers, rules)
+    return checked(numbers, rules)
 
 
-def _check(numbers: dict[str, str], rules: dict[str, list[str]]) -> Check:
-    return Check(numbers, {name: tuple(found) for name, found in rules.items()})
+def _counts(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).items())
+
+
+def _as_many(what: str, counts: Counter[Any]) -> list[str]:
+    """Nothing, if all are there equally often."""
+    return [f"not as many of each {what}: {dict(counts)}"] if len(set(counts.values())) > 1 else []
+
+
+def _unlike(texts: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """What holds for texts (name, text) of every kind: no two are alike."""
+    return {"no near-duplicates": near_duplicates(texts), "openings": same_openings(texts)}
 
 
 def _known(named: Iterable[tuple[str, str]], s: EmotionSet) -> list[str]:
@@ -417,25 +386,16 @@ def _known(named: Iterable[tuple[str, str]], s: EmotionSet) -> list[str]:
 
 def _named(texts: Iterable[tuple[str, str, str]], s: EmotionSet) -> list[str]:
     """Texts (name, text, emotion) that name the emotion that they should imply."""
-    return [
-        f"{name}: names the emotion: {', '.join(sorted(set(found)))}"
-        for name, text, e in texts
-        if e in s.names and (found := leaks(text, s[e]))
-    ]
+    return named((name, text, s[e]) for name, text, e in texts if e in s.names)
 
 
 def _spoken(rows: list[tuple[str, Any, list[str]]], pool: EmotionSet) -> dict[str, list[str]]:
     """What holds for every dialogue (name, turns, emotions): known emotions that are never named, no two alike."""
-    said = [(name, _text(turns), emotions) for name, turns, emotions in rows]
+    felt = [(name, _text(turns), e) for name, turns, emotions in rows for e in emotions]
     return {
-        "emotions of the pool": _known(
-            [(name, e) for name, _, emotions in said for e in emotions], pool
-        ),
-        "emotion not named": _named(
-            [(name, text, e) for name, text, emotions in said for e in emotions], pool
-        ),
-        "no near-duplicates": near_duplicates([(name, text) for name, text, _ in said]),
-        "openings": same_openings([(name, text) for name, text, _ in said]),
+        "emotions of the pool": _known([(name, e) for name, _, e in felt], pool),
+        "emotion not named": _named(felt, pool),
+        **_unlike([(name, _text(turns)) for name, turns, _ in rows]),
     }
 
 
@@ -445,12 +405,8 @@ def _text(turns: Sequence[Any]) -> str:
 
 def _names_alone(s: EmotionSet) -> EmotionSet:
     """The set with the names of its emotions as the only words that name them."""
-    return replace(
-        s,
-        emotions=tuple(
-            e.model_copy(update={"forbidden": [], "target_words": []}) for e in s.emotions
-        ),
-    )
+    bare = (e.model_copy(update={"forbidden": [], "target_words": []}) for e in s.emotions)
+    return replace(s, emotions=tuple(bare))
 
 
 def _again(kind: str, name: str, texts: Callable[[str], list[tuple[str, str]]]) -> list[str]:

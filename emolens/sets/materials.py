@@ -1,10 +1,11 @@
 """Materials of the experiments besides stories: small files of prompts, each checked when it is read.
 
-Pairs and openings for causal tests; scenarios that imply an emotion; sentences in which only a number changes, or only what it counts;
-negation, carried-over prefixes and who feels what; activities to prefer; prompts of users to an assistant; passages of natural text. The
-dialogues are `dialogues`'. Emotions are named as in `core`; an `EmotionSet.concepts` joins its names with others. Each loader reads the
-shipped file, a shipped one by name (``load_pairs("pairs2")``: what a name with a 2 holds was written later, and stands beside the first),
-or one of your own of the same form.
+Pairs and openings for causal tests; scenarios that imply an emotion; sentences in which only a number changes,
+or only what it counts; negation, carried-over prefixes and who feels what; activities to prefer; passages of
+natural text. Dialogues are `dialogues`', prompts of users `prompts`'. Emotions are named as in `core`; an
+`EmotionSet.concepts` joins its names with others. Each loader reads the shipped file, a shipped one by name
+(``load_pairs("pairs2")``: what a name with a 2 holds was written later, and stands beside the first), or one of
+your own of the same form.
 """
 
 from __future__ import annotations
@@ -14,22 +15,30 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from emolens._files import Strict, Word, here, read_jsonl, read_yaml, unknown, validate
-from emolens.sets.emotion_sets import data_root
+from emolens._files import (
+    Strict,
+    Word,
+    data_root,
+    here,
+    not_blank,
+    read_jsonl,
+    read_yaml,
+    unknown,
+    validate,
+)
 
-Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
-Challenge = Literal["distress", "hostility", "pressure", "selfhood", "dilemma"]
+Prompt = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(not_blank)]
 Category = Literal[
     "helpful", "engaging", "social", "self-curiosity", "neutral", "aversive", "misaligned", "unsafe"
 ]
 
 
 class Pair(Strict):
-    """A clean and a corrupted prompt that differ in one fact, and so in what someone feels; `control` changes a fact that does not matter.
+    """A clean and a corrupted prompt that differ in one fact, and so in what someone feels.
 
-    Each prompt ends where the word for the feeling would come.
+    Each prompt ends where the word for the feeling would come. `control` changes a fact that does not matter.
     """
 
     id: Word
@@ -43,15 +52,17 @@ class Pair(Strict):
 class Stems(Strict):
     """Openings whose next word could name a feeling: some to choose a layer and a dose on, others to report."""
 
-    choose: Annotated[list[str], Field(min_length=1)]
-    report: Annotated[list[str], Field(min_length=1)]
+    choose: Annotated[list[Prompt], Field(min_length=1)]
+    report: Annotated[list[Prompt], Field(min_length=1)]
 
 
 class Scenario(Strict):
     """What someone writes about their day, from which an emotion follows that is never named.
 
-    Layers are chosen on `split` "main" and results reported on "test". `form` (of the second edition): it asks something at its end, tells
-    of somebody else, or is a statement of one's own.
+    Attributes:
+        split: Layers are chosen on "main" and results reported on "test".
+        form: Of the second edition: it asks something at its end, tells of somebody else, or is a statement of
+            one's own.
     """
 
     id: Word
@@ -67,8 +78,8 @@ class Intensity(Strict):
     Attributes:
         text: With {x} where the number stands.
         values: Growing.
-        expected: +1 for an emotion that grows with the number, -1 for one that falls; empty for a control, in which nothing is at stake, so
-            that what moves with it is the number itself.
+        expected: +1 for an emotion that grows with the number, -1 for one that falls; empty for a control, in
+            which nothing is at stake, so that what moves with it is the number itself.
     """
 
     id: Word
@@ -90,7 +101,10 @@ class Intensity(Strict):
 
 
 class IntensityPair(Strict):
-    """Two sentences with the same number, in one of which it is grave; `expected` is +1 for an emotion that the grave one has more of."""
+    """Two sentences with the same number, in one of which it is grave.
+
+    `expected` is +1 for an emotion that the grave one has more of, -1 for one that it has less of.
+    """
 
     id: Word
     value: int | float
@@ -100,12 +114,9 @@ class IntensityPair(Strict):
 
     @model_validator(mode="after")
     def _one_number(self) -> IntensityPair:
-        if self.grave == self.harmless or any(
-            written(self.value) not in text for text in (self.grave, self.harmless)
-        ):
-            raise ValueError(
-                f"grave and harmless must differ, and both hold {written(self.value)!r}"
-            )
+        number = written(self.value)
+        if self.grave == self.harmless or number not in self.grave or number not in self.harmless:
+            raise ValueError(f"grave and harmless must differ, and both hold {number!r}")
         return self
 
 
@@ -125,7 +136,10 @@ class Negation(Strict):
 
 
 class Negators(Strict):
-    """One sentence that affirms an emotion, the same one with several negators, and for each a `controls` of its length that does not negate."""
+    """One sentence that affirms an emotion, and the same one with several negators.
+
+    `controls` has for each of them one of its length that does not negate.
+    """
 
     id: Word
     kind: Literal["negators"]
@@ -163,7 +177,10 @@ class Feeler(Strict):
 
 
 class PersonBinding(Strict):
-    """A text in which two people feel different things; its twin, in which they have exchanged what happens to them, is named after it."""
+    """A text in which two people feel different things.
+
+    Its twin, in which they have exchanged what happens to them, is named after it.
+    """
 
     id: Word
     kind: Literal["person"]
@@ -189,9 +206,9 @@ Item = Annotated[Negation | Negators | Prefix | PersonBinding, Field(discriminat
 
 
 class Activity(Strict):
-    """Something one could be asked to do: fits "Would you prefer to {text}" and "How would you feel about being asked to {text}?".
+    """Something one could be asked to do.
 
-    ``load_activities("activities2")`` has the same ids and acts in other words.
+    Fits "Would you prefer to {text}" and "How would you feel about being asked to {text}?".
     """
 
     id: Word
@@ -199,82 +216,11 @@ class Activity(Strict):
     text: Prompt
 
 
-class _UserPrompt(Strict):
-    id: Word
-    topic: Word
-    text: Prompt
-
-
-class NeutralPrompt(_UserPrompt):
-    """An ordinary request with nothing at stake."""
-
-    kind: Literal["neutral"]
-
-
-class ChallengingPrompt(_UserPrompt):
-    """A prompt that puts an assistant under strain in one of five ways; `twin` is the id of the plain one beside it."""
-
-    kind: Literal["challenging"]
-    challenge: Challenge
-    twin: Word
-
-
-class TwinPrompt(_UserPrompt):
-    """The matter of a challenging prompt, whose id is `of`, without the challenge."""
-
-    kind: Literal["twin"]
-    of: Word
-
-
-class SycophancyPrompt(_UserPrompt):
-    """Something false, weak work or a bad plan, with three replies of equal length: yes and praise, the truth kindly, the truth with contempt."""
-
-    kind: Literal["sycophancy"]
-    claim: Literal["false", "work", "plan"]
-    agreeing: Prompt
-    honest: Prompt
-    harsh: Prompt
-
-
-class RolePrompt(_UserPrompt):
-    """A scene, a voice, a poem or a game to play, on a bright theme, a dark one, or neither."""
-
-    kind: Literal["role"]
-    theme: Literal["bright", "dark", "neither"]
-
-
-class RewritePrompt(_UserPrompt):
-    """A rewriting or copywriting task that names no tone, with the neutral text that it starts from."""
-
-    kind: Literal["rewrite"]
-    task: Literal["rewriting", "copywriting"]
-    source: Prompt
-
-
-class MannerPrompt(_UserPrompt):
-    """One neutral question asked in one of several manners: how far manner alone moves a reading."""
-
-    kind: Literal["format"]
-    manner: Word
-
-
-UserPrompt = Annotated[
-    NeutralPrompt
-    | ChallengingPrompt
-    | TwinPrompt
-    | SycophancyPrompt
-    | RolePrompt
-    | RewritePrompt
-    | MannerPrompt,
-    Field(discriminator="kind"),
-]
-
-
 class Snippet(Strict):
     """A passage of 60 to 120 words of a text that somebody wrote, with where it is from."""
 
-    text: Annotated[str, Field(min_length=1, max_length=2000)]
-    source: Annotated[str, Field(min_length=1, max_length=300)]
+    text: Prompt
+    source: Annotated[str, Field(min_length=1, max_length=300), AfterValidator(not_blank)]
     year: int
     kind: Word
 
@@ -285,27 +231,51 @@ class Snippet(Strict):
         return self
 
 
-def load_pairs(path: str | Path | None = None) -> tuple[Pair, ...]:
-    """Clean and corrupted prompts for activation patching: the 60 shipped ones, "pairs2", or a JSON-lines file of your own.
+def load_pairs(name_or_path: str | Path | None = None) -> tuple[Pair, ...]:
+    """Load clean and corrupted prompts for activation patching.
+
+    Args:
+        name_or_path: None for the 60 shipped ones, "pairs2" for later ones by name, or a JSON-lines file of one's own.
+
+    Returns:
+        Pairs that differ in one fact, in the order of the file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; what is wrong in which line.
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id; a pair whose prompts are the same.
+
+    Example:
+        >>> pair = em.sets.load_pairs()[0]
+        >>> pair.emotion_clean, pair.emotion_corrupted
+        ('joy', 'sadness')
     """
-    pairs: tuple[Pair, ...] = load_records("pairs", path, Pair)
+    pairs: tuple[Pair, ...] = load_records("pairs", name_or_path, Pair)
     for p in pairs:
         if p.clean in (p.corrupted, p.control):
             other = "corrupted" if p.clean == p.corrupted else "control"
             raise ValueError(
-                f"{path or 'pairs.jsonl'}: pair {p.id!r}: clean and {other} are the same prompt"
+                f"{name_or_path or 'pairs.jsonl'}: pair {p.id!r}: clean and {other} are the same prompt"
             )
     return pairs
 
 
 def load_stems(path: str | Path | None = None) -> Stems:
-    """Openings for validation steering: the 24 shipped ones, or a YAML file of your own.
+    """Load openings whose next word could name a feeling, for validation steering.
+
+    Args:
+        path: None for the 24 shipped ones, or a YAML file of one's own.
+
+    Returns:
+        Openings to choose a layer and a dose on, and others to report.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; what is wrong in which line.
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; an opening in both halves.
+
+    Example:
+        >>> stems = em.sets.load_stems()
+        >>> stems.choose[0], len(stems.report)
+        ('She feels', 12)
     """
     file = data_root() / "stems.yaml" if path is None else here(path)
     lines, data = read_yaml(file)
@@ -317,66 +287,141 @@ def load_stems(path: str | Path | None = None) -> Stems:
     return stems
 
 
-def load_scenarios(path: str | Path | None = None) -> tuple[Scenario, ...]:
-    """Implicit scenarios: 48 to choose a layer on and 48 to report, two of each for every emotion of `core`; "scenarios2", of which a third
-    ask something and a third are about others; or a file of your own.
+def load_scenarios(name_or_path: str | Path | None = None) -> tuple[Scenario, ...]:
+    """Load scenarios that imply an emotion and never name it.
+
+    Args:
+        name_or_path: None for the shipped ones: two to choose a layer on and two to report for every emotion of
+            `core`; "scenarios2" by name, of which a third ask something and a third are about others; or a JSON-lines file of one's own.
+
+    Returns:
+        Scenarios in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> first = em.sets.load_scenarios()[0]
+        >>> first.emotion, first.split
+        ('serenity', 'main')
     """
-    return load_records("scenarios", path, Scenario)
+    return load_records("scenarios", name_or_path, Scenario)
 
 
-def load_intensities(path: str | Path | None = None) -> tuple[Intensity, ...]:
-    """Sentences in which only a number changes, with the expected sign for each emotion; "intensity_controls", the same kinds of number with
-    nothing at stake; or a file of your own.
+def load_intensities(name_or_path: str | Path | None = None) -> tuple[Intensity, ...]:
+    """Load sentences in which only a number changes.
+
+    Args:
+        name_or_path: None for the 16 shipped ones; "intensity_controls" by name, the same kinds of number with
+            nothing at stake; or a JSON-lines file of one's own.
+
+    Returns:
+        Templates with their numbers and the expected sign for each emotion.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> tablets = em.sets.load_intensities()[0]
+        >>> tablets.texts[0], tablets.expected
+        ('I have just taken 500 mg of paracetamol for my headache.', {'fear': 1, 'serenity': -1})
 
     Reference:
-        The paper's numeric-intensity templates; six points are too few (a random direction often reaches rho = 1), so these have eight.
+        The paper's numeric-intensity templates; six points are too few (a random direction often reaches rho = 1),
+        so these have eight.
     """
-    return load_records("intensities", path, Intensity)
+    return load_records("intensities", name_or_path, Intensity)
 
 
-def load_intensity_pairs(path: str | Path | None = None) -> tuple[IntensityPair, ...]:
-    """Sentences with the same number, grave or harmless; or a file of your own."""
-    return load_records("intensity_pairs", path, IntensityPair)
+def load_intensity_pairs(name_or_path: str | Path | None = None) -> tuple[IntensityPair, ...]:
+    """Load sentences with the same number, grave or harmless.
+
+    Args:
+        name_or_path: None or "intensity_pairs" for the 12 shipped ones by name, or a JSON-lines file of one's own.
+
+    Returns:
+        Pairs in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> pair = em.sets.load_intensity_pairs()[0]
+        >>> pair.value, pair.expected["fear"]
+        (15000, 1)
+    """
+    return load_records("intensity_pairs", name_or_path, IntensityPair)
 
 
 def load_items(
-    path: str | Path | None = None,
+    name_or_path: str | Path | None = None,
 ) -> tuple[Negation | Negators | Prefix | PersonBinding, ...]:
-    """Negation, carried-over prefixes and person binding: 40 shipped items, told apart by `kind`; "items2", in which the people of the first
-    ones are swapped and every emotion has three negators; or a file of your own.
-    """
-    return load_records("items", path, Item)
+    """Load negation, carried-over prefixes and person binding.
 
+    Args:
+        name_or_path: None for the 40 shipped ones; "items2" by name, in which the people of the first ones are swapped
+            and every emotion has three negators; or a JSON-lines file of one's own.
 
-def load_activities(path: str | Path | None = None) -> tuple[Activity, ...]:
-    """64 activities in eight categories, for preferences; "activities2", the same in other words; or a file of your own."""
-    return load_records("activities", path, Activity)
-
-
-def load_prompts(path: str | Path | None = None) -> tuple[UserPrompt, ...]:
-    """Prompts of users to an assistant, told apart by `kind`: neutral and challenging ones with their twins, sycophancy with three replies,
-    role play, rewriting, and one question in ten manners; or a file of your own.
+    Returns:
+        Items, told apart by `kind`: "negation", "negators", "prefix" or "person".
 
     Raises:
-        ValueError: also a challenging prompt whose twin is not there.
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> sorted({item.kind for item in em.sets.load_items()})
+        ['negation', 'person', 'prefix']
     """
-    prompts: tuple[UserPrompt, ...] = load_records("prompts", path, UserPrompt)
-    twins = {p.id: p.of for p in prompts if isinstance(p, TwinPrompt)}
-    for p in prompts:
-        if isinstance(p, ChallengingPrompt) and twins.get(p.twin) != p.id:
-            raise ValueError(
-                f"{path or 'prompts.jsonl'}: {p.id!r}: {p.twin!r} is not its twin (kind twin, of {p.id!r})"
-            )
-    return prompts
+    return load_records("items", name_or_path, Item)
+
+
+def load_activities(name_or_path: str | Path | None = None) -> tuple[Activity, ...]:
+    """Load activities that could be preferred.
+
+    Args:
+        name_or_path: None for the 64 shipped ones; "activities2" by name, the same ids and acts in other words;
+            or a JSON-lines file of one's own.
+
+    Returns:
+        Activities of eight categories, in the order of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; two records of one id.
+
+    Example:
+        >>> em.sets.load_activities()[0].text
+        'help a widow make sense of her pension letters'
+    """
+    return load_records("activities", name_or_path, Activity)
 
 
 def load_snippets(path: str | Path) -> tuple[Snippet, ...]:
-    """Passages of natural text, to see what a direction finds in them: a JSON-lines file of your own with text, source, year and kind.
+    """Load passages of natural text, to see what a direction finds in them.
 
-    None is shipped: no corpus of natural text under a free licence was at hand. Cut any that you may use into passages of 60 to 120 words.
+    None is shipped: no corpus of natural text under a free licence was at hand.
+
+    Args:
+        path: A JSON-lines file of one's own with text (60 to 120 words), source, year and kind.
+
+    Returns:
+        Passages in the order of the file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; what is wrong in which line.
+        FileNotFoundError: no such file.
+        ValueError: what is wrong in which line; an empty file.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> passage = {"text": "The minutes were read. " * 20, "source": "A village council", "year": 1904, "kind": "minutes"}
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "own.jsonl")
+        >>> _ = path.write_text(json.dumps(passage), encoding="utf-8")
+        >>> [(s.kind, s.year) for s in em.sets.load_snippets(path)]
+        [('minutes', 1904)]
     """
     file = here(path)
     snippets = tuple(read_jsonl(file, Snippet))

@@ -1,8 +1,9 @@
 """Other people's corpora of emotional stories as emotion sets: EmoVecLLM's files, and `ryancodrai/emotion-probes` (CC BY 4.0).
 
-Only their form is read here; their texts are not part of emolens. Topics become numbered, with the corpus' sentence as description, and
-are told in mixed person. An emotion that `emotions171` has brings its norms, antonym and target words along. What came in and what
-was used is written into the set's `source`; nothing is judged (see `set_checks`).
+Only their form is read here; their texts are not part of emolens. Topics become numbered, with the corpus'
+sentence as description, and are told in mixed person. An emotion that `emotions171` has brings its norms,
+antonym and target words along. What came in and what was used is written into the set's `source`; nothing is
+judged (see `check`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from emolens.sets.emotion_sets import (
     Story,
     Topic,
     Turn,
-    load_emotion_set,
+    among,
 )
+from emolens.sets.set_files import load_emotion_set
 
 LEAST_WORDS = 20  # a segment below is a heading or a fragment
 HUB = "ryancodrai/emotion-probes"
@@ -47,29 +49,39 @@ class _Job(BaseModel):
     kind: str
 
 
-def read_emovecllm(
+def load_emovecllm(
     folder: str | Path, *, unshared: Literal["raise", "keep"] = "raise"
 ) -> EmotionSet:
-    """A set from the files of EmoVecLLM: `stories.jsonl` (with `segments`), and `prompts.jsonl` beside or above it.
+    """Load the files of EmoVecLLM as a set.
 
     Args:
-        folder: Where stories.jsonl lies.
-        unshared: EmoVecLLM may tell each emotion in topics of its own, so that a topic can be read as the emotion. "raise" keeps the topics
-            that every emotion has and raises if there are none; "keep" keeps all: enough to collect and to average, not for held-out topics.
+        folder: Where `stories.jsonl` (with `segments`) lies; `prompts.jsonl` is looked for beside and above it.
+        unshared: EmoVecLLM may tell each emotion in topics of its own, so that a topic can be read as the emotion.
+            "raise" keeps the topics that every emotion has and raises if there are none; "keep" keeps all: enough to
+            collect and to average, not for held-out topics, and not to be saved as a set.
+
+    Returns:
+        A set whose neutral texts are EmoVecLLM's neutral dialogues.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; what is wrong in which line; no shared topic.
+        FileNotFoundError: no stories.jsonl.
+        ValueError: what is wrong in which line; no shared topic.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> calls = [
+        ...     {"job_id": e, "kind": "emotion_story", "emotion": e, "topic": "a bus", "segments": [f"{e} " * 20]}
+        ...     for e in ("joyful", "sad")
+        ... ]
+        >>> _ = (folder / "stories.jsonl").write_text("\\n".join(map(json.dumps, calls)), encoding="utf-8")
+        >>> em.sets.load_emovecllm(folder)
+        EmotionSet(emovecllm: 2 emotions x 1 topics, 2 stories, 0 neutral texts, en)
     """
     folder = here(folder)
     calls: list[_Call] = read_jsonl(folder / "stories.jsonl", _Call)
-    prompts = next(
-        (
-            p / "prompts.jsonl"
-            for p in (folder, *folder.parents[:3])
-            if (p / "prompts.jsonl").is_file()
-        ),
-        None,
-    )
+    places = [p / "prompts.jsonl" for p in (folder, *folder.parents[:3])]
+    prompts = next((p for p in places if p.is_file()), None)
     jobs: list[_Job] = read_jsonl(prompts, _Job) if prompts else []
     missing = {j.job_id for j in jobs} - {c.job_id for c in calls}
     counts: Counter[str] = Counter()
@@ -84,20 +96,14 @@ def read_emovecllm(
                 neutral.append((call.topic, turns))
             else:
                 counts["left out (too short, no turns, or another kind)"] += 1
-    source = f"EmoVecLLM, {folder.name}: {len(calls)} calls" + (
-        f", {len(missing)} of its prompts without one" if jobs else ""
-    )
+    source = f"EmoVecLLM, {folder.name}: {len(calls)} calls"
+    source += f", {len(missing)} of its prompts without one" if jobs else ""
     source += "".join(f", {n} {what}" for what, n in counts.items())
     s = _make("emovecllm", told, source, per_topic=None, unshared=unshared)
     number = {t.description: t.name for t in s.topics}
-    number |= {
-        t: f"neutral-{k:03d}" for k, t in enumerate(sorted({t for t, _ in neutral} - set(number)))
-    }
-    topics = [
-        Topic(name=name, person="mixed", description=t)
-        for t, name in number.items()
-        if name.startswith("neutral")
-    ]
+    apart = sorted({t for t, _ in neutral} - set(number))
+    number |= {t: f"neutral-{k:03d}" for k, t in enumerate(apart)}
+    topics = [Topic(name=number[t], person="mixed", description=t) for t in apart]
     dialogues = [
         Dialogue(id=f"dialogue-{k:05d}", topic=number[t], turns=turns)
         for k, (t, turns) in enumerate(neutral)
@@ -105,7 +111,7 @@ def read_emovecllm(
     return replace(s, topics=(*s.topics, *topics), neutral=tuple(dialogues))
 
 
-def read_emotion_probes(
+def load_emotion_probes(
     source: str | Path = HUB,
     *,
     emotions: Sequence[str] | None = None,
@@ -113,18 +119,36 @@ def read_emotion_probes(
     per_topic: int = 1,
     neutral: int = 200,
 ) -> EmotionSet:
-    """A set from `ryancodrai/emotion-probes` (171 emotions x 100 topics x 12 stories; CC BY 4.0), streamed through `datasets`.
+    """Load `ryancodrai/emotion-probes` as a set (171 emotions x 100 topics x 12 stories; CC BY 4.0).
+
+    The corpus is streamed through `datasets`.
 
     Args:
-        source: The hub's name, or a folder with expression/stories.parquet (columns emotion, topic, story) and expression/neutral_stories.parquet
-            (topic, story).
-        emotions: Some of them; None takes all.
+        source: The hub's name, or a folder with expression/stories.parquet (columns emotion, topic, story) and
+            expression/neutral_stories.parquet (topic, story).
+        emotions: Some of them, by the corpus' names; None takes all.
         topics: The first so many topics in alphabetical order of the corpus' own; None takes all.
         per_topic: Stories of an emotion in a topic, at most 12.
         neutral: Neutral stories at most.
 
+    Returns:
+        A set with as many stories of every emotion in a topic as the emotion that has fewest.
+
     Raises:
-        ValueError, OSError: an unknown emotion; columns that are not these; the hub cannot be reached.
+        FileNotFoundError: no such file in the folder.
+        ValueError: an unknown emotion; columns that are not these.
+        OSError: the hub cannot be reached.
+
+    Example:
+        >>> import pathlib, tempfile, datasets
+        >>> datasets.disable_progress_bars()
+        >>> (folder := pathlib.Path(tempfile.mkdtemp(), "expression")).mkdir()
+        >>> told = [(e, t, f"{e} by the {t}") for e in ("joyful", "sad") for t in ("lake", "mill")]
+        >>> told = dict(zip(("emotion", "topic", "story"), map(list, zip(*told))))
+        >>> _ = datasets.Dataset.from_dict(told).to_parquet(folder / "stories.parquet")
+        >>> _ = datasets.Dataset.from_dict(told).to_parquet(folder / "neutral_stories.parquet")
+        >>> em.sets.load_emotion_probes(folder.parent, topics=1, neutral=1)
+        EmotionSet(emotion-probes: 2 emotions x 1 topics, 2 stories, 1 neutral texts, en)
     """
     told = [
         (r["emotion"], r["topic"], r["story"])
@@ -136,21 +160,15 @@ def read_emotion_probes(
             raise ValueError(unknown("emotion", e, sorted(have)))
     some = sorted({t for _, t, _ in told})[:topics]
     kept = [(e, t, x) for e, t, x in told if t in set(some)]
-    note = (
-        f"ryancodrai/emotion-probes (CC BY 4.0): {len(told)} stories of {len(have)} emotions read"
-    )
+    note = f"{HUB} (CC BY 4.0): {len(told)} stories of {len(have)} emotions read"
     s = _make("emotion-probes", kept, note, per_topic=per_topic, unshared="raise")
     number = {t.description: t.name for t in s.topics}
     flat = []
     for k, r in enumerate(_rows(source, NEUTRAL, ("topic", "story"), None)):
         if len(flat) == neutral:
             break
-        if r["topic"] in number:
-            flat.append(
-                Story(
-                    id=f"neutral-{k:05d}", topic=number[r["topic"]], person="mixed", text=r["story"]
-                )
-            )
+        if topic := number.get(r["topic"]):
+            flat.append(Story(id=f"neutral-{k:05d}", topic=topic, person="mixed", text=r["story"]))
     return replace(s, neutral=tuple(flat))
 
 
@@ -211,16 +229,12 @@ def _make(
         for e in names
     }
     known = {e.name: e for e in load_emotion_set("emotions171").emotions}
-    emotions = tuple(known.get(e, Emotion(name=e, adjective=e)) for e in names)
+    emotions = tuple(among(known.get(e, Emotion(name=e, adjective=e)), names) for e in names)
     used = sum(len(x) for x in stories.values())
-    inside = {"antonym", "opposite"}
     return EmotionSet(
         name=name,
         language="en",
-        emotions=tuple(
-            e.model_copy(update={k: None for k in inside if getattr(e, k) not in names})
-            for e in emotions
-        ),
+        emotions=emotions,
         topics=tuple(Topic(name=n, person="mixed", description=t) for t, n in number.items()),
         stories=stories,
         neutral=(),
@@ -232,11 +246,10 @@ def _make(
 def _turns(text: str) -> list[Turn]:
     """The turns of "Human: ... Assistant: ..." (also Person, AI); what stands before the first is an instruction and no turn."""
     parts = re.split(r"(?m)^\s*(Human|Person|Assistant|AI)\s*:\s*", text)
-    said = [
-        (who, " ".join(what.split())) for who, what in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    names = {"Person": "Human", "AI": "Assistant"}
+    said = zip(parts[1::2], parts[2::2], strict=True)
     return [
-        Turn(speaker={"Person": "Human", "AI": "Assistant"}.get(who, who), text=what)
+        Turn(speaker=names.get(who, who), text=" ".join(what.split()))
         for who, what in said
-        if what
+        if what.strip()
     ]

@@ -3,12 +3,11 @@
 Form: the effect of a feature f on an emotion e is (mean of f over e's stories - mean over all) / sd, each topic's mean taken out first; the
 largest over emotions is set against the same with labels shuffled inside topics, all features together. Words: a word *marks* an
 emotion if it is in more than a quarter of its stories (three of eight) and in fewer than one in 25 of the others'. Form-only accuracy is
-the lexical twin's sister: what a classifier reads that sees form alone. Pure functions of a set; nothing is judged here (`set_checks`).
+the lexical twin's sister: what a classifier reads that sees form alone. Pure functions of a set; nothing is judged here (`check`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from emolens import stats
-from emolens._files import read_text
+from emolens._files import read_jsonl
 from emolens.sets.emotion_sets import Dialogue, EmotionSet, Story
+from emolens.sets.wording import CHARACTERS, length
 
 SHARE = 0.25  # of an emotion's stories: in more of them, a word may mark it
 RARE = 0.04  # of the other emotions' stories: a word in more of them is common
@@ -33,10 +34,8 @@ _NUMBERS = {
     "zh": r"\d+|[二两三四五六七八九十百千万]+",  # one is an article there
     "ja": r"\d+|[二三四五六七八九十百千万]+",
 }
-_SHE = {
-    "en": r"\b(?:she|her|hers|herself)\b",
-    "zh": "她",
-}  # German "sie" is also "they"; Japanese does without
+# German "sie" is also "they"; Japanese does without
+_SHE = {"en": r"\b(?:she|her|hers|herself)\b", "zh": "她"}
 _HE = {"en": r"\b(?:he|him|his|himself)\b", "zh": "他(?!们)"}
 _QUOTES = {'"': r'"[^"]+"', "“ ”": r"(?<!„)“[^”]+”|(?<=\s)“", "„ “": r"„[^“”]+[“”]", "« »": r"[«»]", "「 」": r"「[^」]+」", "' '": r"(?<!\w)['‘](?=\w)(?:[^'\n]|'(?=\w))*?[.,?!…—-]['’](?!\w)"}  # fmt: skip
 
@@ -73,14 +72,12 @@ def form_effects(s: EmotionSet, *, n: int = SHUFFLES, seed: int = 0) -> list[For
     size = np.bincount(y)
 
     def effects(labels: NDArray[np.integer]) -> NDArray[np.floating]:
-        return np.stack([np.bincount(labels, f, len(size)) / size for f in z.T], 1).round(
-            9
-        )  # ties are ties
+        means = np.stack([np.bincount(labels, f, len(size)) / size for f in z.T], 1)
+        return means.round(9)  # ties are ties
 
     found, rng, groups = effects(y), np.random.default_rng(seed), [str(t) for t in topic]
-    null = np.stack(
-        [np.abs(effects(stats.shuffle_within(y, groups, rng))).max(0) for _ in range(n)]
-    )
+    shuffled = (stats.shuffle_within(y, groups, rng) for _ in range(n))
+    null = np.stack([np.abs(effects(labels)).max(0) for labels in shuffled])
     ordered = np.sort(null, 0)
 
     def own_p(t: NDArray[np.floating], f: int) -> NDArray[np.floating]:
@@ -94,9 +91,7 @@ def form_effects(s: EmotionSet, *, n: int = SHUFFLES, seed: int = 0) -> list[For
         FormEffect(stats.FORM[f], s.names[e], float(found[e, f]), float(band[f]), float(p[e, f]))
         for e, f in np.argwhere(p <= max(0.05, p.min()))
     ]
-    surest = sorted(
-        every, key=lambda effect: (effect.p, -abs(effect.effect) / max(effect.band, 1e-9))
-    )
+    surest = sorted(every, key=lambda e: (e.p, -abs(e.effect) / max(e.band, 1e-9)))
     return [surest[0], *(effect for effect in surest[1:] if effect.p < 0.05)]
 
 
@@ -170,7 +165,7 @@ def marking_words(s: EmotionSet, own: dict[str, set[str]] | None = None) -> list
 
 def _words(text: str, language: str) -> set[str]:
     """Words as they stand; of Chinese and Japanese, which part no words, runs of two and three characters."""
-    if language in ("zh", "ja"):
+    if language in CHARACTERS:
         runs = re.findall(r"[^\W\d_]+", text)
         return {run[i : i + k] for run in runs for k in (2, 3) for i in range(len(run) - k + 1)}
     return set(re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text.lower().replace("’", "'")))
@@ -187,11 +182,8 @@ class Gender:
         shares = {e: she / (she + he) for e, (she, he) in self.counts.items() if she + he}
         low, high = min(shares, key=lambda e: shares[e]), max(shares, key=lambda e: shares[e])
         she, he = (sum(c[k] for c in self.counts.values()) for k in (0, 1))
-        spread = (
-            f"{shares[low]:.2f} ({low}) to {shares[high]:.2f} ({high})"
-            if shares[low] < shares[high]
-            else "the same for every emotion"
-        )
+        spread = f"{shares[low]:.2f} ({low}) to {shares[high]:.2f} ({high})"
+        spread = spread if shares[low] < shares[high] else "the same for every emotion"
         return f"she {she / (she + he):.2f}; {spread}, by {self.source}"
 
 
@@ -202,8 +194,8 @@ def gender(s: EmotionSet) -> Gender | None:
     """
     third = [(e, t) for e, t in s.texts() if t.person == "third"]
     sheets = _sheets(s)
-    if sheets and any("gender" in r for r in sheets.values()):
-        found = [(e, sheets.get(t.id, {}).get("gender")) for e, t in third]
+    if any("gender" in sheet.model_fields_set for sheet in sheets.values()):
+        found = [(e, sheets[t.id].gender if t.id in sheets else None) for e, t in third]
         source: Literal["design", "pronouns"] = "design"
     elif s.language in _SHE:
         found = [(e, _pronoun(t.text, s.language)) for e, t in third]
@@ -211,11 +203,8 @@ def gender(s: EmotionSet) -> Gender | None:
     else:
         return None
     counts = Counter((e, g) for e, g in found if g in ("she", "he"))
-    return (
-        Gender({e: (counts[e, "she"], counts[e, "he"]) for e in s.names}, source)
-        if counts
-        else None
-    )
+    each = {e: (counts[e, "she"], counts[e, "he"]) for e in s.names}
+    return Gender(each, source) if counts else None
 
 
 def _pronoun(text: str, language: str) -> str | None:
@@ -223,12 +212,15 @@ def _pronoun(text: str, language: str) -> str | None:
     return None if she == he else "she" if she > he else "he"
 
 
-def _sheets(s: EmotionSet) -> dict[str, dict[str, Any]]:
+class _Sheet(BaseModel):  # other keys are a design's own
+    id: str
+    gender: str | None = None
+
+
+def _sheets(s: EmotionSet) -> dict[str, _Sheet]:
     """The sheet that each text was written from, by its id."""
-    if s.design is None:
-        return {}
-    rows = [json.loads(line) for line in read_text(s.design).split("\n") if line.strip()]
-    return {r["id"]: r for r in rows}
+    sheets: list[_Sheet] = read_jsonl(s.design, _Sheet) if s.design else []
+    return {sheet.id: sheet for sheet in sheets}
 
 
 def number_words(s: EmotionSet) -> tuple[float, float] | None:
@@ -238,24 +230,17 @@ def number_words(s: EmotionSet) -> tuple[float, float] | None:
     pattern = re.compile(_NUMBERS[s.language], re.IGNORECASE)
 
     def rate(texts: list[str]) -> float:
-        size = sum(
-            len(re.sub(r"\s", "", t)) if s.language in ("zh", "ja") else len(t.split())
-            for t in texts
-        )
+        size = sum(length(t, s.language) for t in texts)
         return 100 * sum(len(pattern.findall(t)) for t in texts) / max(size, 1)
 
-    return rate([t.text for _, t in s.texts()]), rate(
-        [n.text for n in s.neutral if isinstance(n, Story)]
-    )
+    neutral = [n.text for n in s.neutral if isinstance(n, Story)]
+    return rate([t.text for _, t in s.texts()]), rate(neutral)
 
 
 def quote_signs(s: EmotionSet) -> dict[str, list[str]]:
     """The texts that have speech in each kind of quotation marks, by their ids; kinds that do not occur are left out."""
     texts: list[Story | Dialogue] = [*(t for _, t in s.texts()), *s.neutral]
-    found = {
-        sign: [t.id for t in texts if re.search(pattern, t.text)]
-        for sign, pattern in _QUOTES.items()
-    }
+    found = {k: [t.id for t in texts if re.search(sign, t.text)] for k, sign in _QUOTES.items()}
     return {sign: ids for sign, ids in found.items() if ids}
 
 

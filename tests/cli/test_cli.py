@@ -440,7 +440,7 @@ def test_an_interrupt_is_exit_130(emolens, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emolens.sets.emotion_sets.list_emotion_sets", interrupt)
+    monkeypatch.setattr("emolens.sets.list_emotion_sets", interrupt)
     code, _, err = emolens("sets", "list")
     assert code == 130
     assert "Traceback" not in err

@@ -31,7 +31,8 @@ from emolens.collect.collection import Collection
 from emolens.collect.forward import collect
 from emolens.directions import estimators as estimators_room
 from emolens.models.tokens import encode
-from emolens.sets.corpus import MAX_LINE, open_corpus
+from emolens.sets.corpus import open_corpus
+from emolens.sets.records import MAX_LINE
 
 TENSORS = ("rows", "embed", "row_text", "row_position", "norm_histogram", "sinks")
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import emolens as em
+from emolens._files import here
 from emolens.collect.activations import Activations
-from emolens.sets.corpus import names_a_file, open_corpus
+from emolens.sets.corpus import open_corpus
+from emolens.sets.records import names_a_file
 
 DEEDS = {"joy": "laughed out loud at the door", "fear": "hid behind the door and trembled"}
 ROWS = [
@@ -456,3 +458,19 @@ def test_a_long_text_is_cut_or_left_out_and_counted(tiny_model, tmp_path, to):
         go([LONG], "skip")
     with pytest.raises(ValueError, match="long='cut'; allowed: 'raise', 'truncate', 'skip'"):
         go(TEXTS, "cut")
+
+
+@pytest.mark.parametrize(
+    "given", ["file:///", "file:///tmp/t.txt", "FILE://x", "https://", "s3:/b"]
+)
+def test_an_address_is_never_a_text(given):
+    assert names_a_file(given) == "address"
+    with pytest.raises(ValueError, match="an address that is not read"):
+        open_corpus(given)
+
+
+@pytest.mark.parametrize("path", ["file:///tmp/t.txt", Path("file:///tmp/t.txt")])
+def test_an_address_of_this_machine_says_its_path(path):
+    with pytest.raises(ValueError, match=r"^file:///tmp/t\.txt .*give the path, /tmp/t\.txt$"):
+        here(path)
+    assert names_a_file("well:/") is None

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from emolens import sets as es
+from emolens._files import data_root
 from emolens.sets import dialogues, materials
-from emolens.sets import emotion_sets as es
 from emolens.sets import material_checks as mc
 
 Rows = list[dict[str, Any]]
@@ -36,7 +37,7 @@ def written(folder: Path, rows: Rows) -> str:
 
 
 def shipped(name: str) -> Rows:
-    lines = (es.data_root() / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (data_root() / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import emolens as em
+from emolens import sets as es
 from emolens.sets import dialogues as talks
-from emolens.sets import emotion_sets as es
 from emolens.sets import materials
-from emolens.sets.check import leaks
+from emolens.sets.wording import leaks
 
 
 def test_the_shipped_pairs_change_one_fact_each_and_as_many_for_the_control() -> None:
@@ -207,25 +207,26 @@ _REPLIES = {
         ("intensities", {"id": "a", "text": "{x} mg", "values": [1, 2, 3], "expected": {"fear": 1}}, {"text": "mg"}, r"text: string should match pattern"),
         ("intensities", {"id": "a", "text": "{x} mg", "values": [1, 2, 3], "expected": {"fear": 1}}, {"expected": {"fear": 2}}, r"expected\.fear: input should be -1 or 1"),
         ("items", {"id": "a", "kind": "negation", "emotion": "joy", "affirmed": "x", "negated": "y"}, {"kind": "irony"}, r"'irony'"),
-        ("items", {"id": "a", "kind": "person", "text": "Ann and Bo", "persons": [{"name": "Ann", "emotion": "joy"}, {"name": "Bo", "emotion": "fear"}]}, {"text": "Ann"}, r"not in the text: \['bo'\]"),
+        ("items", {"id": "a", "kind": "person", "text": "Ann and Bo", "persons": [{"name": "Ann", "emotion": "joy"}, {"name": "Bo", "emotion": "fear"}]}, {"text": "Ann"}, r"not in the text: \['Bo'\]"),
         ("activities", {"id": "a", "category": "helpful", "text": "x"}, {"category": "odd"}, r"category: input should be 'helpful'"),
-        ("dialogues", _FELT, {"turns": [_TURNS[0], _TURNS[2]]}, r"must take turns, found \['a', 'a'\]"),
+        ("dialogues", _FELT, {"turns": [_TURNS[0], _TURNS[2]]}, r"must take turns, found \['A', 'A'\]"),
         ("dialogues", _FELT, {"emotions": {"A": "joyful", "B": "sad"}}, r"turn 0: own and other are not what `emotions` says"),
         ("dialogues", _FELT, {"emotions": {"A": "sad"}}, r"a dialogue has two speakers"),
-        ("deflections", _MASK, {"spans": [{"turn": 1, "start": 0, "end": 4}]}, r"is not inside a turn of speaker 'a'"),
-        ("deflections", _MASK, {"spans": [{"turn": 0, "start": 0, "end": 99}]}, r"is not inside a turn of speaker 'a'"),
+        ("deflections", _MASK, {"spans": [{"turn": 1, "start": 0, "end": 4}]}, r"is not inside a turn of speaker 'A'"),
+        ("deflections", _MASK, {"spans": [{"turn": 0, "start": 0, "end": 99}]}, r"is not inside a turn of speaker 'A'"),
         ("deflections", _MASK, {"displayed": "sad"}, r"kind 'hidden' needs two different emotions"),
         ("deflections", _MASK, {"spans": []}, r"kind 'hidden' has `felt`, `displayed` and `spans`"),
         ("deflections", _SHOWN, {"displayed": "joyful"}, r"kind 'shown' needs the same emotion twice"),
         ("deflections", _NONE, {"felt": "sad"}, r"kind 'none' has no `felt`, `displayed` and `spans`"),
         ("dialogues", _CHANGE, {"changes": None}, r"a dialogue of kind 'change' has `changes`"),
         ("dialogues", _CHANGE, {"kind": "grid"}, r"a dialogue of kind 'grid' has no `changes`"),
-        ("dialogues", _CHANGE, {"changes": {"speaker": "B", "to": "proud", "from_turn": 4}}, r"is about a speaker and a turn of the dialogue, found 'b' and 4"),
+        ("dialogues", _CHANGE, {"changes": {"speaker": "B", "to": "proud", "from_turn": 4}}, r"is about a speaker and a turn of the dialogue, found 'B' and 4"),
         ("dialogues", _CHANGE, {"changes": {"speaker": "B", "to": "proud", "from_turn": 3}}, r"turn 1: own and other are not what `emotions` and `changes` say"),
         ("items", _NEGATORS, {"controls": ["She was then angry."]}, r"a control of as many words, found \[4, 5\] and \[4\] words"),
         ("intensity_pairs", _PAIR, {"harmless": _PAIR["grave"]}, r"must differ, and both hold '20,000'"),
         ("intensity_pairs", _PAIR, {"value": 2000}, r"must differ, and both hold '2000'"),
         ("scenarios", {"id": "a", "emotion": "joy", "split": "main", "text": "x", "form": "third"}, {"form": "first"}, r"form: input should be 'question', 'third' or 'statement'"),
+        ("scenarios", {"id": "a", "emotion": "joy", "split": "main", "text": "x"}, {"text": " \t"}, r"text: the text is empty \(found ' .t'\)"),
         ("prompts", {"id": "a", "kind": "role", "topic": "t", "text": "x", "theme": "dark"}, {"theme": "grim"}, r"theme: input should be 'bright', 'dark' or 'neither'"),
         ("prompts", {"id": "a", "kind": "rewrite", "topic": "t", "text": "x", "task": "rewriting", "source": "y"}, {"source": None}, r"source: input should be a valid string"),
         ("prompts", {"id": "a", "kind": "format", "topic": "t", "text": "x", "manner": "curt"}, {"kind": "odd"}, r"'odd'"),
@@ -345,10 +346,10 @@ def test_the_twin_of_a_challenging_prompt_must_be_there(tmp_path: Path) -> None:
     plain = {"id": "p", "kind": "twin", "topic": "t", "text": "y", "of": "h"}
     path = tmp_path / "own.jsonl"
     path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain)}\n", encoding="utf-8")
-    assert [p.kind for p in materials.load_prompts(path)] == ["challenging", "twin"]
+    assert [p.kind for p in em.sets.load_prompts(path)] == ["challenging", "twin"]
     path.write_text(f"{json.dumps(hard)}\n{json.dumps(plain | {'of': 'p'})}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"'h': 'p' is not its twin \(kind twin, of 'h'\)"):
-        materials.load_prompts(path)
+        em.sets.load_prompts(path)
 
 
 SNIPPETS = Path(__file__).parent / "snippets.jsonl"

@@ -42,7 +42,7 @@ def _probes(
 
 
 def test_emotion_probes_become_a_balanced_set_with_norms(tmp_path: Path) -> None:
-    s = em.sets.read_emotion_probes(_probes(tmp_path / "probes"), per_topic=2)
+    s = em.sets.load_emotion_probes(_probes(tmp_path / "probes"), per_topic=2)
     assert s.names == ("afraid", "joyful", "peckish")
     assert [len(s.stories[e]) for e in s.names] == [
         5,
@@ -64,17 +64,17 @@ def test_emotion_probes_become_a_balanced_set_with_norms(tmp_path: Path) -> None
 
 def test_some_emotions_and_topics_of_emotion_probes(tmp_path: Path) -> None:
     folder = _probes(tmp_path / "probes")
-    s = em.sets.read_emotion_probes(folder, emotions=["peckish", "afraid"], topics=1, neutral=1)
+    s = em.sets.load_emotion_probes(folder, emotions=["peckish", "afraid"], topics=1, neutral=1)
     assert (s.names, len(s.topics), len(s.neutral)) == (("afraid", "peckish"), 1, 1)
     with pytest.raises(ValueError, match="unknown emotion 'afrad'; did you mean 'afraid'"):
-        em.sets.read_emotion_probes(folder, emotions=["afrad", "afraid", "joyful"])
+        em.sets.load_emotion_probes(folder, emotions=["afrad", "afraid", "joyful"])
 
 
 def test_files_that_are_not_emotion_probes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
-        em.sets.read_emotion_probes(tmp_path)
+        em.sets.load_emotion_probes(tmp_path)
     with pytest.raises(ValueError, match="column 'story' is missing or not text; found"):
-        em.sets.read_emotion_probes(_probes(tmp_path / "other", drop="story"))
+        em.sets.load_emotion_probes(_probes(tmp_path / "other", drop="story"))
 
 
 def _emovec(folder: Path, topics: dict[str, list[str]]) -> Path:
@@ -101,7 +101,7 @@ def _emovec(folder: Path, topics: dict[str, list[str]]) -> Path:
 
 
 def test_emovecllm_segments_become_stories_of_the_shared_topics(tmp_path: Path) -> None:
-    s = em.sets.read_emovecllm(
+    s = em.sets.load_emovecllm(
         _emovec(tmp_path, {"joyful": ["a fence", "a ring"], "sad": ["a fence", "a will"]})
     )
     assert [t.description for t in s.topics] == ["a fence", "sums"]
@@ -120,6 +120,6 @@ def test_emovecllm_segments_become_stories_of_the_shared_topics(tmp_path: Path) 
 def test_emovecllm_without_shared_topics_is_refused_or_kept_by_name(tmp_path: Path) -> None:
     folder = _emovec(tmp_path, {"joyful": ["a fence"], "sad": ["a will"]})
     with pytest.raises(ValueError, match="no topic is told for every one of its 2 emotions, so a topic can be read as the emotion"):  # fmt: skip
-        em.sets.read_emovecllm(folder)
-    s = em.sets.read_emovecllm(folder, unshared="keep")
+        em.sets.load_emovecllm(folder)
+    s = em.sets.load_emovecllm(folder, unshared="keep")
     assert {e: len(s.stories[e]) for e in s.names} == {"joyful": 2, "sad": 2}

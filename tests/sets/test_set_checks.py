@@ -10,26 +10,15 @@ from typing import Any
 import pytest
 from _sets import Edit, change_first_story, load, prose, write_files
 
+from emolens import sets as es
+from emolens._files import data_root
 from emolens.sets import check as sc
-from emolens.sets import emotion_sets as es
 from emolens.sets import norms as norms_room
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> es.EmotionSet:
     return es.load_emotion_set(write_files(tmp_path / "small").parent)
-
-
-def test_words_that_name_an_emotion_are_found_by_form_stem_and_list() -> None:
-    joy = es.Emotion(
-        name="joy", adjective="joyful", target_words=["happy"], forbidden=["delight*", "merry"]
-    )
-    assert sc.leaks("JOY! She was joyful, happy, happiness aside, and merry; delighted.", joy) == [
-        "joy", "joyful", "happy", "happiness", "merry", "delighted"
-    ]  # fmt: skip
-    assert sc.leaks("She enjoyed the merriment at the jetty.", joy) == []
-    grief = es.Emotion(name="grief", target_words=["mourn"])
-    assert sc.leaks("He mourned, mourning; she mourns.", grief) == ["mourned", "mourning", "mourns"]
 
 
 def test_a_sound_set_has_no_violations_and_its_numbers_are_told(small: es.EmotionSet) -> None:
@@ -84,9 +73,6 @@ def test_the_right_frozen_hash_is_no_violation(tmp_path: Path) -> None:
 def test_chinese_and_japanese_are_counted_in_characters(
     tmp_path: Path, language: str, shortest: int
 ) -> None:
-    assert sc.length("今天 天气\n很好", language) == 6
-    assert sc.length("今天 天气\n很好", "en") == 3
-
     def edit(spec: dict[str, Any]) -> None:
         spec["language"] = language
         for e, emotion in enumerate(spec["emotions"]):
@@ -101,7 +87,7 @@ def test_chinese_and_japanese_are_counted_in_characters(
 
     s = load(tmp_path, edit)
     assert sc.check_emotion_set(s).violations == (
-        f"joy-kitchen: {shortest - 1} characters; allowed {shortest} to {sc.CHARACTERS[language][1]}",
+        f"joy-kitchen: {shortest - 1} characters; allowed {shortest} to {sc.LENGTHS[language][1]}",
     )
 
 
@@ -119,7 +105,7 @@ def test_with_few_topics_tfidf_is_not_computed_and_says_so(tmp_path: Path) -> No
 def test_every_shipped_set_is_frozen_and_breaks_none_of_its_own_rules(name: str) -> None:
     s = es.load_emotion_set(name)
     assert sc.check_emotion_set(s, words=False).violations == ()
-    own = (es.data_root() / name / "set.yaml").read_text(encoding="utf-8")
+    own = (data_root() / name / "set.yaml").read_text(encoding="utf-8")
     assert (
         s.sha256 is not None or "extends:" in own
     )  # a view without texts of its own is as frozen as its set
@@ -142,20 +128,6 @@ def test_a_phrase_in_many_texts_and_a_text_in_another_language_are_violations(
     assert "2 of 12 texts have the stock phrase /heart (was |is )?(hammer" in violations[0]
     assert violations[0].endswith("joy-kitchen, sadness-kitchen")
     assert violations[1] == "fear-train: reads as 'de', the set says 'en'"
-
-
-def test_leaks_are_found_by_stem_in_german_and_anywhere_in_chinese() -> None:
-    trust = es.Emotion(name="Vertrauen", target_words=["sicher"], forbidden=["trau*"])
-    assert sc.leaks(
-        "Er setzte sich, sein Vertrauen war hin, er traute sich nicht.", trust, "de"
-    ) == [
-        "vertrauen",
-        "traute",
-    ]
-    joy = es.Emotion(name="喜悦", forbidden=["高兴*"])
-    assert sc.leaks("他不高兴地走了。", joy, "zh") == ["高兴"]
-    edge = es.Emotion(name="on edge")
-    assert sc.leaks("He was on edge. A station edge.", edge) == ["on edge"]
 
 
 def test_a_neutral_speaker_who_answers_themselves_is_a_violation(tmp_path: Path) -> None:

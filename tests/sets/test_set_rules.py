@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from _sets import load, make_spec, prose, write
 
+from emolens import sets as es
 from emolens import stats
 from emolens.sets import check as sc
-from emolens.sets import emotion_sets as es
 from emolens.sets import rules
 
 EMOTIONS = ("joy", "sadness", "fear", "anger")
