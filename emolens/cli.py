@@ -249,6 +249,7 @@ def extract(
     from emolens import directions
     from emolens._typing import HookPoint
     from emolens.collect.engines import Request, collect_on
+    from emolens.collect.recipe import Batching
     from emolens.shards import vacant, vacant_folder
 
     methods = ("mean_difference", "antonym_contrast", "pca", "lda", "logistic")
@@ -282,8 +283,7 @@ def extract(
         column=column,
         hook_point=hook_point,  # type: ignore[arg-type]  # checked above
         layers=_layers(layers),
-        batch_tokens=batch_tokens,
-        shard_texts=shard_texts,
+        batching=Batching(batch_tokens, shard=shard_texts),
         long=long,  # type: ignore[arg-type]  # as above
         device=device,
         dtype=dtype,

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emolens._files import unknown
-from emolens._typing import Blocks, HookPoint, block_numbers, typed
+from emolens._typing import AnyPoint, Blocks, block_numbers, typed
 from emolens.collect.moments import Moments
 from emolens.shards import read_safetensors, vacant, write_safetensors
 
@@ -57,9 +57,10 @@ class Activations:
         neutral_prefixes: Beginnings of the neutral texts, pooled as the texts are (mean from the second token on, or the last token): a row for
             each of `LENGTHS` that a text reaches, its `row_position` the number of tokens after the first.
         info: Model, tokenisation, pooling and set, as they will be written into files.
+        heads: Into how many heads a row of `z`, `q`, `k`, `v` or `pattern` is parted: they lie side by side in it.
     """
 
-    hook_point: HookPoint
+    hook_point: AnyPoint
     layers: tuple[int, ...]
     rows: Float[Tensor, "row layer d_model"]
     embed: Float[Tensor, "row d_model"]
@@ -71,6 +72,7 @@ class Activations:
     info: dict[str, Any]
     neutral_tokens: Activations | None = None
     neutral_prefixes: Activations | None = None
+    heads: int | None = None
 
     def __repr__(self) -> str:
         n, _, d = self.rows.shape
@@ -178,6 +180,7 @@ class Activations:
                         memory_format=torch.contiguous_format
                     )
                 header = {"hook_point": part.hook_point, "layers": part.layers, "info": part.info}
+                header |= {} if part.heads is None else {"heads": part.heads}
                 headers[prefix or "self."] = json.dumps(
                     header | {"texts": [asdict(t) for t in part.texts]}
                 )
@@ -220,9 +223,8 @@ class Activations:
                         layers=tuple(header["layers"]),
                         texts=texts,
                         info=header["info"],
-                        neutral_tokens=None,
-                        neutral_prefixes=None,
-                        **{name: tensors[prefix + name] for name in _TENSORS},
+                        heads=header.get("heads"),
+                        **{name: tensors[prefix + name] for name in _TENSORS},  # type: ignore[arg-type]  # no part among them
                     )
             whole, tokens, prefixes = (
                 parts.get(prefix) for prefix in ("", *(f"{name}." for name in _PARTS))
@@ -270,6 +272,7 @@ def join(parts: Iterable[Activations]) -> Activations:
         norm_histogram=torch.stack([p.norm_histogram for p in parts]).sum(0),
         sinks=torch.cat([p.sinks for p in parts]),
         info=info,
+        heads=first.heads,
     )
     for name in _PARTS:
         given = [(getattr(p, name), offset) for p, offset in zip(parts, offsets, strict=False)]

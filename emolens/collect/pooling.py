@@ -17,16 +17,8 @@ from emolens.models.tokens import EncodedText
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it fill a circle evenly, however many there are
-LENGTHS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-)  # tokens after the first, at which each neutral text is also pooled: what short texts do
+# tokens after the first, at which each neutral text is also pooled: what short texts do
+LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
