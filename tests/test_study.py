@@ -20,7 +20,8 @@ import emolens as em
 import emolens.study
 from emolens import stats
 from emolens.collect import collection
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.collect.activations import Activations, TextInfo
+from emolens.collect.histogram import NORM_BINS
 from emolens.experiments import causal, person, separability, transfer, validation
 from emolens.experiments import fitting as refit
 from emolens.experiments import geometry as norms

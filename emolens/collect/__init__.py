@@ -1,6 +1,7 @@
 """From texts to pooled activations: one forward pass each, in memory or by shard."""
 
 from emolens.collect.activations import Activations, TextInfo, join
+from emolens.collect.by_token import token_activations
 from emolens.collect.collection import Collection, collect_to
 from emolens.collect.engines import Request, collect_on
 from emolens.collect.forward import (
@@ -56,4 +57,5 @@ __all__ = [
     "plan_measured",
     "plan_named",
     "progress_bar",
+    "token_activations",
 ]

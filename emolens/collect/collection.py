@@ -24,14 +24,13 @@ from emolens._typing import AnyPoint, HookedModel, block_number
 from emolens.collect.activations import (
     FORMATS,
     Activations,
-    histogram_mean,
-    histogram_median,
     is_main,
     join,
     joined_info,
     text_hash,
 )
 from emolens.collect.forward import collect_slice
+from emolens.collect.histogram import histogram_mean, histogram_median
 from emolens.collect.moments import Moments
 from emolens.collect.pooling import LENGTHS
 from emolens.collect.recipe import (

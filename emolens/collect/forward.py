@@ -21,7 +21,8 @@ from einops import rearrange
 from torch import Tensor
 
 from emolens._typing import AnyPoint, HookedModel, hook_name, is_hooked
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo, join, norm_bins, text_hash
+from emolens.collect.activations import Activations, TextInfo, join, text_hash
+from emolens.collect.histogram import NORM_BINS, norm_bins
 from emolens.collect.pooling import (
     GOLDEN,
     LENGTHS,

@@ -23,15 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import emolens as em
 from emolens.collect.activations import (
-    NORM_BINS,
     Activations,
-    histogram_mean,
-    histogram_median,
     join,
-    norm_bins,
 )
 from emolens.collect.collection import begun, joined
 from emolens.collect.forward import collect
+from emolens.collect.histogram import NORM_BINS, histogram_mean, histogram_median, norm_bins
 from emolens.collect.pooling import SINK
 from emolens.collect.recipe import check_layers
 from emolens.models.tokens import encode, render_chat
