@@ -17,9 +17,10 @@ _NAMES = {
         save_emotion_set
     """,
     "collect": """
-        Activations Collection char_span collect_attn_out collect_embed collect_mlp_out
-        collect_resid_mid collect_resid_post collect_resid_pre collect_to every_token
-        last_token mean_over_tokens
+        Activations Batching Collection char_span collect_attn_out collect_embed collect_k
+        collect_mlp_out collect_mlp_post collect_pattern collect_q collect_resid_mid
+        collect_resid_post collect_resid_pre collect_to collect_v collect_z every_token
+        last_token mean_over_tokens token_activations
     """,
     "directions": """
         EmotionDirections antonym_contrast lda load_directions logistic mean_difference pca
@@ -91,18 +92,26 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from emolens.collect import (
         Activations,
+        Batching,
         Collection,
         char_span,
         collect_attn_out,
         collect_embed,
+        collect_k,
         collect_mlp_out,
+        collect_mlp_post,
+        collect_pattern,
+        collect_q,
         collect_resid_mid,
         collect_resid_post,
         collect_resid_pre,
         collect_to,
+        collect_v,
+        collect_z,
         every_token,
         last_token,
         mean_over_tokens,
+        token_activations,
     )
     from emolens.directions import (
         EmotionDirections,

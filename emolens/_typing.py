@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 HookPoint = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 HeadPoint = Literal["z", "q", "k", "v"]
+InnerPoint = HeadPoint | Literal["pattern", "mlp_post"]  # inside a block; only read
+AnyPoint = HookPoint | InnerPoint
 
 Text = str | Sequence[Mapping[str, Any]]  # plain, or chat messages with "role" and "content"
 Blocks = SupportsIndex | Iterable[SupportsIndex]  # one layer or several: of Python, numpy or torch
@@ -82,6 +84,15 @@ class HookedModel(Weights, Protocol):
         )
 
 
+@runtime_checkable
+class Cache(Protocol):
+    """Activations by hook name: a dict, or TransformerLens's `ActivationCache`, which is no `Mapping`."""
+
+    def __getitem__(self, name: Any, /) -> Any: ...
+    def keys(self) -> Iterable[str]: ...
+    def values(self) -> Iterable[Any]: ...
+
+
 def is_hooked(model: Any) -> bool:
     """Whether it is a `HookedTransformer` or of a class made from it; else it is a bridge."""
     return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)
@@ -125,7 +136,25 @@ def block_numbers(
     return tuple(block_number(layer, wrong) for layer in layers)
 
 
-def hook_name(hook_point: HookPoint | HeadPoint, layer: int) -> str:
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A number of Python, numpy or torch as a plain one.
+
+    >>> whole_number("skip", 50)
+    50
+
+    Raises:
+        ValueError: it is no whole number, or less than `least`.
+    """
+    try:
+        number = block_number(value)
+    except ValueError:
+        raise ValueError(f"{name}={value!r}; a whole number, at least {least}") from None
+    if number < least:
+        raise ValueError(f"{name}={value}; at least {least}")
+    return number
+
+
+def hook_name(hook_point: AnyPoint, layer: int) -> str:
     """TransformerLens's name of a hook point.
 
     >>> hook_name("resid_post", 3)
@@ -134,7 +163,11 @@ def hook_name(hook_point: HookPoint | HeadPoint, layer: int) -> str:
     'hook_embed'
     >>> hook_name("z", 3)
     'blocks.3.attn.hook_z'
+    >>> hook_name("mlp_post", 3)
+    'blocks.3.mlp.hook_post'
     """
-    if hook_point in get_args(HeadPoint):
+    if hook_point == "mlp_post":
+        return f"blocks.{layer}.mlp.hook_post"
+    if hook_point in (*get_args(HeadPoint), "pattern"):
         return f"blocks.{layer}.attn.hook_{hook_point}"
     return "hook_embed" if hook_point == "embed" else f"blocks.{layer}.hook_{hook_point}"

@@ -286,7 +286,7 @@ def score(
     spans: Sequence[tuple[int, int] | str] | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Scores:
     """How strongly texts, or their tokens, read as each emotion.
 

@@ -32,9 +32,6 @@ MANIFEST, LOCK, HELD = "manifest.json", "lock", "lock.held"
 ABANDONED = 3600.0  # seconds after which a half-written file of another machine is nobody's
 
 
-# --- one file ---------------------------------------------------------------------------------------------------------
-
-
 def write_safetensors(
     path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
@@ -182,9 +179,6 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-# --- a folder of them -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder of shards. `manifest["shards"]` lists their names in order."""
@@ -277,6 +271,80 @@ def begin(path: str | Path, manifest: dict[str, Any]) -> Iterator[Folder]:
                 if _abandoned(part):
                     part.unlink()
         yield Folder(path, manifest)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an interrupted run had finished: a JSON file a unit, written whole.
+
+    Args:
+        folder: Where; made with the first unit that is kept. None keeps nothing.
+        made_by: Identity of what made them, such as code, model and options. What something else made is not taken over.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from emolens.shards import Kept
+        >>> with TemporaryDirectory() as folder:
+        ...     first = Kept(folder, "options 1").get("000", lambda: {"n": (1, 2)})
+        ...     again = Kept(folder, "options 1").get("000", lambda: "not called")
+        >>> first, again
+        ({'n': [1, 2]}, {'n': [1, 2]})
+    """
+
+    folder: str | Path | None
+    made_by: str
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was kept under a name, or what is made now and kept: in both cases as JSON gives it back."""
+        found = self.find(name)
+        return self.keep(name, make()) if found is None else found
+
+    def find(self, name: str) -> Any:
+        """What was kept under a name; None where there is nothing, or it is damaged or of another maker: it is made again."""
+        if self.folder is None:
+            return None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(self._file(name).read_text(encoding="utf-8"))
+            return found["result"] if found["made_by"] == self.made_by else None
+        return None
+
+    def keep(self, name: str, result: Any) -> Any:
+        """Write a result under a name, and give it back as it will be read.
+
+        Raises:
+            FileExistsError: the folder is a file, or would lie in one.
+        """
+        data = {"made_by": self.made_by, "result": result}
+        text = json.dumps(data, default=lambda number: number.item(), ensure_ascii=False)
+        if self.folder is not None:
+            vacant_folder(self.folder).mkdir(parents=True, exist_ok=True)
+            with written_whole(self._file(name)) as part:
+                part.write_text(text, encoding="utf-8")
+        return json.loads(text)["result"]
+
+    def check_own(self) -> None:
+        """Refuse a folder that holds anything but what this maker kept, or a run of it was about to keep.
+
+        Raises:
+            FileExistsError: it holds the results of something else, or other files.
+        """
+        if self.folder is None:
+            return
+        folder = vacant_folder(self.folder)
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if file.suffix == ".part":
+                continue
+            try:
+                whose = json.loads(file.read_text(encoding="utf-8"))["made_by"]
+            except (OSError, ValueError, KeyError, TypeError):
+                whose = self.made_by if file.suffix == ".json" else None  # damaged: made again
+            if whose != self.made_by:
+                raise FileExistsError(
+                    f"{folder} holds the results of something else ({file.name}); choose another folder, or remove it"
+                )
+
+    def _file(self, name: str) -> Path:
+        return here(str(self.folder)) / f"{name}.json"
 
 
 def _host() -> str:

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from tqdm import tqdm
 
 from emolens import __version__
 from emolens._files import Name, Strict, Word, here, read_jsonl, unknown
 from emolens._typing import HookedModel
+from emolens.collect.progress import progress_bar
 from emolens.interventions.generate import generate
 from emolens.models.identity import present_info
 from emolens.models.tokens import tokenization
 from emolens.sets.emotion_sets import EmotionSet, Person, Story
 from emolens.sets.set_files import load_emotion_set, save_emotion_set
 from emolens.sets.wording import CHARACTERS, language_of, leaks, length
-from emolens.shards import vacant, vacant_folder, written_whole
+from emolens.shards import Kept, vacant, vacant_folder, written_whole
 
 # how a prompt of each language says it
 PERSONS = {
@@ -194,7 +194,7 @@ def write_stories(
     top_p: float | int = 0.95,
     batch_size: int = 16,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Written:
     """Let the loaded model write the stories of a set, and make a set of them.
 
@@ -251,25 +251,23 @@ def write_stories(
     }
     folder = _begin(out, spec)
     chat = bool(getattr(getattr(model, "tokenizer", None), "chat_template", None))
-    texts: dict[str, str] = {}
+    kept, texts = Kept(folder / "texts", _hash(spec)), {}
+
+    def write(start: int, batch: Sequence[StoryPrompt]) -> list[str]:
+        asked = [
+            [{"role": "user", "content": p.prompt}] if chat else p.prompt + "\n\n" for p in batch
+        ]
+        made = generate(
+            model, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            items=range(start, start + len(batch)),
+        )  # fmt: skip
+        return list(made.texts)
+
     starts = range(0, len(prompts), batch_size)
-    name = f"{len(prompts)} stories"
-    for start in tqdm(starts, unit="batch", disable=not progress, delay=0.5, desc=name):
+    for start in progress_bar(starts, "batch", progress, f"{len(prompts)} stories"):
         batch = prompts[start : start + batch_size]
-        file = folder / "texts" / f"{start // batch_size:05d}.jsonl"
-        done = _batch(file, batch)
-        if done is None:
-            asked = [
-                [{"role": "user", "content": p.prompt}] if chat else p.prompt + "\n\n"
-                for p in batch
-            ]
-            made = generate(
-                model, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-                items=range(start, start + len(batch)),
-            )  # fmt: skip
-            done = {p.id: text for p, text in zip(batch, made.texts, strict=True)}
-            _write_jsonl(file, [{"id": k, "text": v} for k, v in done.items()])
-        texts |= done
+        made = kept.get(f"{start // batch_size:05d}", lambda: write(start, batch))  # noqa: B023  # called at once
+        texts |= {p.id: text for p, text in zip(batch, made, strict=True)}
     writer = f"{info.name} (weights {info.fingerprint[:12]}), temperature {temperature}, top_p {top_p}, seed {seed}"
     return _finish(folder, s, prompts, texts, lengths, writer, spec)
 
@@ -425,7 +423,7 @@ def _begin(out: str | Path, spec: dict[str, Any]) -> Path:
         raise FileExistsError(
             f"{folder} already holds another run (differs in: {', '.join(other)}); choose another folder"
         )
-    (folder / "texts").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if not manifest.is_file():
         _write_manifest(folder, {"spec": spec, "hash": _hash(spec)})
     return folder
@@ -444,15 +442,6 @@ def _hash(spec: dict[str, Any]) -> str:
 def _write_manifest(folder: Path, data: dict[str, Any]) -> None:
     with written_whole(folder / "manifest.json") as part:
         part.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _batch(file: Path, batch: Sequence[StoryPrompt]) -> dict[str, str] | None:
-    """The texts of a finished batch; None if it is not there, or broken."""
-    try:
-        found = {line.id: line.text for line in read_jsonl(file, _Text)}
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if list(found) == [p.id for p in batch] else None
 
 
 def _finish(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import emolens as em
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.collect.activations import Activations, TextInfo
+from emolens.collect.histogram import NORM_BINS
 from emolens.experiments import fitting as refit
 from emolens.experiments.base import Inputs, Stories
 from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic

@@ -27,7 +27,8 @@ from _answers import answers
 
 import emolens as em
 from emolens import geometry, stats
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.collect.activations import Activations, TextInfo
+from emolens.collect.histogram import NORM_BINS
 from emolens.experiments import causal, person, separability, transfer, validation
 from emolens.experiments import fitting as refit
 from emolens.experiments import logit_lens as lens

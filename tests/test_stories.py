@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(
     monkeypatch.setattr(generation, "generate", dies)
     with pytest.raises(KeyboardInterrupt):
         _write(tiny_model, toy, tmp_path / "cut")
-    assert sorted(p.name for p in (tmp_path / "cut" / "texts").iterdir()) == ["00000.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "cut" / "texts").iterdir()) == ["00000.json"]
     again = _write(tiny_model, toy, tmp_path / "cut")
     assert [list(c) for c in calls] == [[0, 1, 2], [3, 4, 5], [3, 4, 5], [6, 7]]
     assert again.counts == whole.counts
@@ -118,9 +118,9 @@ def test_a_broken_batch_is_written_again_and_another_run_is_refused(
     tiny_model: Any, toy: EmotionSet, tmp_path: Path
 ) -> None:
     _write(tiny_model, toy, tmp_path / "run")
-    file = tmp_path / "run" / "texts" / "00001.jsonl"
+    file = tmp_path / "run" / "texts" / "00001.json"
     before = file.read_bytes()
-    file.write_text('{"id": "glimmer-kitchen-1"', encoding="utf-8")
+    file.write_text('{"made_by": "glimmer-kitchen-1"', encoding="utf-8")
     _write(tiny_model, toy, tmp_path / "run")
     assert file.read_bytes() == before
     with pytest.raises(

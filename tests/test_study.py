@@ -22,7 +22,8 @@ import emolens as em
 import emolens.study
 from emolens import stats
 from emolens.collect import collection
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.collect.activations import Activations, TextInfo
+from emolens.collect.histogram import NORM_BINS
 from emolens.experiments import fitting as refit
 from emolens.experiments import person, separability, transfer, validation
 from emolens.experiments.base import Findings, Inputs, Stories, View

@@ -52,7 +52,7 @@ Tiny = Callable[..., Path]
 # files of tests that load no model
 ONCE = {
     "architecture", "choices", "contributing", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed", "norms",
-    "packaging", "figures", "figures_data", "published", "reading", "set_checks", "set_files", "set_rules", "stats", "summaries", "tutorials", "verdict_rules", "wording",
+    "packaging", "shards", "figures", "figures_data", "published", "reading", "set_checks", "set_files", "set_rules", "stats", "summaries", "tutorials", "verdict_rules", "wording",
 }  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
 

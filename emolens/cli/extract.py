@@ -95,6 +95,7 @@ def extract(
     from emolens import directions
     from emolens._typing import HookPoint
     from emolens.collect.engines import Request, collect_on
+    from emolens.collect.recipe import Batching
     from emolens.sets.corpus import Long
     from emolens.shards import vacant, vacant_folder
 
@@ -116,7 +117,7 @@ def extract(
         remove_neutral = 0 if texts is not None or by_weights else 0.5
     request = Request(
         model, None if texts is not None else set or "core", None if texts is None else str(texts), column, point,
-        layers=options.block_numbers(layers), batch_tokens=batch_tokens, shard_texts=shard_texts, long=policy,
+        layers=options.block_numbers(layers), batching=Batching(batch_tokens, shard=shard_texts), long=policy,
         device=device, dtype=dtype, revision=revision, n_devices=n_devices, device_map=device_map,
     )  # fmt: skip
     parameters = dict(map(_parameter, slurm or ()))

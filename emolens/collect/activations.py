@@ -11,20 +11,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, get_args
 
 import torch
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from emolens._files import unknown
-from emolens._typing import Blocks, HookPoint, block_numbers, typed
+from emolens._typing import (
+    AnyPoint,
+    Blocks,
+    Cache,
+    HeadPoint,
+    HookedModel,
+    block_number,
+    block_numbers,
+    hook_name,
+)
+from emolens.collect.histogram import histogram_mean, histogram_median, norm_bins
 from emolens.collect.moments import Moments
+from emolens.collect.pooling import Pooling, mean_over_tokens
+from emolens.collect.recipe import check_layers, site_width
+from emolens.models.identity import ModelInfo, model_info
+from emolens.sets.corpus import plain_label
 from emolens.shards import read_safetensors, vacant, write_safetensors
 
-NORM_BINS = 2048  # log-spaced from 1e-4 to 1e8: 1.4 % a bin
-_LOG_LOW, _LOG_HIGH = -4.0, 8.0
 FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
 
 
@@ -57,9 +68,10 @@ class Activations:
         neutral_prefixes: Beginnings of the neutral texts, pooled as the texts are (mean from the second token on, or the last token): a row for
             each of `LENGTHS` that a text reaches, its `row_position` the number of tokens after the first.
         info: Model, tokenisation, pooling and set, as they will be written into files.
+        heads: Into how many heads a row of `z`, `q`, `k`, `v` or `pattern` is parted: they lie side by side in it.
     """
 
-    hook_point: HookPoint
+    hook_point: AnyPoint
     layers: tuple[int, ...]
     rows: Float[Tensor, "row layer d_model"]
     embed: Float[Tensor, "row d_model"]
@@ -71,6 +83,7 @@ class Activations:
     info: dict[str, Any]
     neutral_tokens: Activations | None = None
     neutral_prefixes: Activations | None = None
+    heads: int | None = None
 
     def __repr__(self) -> str:
         n, _, d = self.rows.shape
@@ -80,6 +93,83 @@ class Activations:
             else str(min(self.layers))
         )
         return f"Activations({self.hook_point}, layers {layers}, {n} rows x {d}, {len(self.texts)} texts)"
+
+    @staticmethod
+    def from_tensors(
+        rows: Any,
+        labels: Iterable[Any],
+        *,
+        model: HookedModel | str,
+        topics: Iterable[Any] | None = None,
+        layers: Blocks | None = None,
+        hook_point: AnyPoint = "resid_post",
+        mask: Tensor | None = None,
+        pooling: Pooling | None = None,
+    ) -> Activations:
+        """Take over activations that were read elsewhere, so that directions can be made from them.
+
+        Args:
+            rows: `[text layer d_model]`, of torch or numpy (`[text layer head d_head]` at a hook point by head); or a cache of
+                TransformerLens, or a dict, of `[text d_model]` or `[text pos d_model]` by hook name.
+            labels: The emotion of each text, a word or a whole number; None for a text without one.
+            model: What they were read from: the loaded model, or its name. Directions of a model that is only named are refused by every
+                model, since no weights are known to be theirs: they can be compared, not steered with.
+            topics: The topic of each text, by which estimators hold out; None where no topic is known.
+            layers: The blocks, 0-based, in the order of `rows`; of a cache None is every block that it has.
+            hook_point: Where they were read.
+            mask: `[text pos]`, of a cache with every token: 1 for the tokens to be averaged. Leave out padding and the first token, an
+                attention sink.
+            pooling: How the rows were pooled, which is how `score` pools new texts; None is `mean_over_tokens()`.
+
+        Returns:
+            `Activations`. `embed` and `sinks` are NaN where they are not known; the unit of a dose is the median norm of the masked tokens,
+            or of the rows where only these are given, which is smaller than that of their tokens.
+
+        Raises:
+            KeyError: the cache, or the model, lacks a hook name.
+            ValueError: shapes, labels and layers that do not fit each other; NaN or infinity; a `pos` axis without a mask.
+
+        Example:
+            >>> rows = np.random.default_rng(0).normal(size=(4, 2, 32))
+            >>> em.Activations.from_tensors(rows, ["joy", "fear"] * 2, model="gpt2", layers=[3, 4])
+            Activations(resid_post, layers 3..4, 4 rows x 32, 4 texts)
+        """
+        return given(rows, labels, topics, layers, hook_point, mask, pooling, model)
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The emotion of each row, None where its text has none.
+
+        Example:
+            >>> acts.labels[0], len(acts.labels) == len(acts.rows)
+            ('glimmer', True)
+        """
+        return [self.texts[i].emotion for i in self.row_text.tolist()]
+
+    def tensor(self, layer: SupportsIndex) -> Float[Tensor, "row *head d_model"]:
+        """The rows of one layer.
+
+        Args:
+            layer: A block that was collected, 0-based.
+
+        Returns:
+            `[text d_model]`, a view; by head `[text head d_head]` for `z`, `q`, `k`, `v`, and `[text head key]` for `pattern`. Of single
+            tokens (`every_token`) a row is a token.
+
+        Raises:
+            ValueError: a layer that was not collected.
+
+        Example:
+            >>> acts.tensor(1).shape == (len(acts.labels), 32)
+            True
+        """
+        rows = self.rows[:, self._slot(block_number(layer))]
+        return rows if self.heads is None else rows.unflatten(-1, (self.heads, -1))
+
+    def _slot(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} was not collected; collected: {list(self.layers)}")
+        return self.layers.index(layer)
 
     @property
     def norm_median(self) -> Float[Tensor, " layer"]:
@@ -121,10 +211,7 @@ class Activations:
             row_position=self.row_position[rows],
             texts=tuple(t for t, kept in zip(self.texts, wanted.tolist(), strict=True) if kept),
             sinks=self.sinks[wanted],
-            **{
-                name: None if (part := getattr(self, name)) is None else part.select(keep)
-                for name in _PARTS
-            },
+            **self._parts(lambda part: part.select(keep)),
         )
 
     def without(self, topics: str | Iterable[str]) -> Activations:
@@ -144,23 +231,19 @@ class Activations:
     def at(self, layers: Blocks) -> Activations:
         """The same rows at one or some of the layers."""
         layers = block_numbers(layers)
-        missing = [layer for layer in layers if layer not in self.layers]
-        if missing:
-            raise ValueError(
-                f"layer {missing[0]} was not collected; collected: {list(self.layers)}"
-            )
-        index = [self.layers.index(layer) for layer in layers]
+        index = [self._slot(layer) for layer in layers]
         return replace(
             self,
             layers=layers,
             rows=self.rows[:, index],
             norm_histogram=self.norm_histogram[index],
             sinks=self.sinks[:, index],
-            neutral_tokens=None if self.neutral_tokens is None else self.neutral_tokens.at(layers),
-            neutral_prefixes=None
-            if self.neutral_prefixes is None
-            else self.neutral_prefixes.at(layers),
+            **self._parts(lambda part: part.at(layers)),
         )
+
+    def _parts(self, change: Callable[[Activations], Activations]) -> dict[str, Activations | None]:
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return {k: None if part is None else change(part) for k, part in parts.items()}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a safetensors file, atomically: it is there whole or not at all.
@@ -178,6 +261,7 @@ class Activations:
                         memory_format=torch.contiguous_format
                     )
                 header = {"hook_point": part.hook_point, "layers": part.layers, "info": part.info}
+                header |= {} if part.heads is None else {"heads": part.heads}
                 headers[prefix or "self."] = json.dumps(
                     header | {"texts": [asdict(t) for t in part.texts]}
                 )
@@ -220,9 +304,8 @@ class Activations:
                         layers=tuple(header["layers"]),
                         texts=texts,
                         info=header["info"],
-                        neutral_tokens=None,
-                        neutral_prefixes=None,
-                        **{name: tensors[prefix + name] for name in _TENSORS},
+                        heads=header.get("heads"),
+                        **{name: tensors[prefix + name] for name in _TENSORS},  # type: ignore[arg-type]  # no part among them
                     )
             whole, tokens, prefixes = (
                 parts.get(prefix) for prefix in ("", *(f"{name}." for name in _PARTS))
@@ -234,6 +317,118 @@ class Activations:
             raise ValueError(
                 f"{path}: its header is not that of activations ({error!r})"
             ) from error
+
+
+def given(
+    rows: Any, labels: Iterable[Any], topics: Iterable[Any] | None, layers: Blocks | None, hook_point: AnyPoint,
+    mask: Tensor | None, pooling: Pooling | None, model: HookedModel | str,
+) -> Activations:  # fmt: skip
+    """`Activations.from_tensors`."""
+    if hook_point == "pattern":
+        raise ValueError("a pattern is as wide as its texts are long: em.collect_pattern pools it")
+    found, parts = _blocks_of(rows, layers, hook_point)
+    heads = None
+    if hook_point in get_args(HeadPoint):
+        heads = parts[0].shape[-2]
+        parts = [part.flatten(-2) for part in parts]
+    parts, norms = zip(*(_averaged(part, mask) for part in parts), strict=True)
+    x = torch.stack(parts, 1)
+    n, _, d = x.shape
+    words = [_words(labels, "labels", n), _words(topics, "topics", n)]
+    if isinstance(model, str):  # its weights are those of no other model
+        info = ModelInfo(
+            name=model, source=model, revision=None, n_layers=max(found) + 1, d_model=d, dtype="float32",
+            process_weights={}, fingerprint=f"{model}, not loaded", tokenizer="none",
+            backend="unknown", architecture="unknown", transformer_lens="unknown",
+        )  # fmt: skip
+    else:
+        check_layers(model, hook_point, found)
+        info, width = model_info(model), site_width(model, hook_point, 0)
+        if d != width:
+            raise ValueError(f"rows are {d} wide, {hook_point} of {info.name} is {width}")
+    texts = tuple(
+        TextInfo(f"text-{i}", e, t, None, "" if e is None else "main", _bytes_hash(row), 0)
+        for i, (e, t, row) in enumerate(zip(*words, x, strict=True))
+    )
+    record = {k: v for k, v in asdict(pooling or mean_over_tokens()).items() if k != "spans"}
+    return Activations(
+        hook_point=hook_point,
+        layers=found,
+        rows=x,
+        embed=torch.full((n, info.d_model), torch.nan),
+        row_text=torch.arange(n),
+        row_position=torch.full((n,), -1),
+        texts=texts,
+        norm_histogram=torch.stack([norm_bins(norm) for norm in norms]),
+        sinks=torch.full((n, len(found)), torch.nan),
+        info={"model": info.to_dict(), "tokenization": {}, "prepend_bos": None, "pooling": record}
+        | {"set": None, "set_sha256": None, "antonyms": {}}
+        | dict.fromkeys(COUNTED, 0),
+        heads=heads,
+    )
+
+
+def _blocks_of(
+    rows: Any, layers: Blocks | None, hook_point: AnyPoint
+) -> tuple[tuple[int, ...], list[Tensor]]:
+    """Blocks, and of each what was given: from a cache by name, or from `[text layer ...]`."""
+    chosen = None if layers is None else block_numbers(layers)
+    if not isinstance(rows, Cache):
+        x = torch.as_tensor(rows).detach().float().cpu()
+        n_axes = 4 if hook_point in get_args(HeadPoint) else 3
+        if chosen is None:
+            raise ValueError("layers: say which blocks these rows are of, such as layers=[18]")
+        if x.ndim != n_axes or x.shape[1] != len(chosen):
+            axes = "text layer head d_head" if n_axes == 4 else "text layer d_model"
+            raise ValueError(
+                f"rows of shape {list(x.shape)} for layers {list(chosen)}; give [{axes}]"
+            )
+        return chosen, list(x.unbind(1))
+    names = list(rows.keys())
+    if chosen is None:
+        blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")} | {0}
+        chosen = tuple(k for k in sorted(blocks) if hook_name(hook_point, k) in names)
+    wanted = [hook_name(hook_point, k) for k in chosen] or [hook_name(hook_point, 0)]
+    if missing := [name for name in wanted if name not in names]:
+        raise KeyError(f"the cache has no {missing[0]}; it has: {', '.join(names)}")
+    return chosen, [torch.as_tensor(rows[name]).detach().float().cpu() for name in wanted]
+
+
+def _averaged(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows `[text d]`, averaged over the masked tokens where there are tokens, and the norms of what was averaged."""
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"an activation of shape {list(x.shape)}; give [text d_model] or [text pos d_model]"
+        )
+    if (x.ndim == 3) != (mask is not None):
+        raise ValueError(
+            f"activations of shape {list(x.shape)} {'need' if mask is None else 'take no'} mask: [text pos], 1 for the tokens of [text pos d_model] to be averaged"
+        )
+    used = None if mask is None else torch.as_tensor(mask).cpu().bool()
+    if used is not None and (used.shape != x.shape[:2] or not bool(used.any(-1).all())):
+        raise ValueError(
+            f"mask of shape {list(used.shape)} for activations of shape {list(x.shape)}; [text pos], with a token of each text"
+        )
+    kept = x if used is None else x[used]
+    if not bool(torch.isfinite(kept).all()):
+        raise ValueError("NaN or infinity in these activations")
+    if used is not None:  # padding may hold anything, NaN too
+        total = x.masked_fill(~used[..., None], 0).sum(1)
+        x = total / used.sum(-1, keepdim=True)
+    return x, torch.linalg.vector_norm(kept, dim=-1)
+
+
+def _words(values: Iterable[Any] | None, name: str, n: int) -> list[str | None]:
+    given_words = [None] * n if values is None else values
+    words = [plain_label(value) for value in given_words]
+    if len(words) != n:
+        raise ValueError(f"{len(words)} {name} for {n} texts")
+    return words
+
+
+def _bytes_hash(row: Tensor) -> str:
+    """Identity of a text of which only the activations are known."""
+    return hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def is_main(text: TextInfo) -> bool:
@@ -270,6 +465,7 @@ def join(parts: Iterable[Activations]) -> Activations:
         norm_histogram=torch.stack([p.norm_histogram for p in parts]).sum(0),
         sinks=torch.cat([p.sinks for p in parts]),
         info=info,
+        heads=first.heads,
     )
     for name in _PARTS:
         given = [(getattr(p, name), offset) for p, offset in zip(parts, offsets, strict=False)]
@@ -298,36 +494,3 @@ def joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def text_hash(text: str) -> str:
     """Identity of a text, to recognise it again (first 16 hex digits of its sha256)."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def norm_bins(norms: Tensor) -> Tensor:
-    """How many of some norms fall into each log-spaced bin; the last ones take what lies outside."""
-    index = (
-        (norms.clamp_min(1e-30).log10() - _LOG_LOW) / (_LOG_HIGH - _LOG_LOW) * NORM_BINS
-    ).long()
-    return torch.bincount(index.clamp(0, NORM_BINS - 1).cpu(), minlength=NORM_BINS)
-
-
-@typed
-def histogram_median(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " layer"]:
-    """Median of log-binned norms, to half a bin (0.7 %).
-
-    >>> histogram_median(norm_bins(torch.tensor([99.0, 100.0, 5000.0]))[None]).item()  # doctest: +ELLIPSIS
-    100...
-    """
-    cumulative = histogram.cumsum(-1)
-    index = (cumulative * 2 >= cumulative[:, -1:]).int().argmax(-1)
-    return (10 ** (_LOG_LOW + (index.double() + 0.5) * (_LOG_HIGH - _LOG_LOW) / NORM_BINS)).float()
-
-
-@typed
-def histogram_mean(histogram: Int[Tensor, "layer bin"]) -> Float[Tensor, " layer"]:
-    """Mean of log-binned norms, to half a bin (0.7 %).
-
-    >>> histogram_mean(norm_bins(torch.tensor([100.0, 300.0]))[None]).item()  # doctest: +ELLIPSIS
-    200...
-    """
-    index = torch.arange(NORM_BINS, device=histogram.device).double()
-    middle = 10 ** (_LOG_LOW + (index + 0.5) * (_LOG_HIGH - _LOG_LOW) / NORM_BINS)
-    counts = histogram.double()
-    return (einsum(counts, middle, "layer bin, bin -> layer") / counts.sum(-1)).float()

@@ -6,12 +6,12 @@ A killed run continues from the files that are there, and the numbers are those 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex, Unpack
 
 import psutil
 import torch
@@ -20,23 +20,23 @@ from torch import Tensor
 
 from emolens import __version__, shards
 from emolens._files import here
-from emolens._typing import Blocks, HookedModel, HookPoint, block_number
+from emolens._typing import AnyPoint, HookedModel, block_number
 from emolens.collect.activations import (
     FORMATS,
     Activations,
-    histogram_mean,
-    histogram_median,
     is_main,
     join,
     joined_info,
     text_hash,
 )
 from emolens.collect.forward import collect_slice
+from emolens.collect.histogram import histogram_mean, histogram_median
 from emolens.collect.moments import Moments
-from emolens.collect.pooling import LENGTHS, Pooling
+from emolens.collect.pooling import LENGTHS
 from emolens.collect.recipe import (
     SAMPLED,
     Encoded,
+    Options,
     Progress,
     Recipe,
     Texts,
@@ -45,11 +45,12 @@ from emolens.collect.recipe import (
     check_used,
     encode_slice,
     make_recipe,
+    spelled,
 )
 from emolens.models.identity import present_info
 from emolens.models.points import device_of
 from emolens.models.tokens import ids_hash
-from emolens.sets.corpus import Corpus, Long, open_corpus
+from emolens.sets.corpus import Corpus, open_corpus
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class Collection:
     """
 
     folder: shards.Folder
-    hook_point: HookPoint
+    hook_point: AnyPoint
     layers: tuple[int, ...]
     norm_histogram: Int[Tensor, "layer bin"]
     info: dict[str, Any]
@@ -105,15 +106,8 @@ class Collection:
         assert histogram is not None  # a folder has at least one shard
         options = folder.manifest["options"]
         info = joined_info(infos)
-        return Collection(
-            folder,
-            options["hook_point"],
-            tuple(options["layers"]),
-            histogram,
-            info,
-            n_texts,
-            moments,
-        )
+        layers = tuple(options["layers"])
+        return Collection(folder, options["hook_point"], layers, histogram, info, n_texts, moments)
 
     @property
     def norm_median(self) -> Float[Tensor, " layer"]:
@@ -177,32 +171,35 @@ def _shards_of(folder: shards.Folder) -> Iterator[Activations]:
             ) from error
 
 
+@spelled
 def collect_to(
     folder: str | Path,
     model: HookedModel,
     texts: Texts,
-    hook_point: HookPoint = "resid_post",
+    hook_point: AnyPoint = "resid_post",
     *,
-    layers: Blocks | None = None,
-    pooling: Pooling | None = None,
-    prepend_bos: bool | None = None,
-    padding_side: Literal["left", "right"] = "right",
-    batch_tokens: int | None = None,
-    batch_size: int | None = None,
-    shard_texts: int | None = None,
-    long: Long = "raise",
-    emotions: Iterable[Any] | None = None,
-    topics: Iterable[Any] | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
+    **options: Unpack[Options],
 ) -> Collection:
     """Collect into a folder, in memory that does not grow with the corpus, so that a killed run continues where it was.
 
-    Every `shard_texts` texts become a file, written whole. The same call continues a run that was killed, makes missing and damaged shards
-    anew, and on a finished folder only reads it. Options left at None are those of the run that began.
+    Every `batching.shard` texts become a file, written whole. The same call continues a run that was killed, makes missing and damaged
+    shards anew, and on a finished folder only reads it. A batching left open is that of the run that began.
 
     Args:
         folder: Where to; made if it does not exist.
-        model, texts, hook_point, ...: As for `collect_resid_post`.
+        model: As for `collect_resid_post`, and so is everything below but the hook point.
+        texts: What is read.
+        hook_point: By name, as for `collect`.
+        layers: Block indices; None is every block.
+        pooling: How tokens become rows.
+        prepend_bos: None follows the model's tokenizer.
+        padding_side: Which side to pad.
+        batching: How many are taken at once, and how many texts are a file.
+        long: What is done with a text of more tokens than the model reads.
+        emotions: Labels of plain texts.
+        topics: Their topics.
+        progress: Show a bar.
 
     Returns:
         `Collection`; `.load()` is what `collect` would have returned, to the bit.
@@ -210,11 +207,15 @@ def collect_to(
     Raises:
         FileExistsError: the folder is held by another process, or was begun with another model, corpus, option or version: which is said.
         OSError: the disk is full, or would be. What is done stays; the same call continues.
+        KeyError, ValueError, FloatingPointError: as `collect_resid_post`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     em.collect_to(folder, model, stories, batching=em.Batching(shard=32), progress=False)
+        Collection(resid_post, layers 0..2, ... texts in ... shards)
     """
-    with begun(
-        folder, model, texts, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long, emotions=emotions, topics=topics,
-    ) as job:  # fmt: skip
+    with begun(folder, model, texts, hook_point, options) as job:
         job.run(job.folder.missing(), progress=progress)
         return job.result()
 
@@ -228,26 +229,20 @@ class Job:
     corpus: Corpus
     recipe: Recipe
 
-    def run(self, numbers: Sequence[int], *, progress: bool = True) -> None:
+    def run(self, numbers: Sequence[int], *, progress: bool | None = None) -> None:
         """Make some of the shards."""
         if not numbers:
             return
-        n_texts = min(
-            len(numbers) * self.recipe.shard_texts, self.folder.manifest["corpus"]["n_texts"]
-        )
-        with Progress(self.recipe, n_texts, progress) as bar:
-            for piece in self.corpus.slices(self.recipe.shard_texts, numbers):
-                if not self.folder.manifest["shards"][piece.number] == piece.digest:
+        model, recipe, manifest = self.model, self.recipe, self.folder.manifest
+        n_texts = min(len(numbers) * recipe.shard, manifest["corpus"]["n_texts"])
+        with Progress(recipe, n_texts, progress) as bar:
+            for piece in self.corpus.slices(recipe.shard, numbers):
+                if manifest["shards"][piece.number] != piece.digest:
                     raise RuntimeError(
                         f"the texts changed while they were being read (slice {piece.number}); start again"
                     )
-                part = collect_slice(
-                    self.model,
-                    self.recipe,
-                    self.corpus,
-                    encode_slice(self.model, self.recipe, piece),
-                    bar,
-                )
+                read = encode_slice(model, recipe, piece)
+                part = collect_slice(model, recipe, self.corpus, read, bar)
                 part.save(self.folder.file(piece.number), overwrite=True)
 
     def result(self) -> Collection:
@@ -260,15 +255,15 @@ def begun(
     folder: str | Path,
     model: HookedModel,
     texts: Texts,
-    hook_point: HookPoint,
+    hook_point: AnyPoint,
+    options: Options,
     *,
     before: Callable[[dict[str, Any]], None] | None = None,
-    **options: Any,
 ) -> Iterator[Job]:
-    """Hold the folder of a collection while it is made; options as for `collect_to`, errors as there; `before` may refuse the manifest."""
-    manifest = survey(folder, model, texts, hook_point, **options)
+    """Hold the folder of a collection while it is made; errors as of `collect_to`; `before` may refuse the manifest."""
+    manifest = survey(folder, model, texts, hook_point, options)
     with held(folder, manifest, before):
-        yield joined(folder, model, texts, hook_point, **options)
+        yield joined(folder, model, texts, hook_point, options)
 
 
 @contextmanager
@@ -278,22 +273,20 @@ def held(
     before: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[shards.Folder]:
     """Hold a folder for a run that was surveyed, with room for all of it; `before` may refuse the manifest, and then no folder is made."""
-    there = (
-        here(folder) / shards.MANIFEST
-    ).is_file()  # of a run that was begun: what differs from it is said first
+    # of a run that was begun: what differs from it is said first
+    there = (here(folder) / shards.MANIFEST).is_file()
     if before is not None and not there:
         before(manifest)
     with shards.begin(folder, manifest) as mine:
         if before is not None and there:
             before(manifest)
         options = manifest["options"]
-        if (
-            options["pooling"]["kind"] != "tokens"
-        ):  # as many rows as tokens: not known before they are read
+        # single tokens are as many rows as tokens: not known before they are read
+        if options["pooling"]["kind"] != "tokens":
             done = sum(f.stat().st_size for f in mine.path.glob("*.safetensors"))
-            n_texts, d_model = manifest["corpus"]["n_texts"], manifest["model"]["d_model"]
-            sampled = manifest["corpus"]["n_neutral"]
-            need = disk_bytes(n_texts, len(options["layers"]), d_model, sampled) - done
+            n_texts, n_neutral = (manifest["corpus"][k] for k in ("n_texts", "n_neutral"))
+            d_model, n_layers = manifest["model"]["d_model"], len(options["layers"])
+            need = disk_bytes(n_texts, n_layers, d_model, n_neutral, options["width"]) - done
             free = shutil.disk_usage(mine.path).free
             if need > free:
                 raise OSError(
@@ -306,11 +299,8 @@ def joined(
     folder: str | Path,
     model: HookedModel,
     texts: Texts,
-    hook_point: HookPoint,
-    *,
-    emotions: Iterable[Any] | None = None,
-    topics: Iterable[Any] | None = None,
-    **options: Any,
+    hook_point: AnyPoint,
+    options: Options,
 ) -> Job:
     """The job that has been begun on this folder, by this process or another, with the same model, texts and options.
 
@@ -319,7 +309,8 @@ def joined(
     """
     mine = shards.read_folder(folder)
     present_info(model)
-    recipe = make_recipe(model, hook_point, **as_begun(options, mine.manifest))
+    recipe = make_recipe(model, hook_point, as_begun(options, mine.manifest))
+    recipe = replace(recipe, width=mine.manifest["options"].get("width", 0))
     if recipe.model != mine.manifest["model"]:
         raise ValueError(
             f"{mine.path} was begun with another model, or in another precision: see its {shards.MANIFEST}"
@@ -328,44 +319,42 @@ def joined(
         raise ValueError(
             f"{mine.path} was begun with another chat template or tokenizer: see tokenization in its {shards.MANIFEST}"
         )
-    return Job(mine, model, open_corpus(texts, emotions, topics), recipe)
+    corpus = open_corpus(texts, options.get("emotions"), options.get("topics"))
+    return Job(mine, model, corpus, recipe)
 
 
 def survey(
     folder: str | Path,
     model: HookedModel,
     texts: Texts,
-    hook_point: HookPoint,
-    *,
-    emotions: Iterable[Any] | None = None,
-    topics: Iterable[Any] | None = None,
-    **options: Any,
+    hook_point: AnyPoint,
+    options: Options,
 ) -> dict[str, Any]:
     """The manifest of a run, after one reading of all texts; what is left open is taken from a manifest that is there.
 
     Raises:
         ValueError: a text that cannot be pooled (too long, too short, without its span), by its line or id: now, not after hours of work.
     """
-    present_info(
-        model
-    )  # what is written down, and compared with what a run began with, is the model as it is now
+    # what is written down, and compared with what a run began with, is the model as it is now
+    present_info(model)
     with suppress(FileNotFoundError):
         options = as_begun(options, shards.read_folder(folder).manifest)
-    recipe, corpus = make_recipe(model, hook_point, **options), open_corpus(texts, emotions, topics)
+    recipe = make_recipe(model, hook_point, options)
+    corpus = open_corpus(texts, options.get("emotions"), options.get("topics"))
     names, ids, n_texts, n_neutral = [], [], 0, 0
-    for piece in corpus.slices(recipe.shard_texts):
+    for piece in corpus.slices(recipe.shard):
         names.append(piece.digest)
         n_texts += len(piece.texts)
         n_neutral += corpus.has_neutral * sum(label["split"] == "neutral" for label in piece.labels)
     check_number(recipe, n_texts)
 
     def read() -> Iterator[Encoded]:
-        for piece in corpus.slices(recipe.shard_texts):
+        for piece in corpus.slices(recipe.shard):
             found = encode_slice(model, recipe, piece)
             ids.append(ids_hash(found.encoded))
             yield found
 
-    check_used(recipe, read(), model.cfg.n_ctx)
+    recipe = recipe.of_texts(model, check_used(recipe, read(), model.cfg.n_ctx))
     return {
         "kinds": FORMATS[:1],
         "versions": {"emolens": __version__, "code": _code()}
@@ -390,10 +379,11 @@ def _code() -> str:
     return shards.code_digest("_files.py", "_typing.py", "models", "sets/corpus.py", "collect")
 
 
-def disk_bytes(n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0) -> int:
+def disk_bytes(
+    n_texts: int, n_layers: int, d_model: int, n_neutral: int = 0, width: int | None = None
+) -> int:
     """Size of a collection: a row of float32 for each text, and for `SAMPLED` tokens and the beginnings (`LENGTHS`) of each neutral text of a
-    set, at each layer and for the embeddings, and half a kilobyte of what is known of each text.
+    set, at each layer (`width` numbers, `d_model` in the residual stream) and for the embeddings, and half a kilobyte of what is known of each text.
     """
-    return (n_texts + (SAMPLED + len(LENGTHS)) * n_neutral) * (
-        n_layers + 1
-    ) * d_model * 4 + n_texts * 512
+    n_rows = n_texts + (SAMPLED + len(LENGTHS)) * n_neutral
+    return n_rows * (n_layers * (width or d_model) + d_model) * 4 + n_texts * 512

@@ -11,16 +11,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from emolens._typing import HookedModel, HookPoint
+from emolens._typing import AnyPoint, HookedModel, whole_number
 from emolens.collect.collection import Collection, Job, begun, held, joined, survey
 from emolens.collect.pooling import mean_over_tokens
+from emolens.collect.recipe import Batching, Options
 from emolens.models.loading import load_model
 from emolens.sets.corpus import Corpus, Long, open_corpus
 from emolens.sets.set_files import load_emotion_set
@@ -40,24 +41,27 @@ class Request:
         emotions: Name or folder of a set, or None for the texts of a file.
         texts: A file of texts with labels (see `corpus.open_corpus`), or None.
         column: Of the file: where the text is.
-        layers, batch_tokens, shard_texts, long, skip: As for `collect_resid_post`; `skip` of `mean_over_tokens`.
+        layers, batching, long, skip: As for `collect_resid_post`; `skip` of `mean_over_tokens`.
     """
 
     model: str
     emotions: str | None = None
     texts: str | None = None
     column: str = "text"
-    hook_point: HookPoint = "resid_post"
+    hook_point: AnyPoint = "resid_post"
     layers: tuple[int, ...] | None = None
     skip: int = 50
     long: Long = "raise"
-    batch_tokens: int | None = None
-    shard_texts: int | None = None
+    batching: Batching = field(default_factory=Batching)
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
     n_devices: int = 1
     device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batching, dict):  # of a request that came as plain values
+            object.__setattr__(self, "batching", Batching(**self.batching))
 
     def open_texts(self) -> Corpus:
         """The set or the file.
@@ -84,13 +88,12 @@ class Request:
         )
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """For `begun`, `survey` and `joined`."""
         return {
             "layers": self.layers,
             "pooling": mean_over_tokens(skip=self.skip),
-            "batch_tokens": self.batch_tokens,
-            "shard_texts": self.shard_texts,
+            "batching": self.batching,
             "long": self.long,
         }
 
@@ -108,7 +111,7 @@ def collect_on(
     workers: int = 1,
     slurm: dict[str, Any] | None = None,
     before: Check | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Collection | None:
     """Collect into a folder on an engine.
 
@@ -127,8 +130,7 @@ def collect_on(
         RuntimeError: shards are missing because workers died; the same call continues.
         As `collect_to`.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}; at least 1")
+    workers = whole_number("workers", workers)
     request.open_texts()  # before anything starts: a wrong name should not cost a queue
     folder = vacant_folder(folder).absolute()
     if engine == "local":
@@ -140,18 +142,12 @@ def collect_on(
 
 
 def _local(
-    request: Request, folder: Path, before: Check | None, progress: bool
+    request: Request, folder: Path, before: Check | None, progress: bool | None
 ) -> Collection | None:
     texts = request.open_texts()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        with begun(
-            folder,
-            request.open_model(),
-            texts,
-            request.hook_point,
-            before=before,
-            **request.options,
-        ) as job:
+        asked = (folder, request.open_model(), texts, request.hook_point, request.options)
+        with begun(*asked, before=before) as job:
             job.run(job.folder.missing(), progress=progress)
             return job.result()
     from accelerate import PartialState
@@ -163,6 +159,7 @@ def _local(
         cpu=request.gpus(torch.cuda.is_available()) == 0, timeout=timedelta(days=30)
     )
     model = request.open_model(str(state.device))
+    asked = (folder, model, texts, request.hook_point, request.options)
 
     def first(act: Callable[[], Any]) -> Any:
         """Let the first rank act; every rank gets its result, or raises its error."""
@@ -181,14 +178,14 @@ def _local(
 
     def begin() -> list[int]:
         nonlocal holding
-        holding = begun(folder, model, texts, request.hook_point, before=before, **request.options)
+        holding = begun(*asked, before=before)
         return holding.__enter__().folder.missing()
 
     try:
         missing = first(begin)
         mine = missing[state.process_index :: state.num_processes]
-        job = joined(folder, model, texts, request.hook_point, **request.options)
-        job.run(mine, progress=progress and state.is_main_process)
+        job = joined(*asked)
+        job.run(mine, progress=progress if state.is_main_process else False)
         state.wait_for_everyone()
         return job.result() if state.is_main_process else None
     finally:
@@ -201,13 +198,13 @@ def _local(
 
 def _opened(request: dict[str, Any], folder: str) -> Job:
     r = Request(**request)
-    return joined(folder, r.open_model(), r.open_texts(), r.hook_point, **r.options)
+    return joined(folder, r.open_model(), r.open_texts(), r.hook_point, r.options)
 
 
 def _survey(request: dict[str, Any], folder: str) -> dict[str, Any]:
     """On a worker: the machine that starts the run may be too small for the model."""
     r = Request(**request)
-    return survey(folder, r.open_model(), r.open_texts(), r.hook_point, **r.options)
+    return survey(folder, r.open_model(), r.open_texts(), r.hook_point, r.options)
 
 
 def _make(request: dict[str, Any], folder: str, numbers: Sequence[int]) -> int:

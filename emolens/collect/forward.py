@@ -9,22 +9,24 @@ do not depend on batch size or padding side beyond float noise. Nothing is estim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from emolens._typing import Blocks, HookedModel, HookPoint, hook_name, is_hooked
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo, join, norm_bins, text_hash
+from emolens._typing import AnyPoint, HookedModel, hook_name, is_hooked
+from emolens.collect.activations import Activations, TextInfo, join, text_hash
+from emolens.collect.histogram import NORM_BINS, norm_bins
 from emolens.collect.pooling import (
     GOLDEN,
     LENGTHS,
     SINK,
-    Pooling,
     every_token,
     running_mean,
     spread_positions,
@@ -32,7 +34,9 @@ from emolens.collect.pooling import (
 from emolens.collect.recipe import (
     OVERHEAD,
     SAMPLED,
+    Batching,
     Encoded,
+    Options,
     Progress,
     Recipe,
     Texts,
@@ -40,29 +44,19 @@ from emolens.collect.recipe import (
     check_used,
     encode_slice,
     make_recipe,
+    site_heads,
+    spelled,
 )
 from emolens.models import fused
 from emolens.models.points import device_of
 from emolens.models.running import ending_at, not_finite, out_of_memory
 from emolens.models.tokens import EncodedText, ids_hash, pad
-from emolens.sets.corpus import Corpus, Long, open_corpus
+from emolens.sets.corpus import Corpus, open_corpus
 
 
+@spelled
 def collect_resid_post(
-    model: HookedModel,
-    texts: Texts,
-    *,
-    layers: Blocks | None = None,
-    pooling: Pooling | None = None,
-    prepend_bos: bool | None = None,
-    padding_side: Literal["left", "right"] = "right",
-    batch_tokens: int | None = None,
-    batch_size: int | None = None,
-    shard_texts: int | None = None,
-    long: Long = "raise",
-    emotions: Iterable[Any] | None = None,
-    topics: Iterable[Any] | None = None,
-    progress: bool = True,
+    model: HookedModel, texts: Texts, *, progress: bool | None = None, **options: Unpack[Options]
 ) -> Activations:
     """Pooled residual stream after each block, `blocks.{layer}.hook_resid_post`, and the embeddings beside it.
 
@@ -76,14 +70,12 @@ def collect_resid_post(
         pooling: `mean_over_tokens()` (the default, skip=50), `last_token()`, `char_span(...)` or `every_token()`.
         prepend_bos: None follows the model's tokenizer; recorded in `info`.
         padding_side: Which side to pad; the result is the same.
-        batch_tokens: Tokens of a batch, padding included; None takes what a quarter of the free memory holds, at most 2048 on a CPU.
-            A batch that runs out of memory all the same is halved, and counted in `info["split_batches"]`.
-        batch_size: Texts of a batch at most; None leaves it to `batch_tokens`.
-        shard_texts: Texts that are sorted by length together (and, in `collect_to`, are one file); None is 128 on a CPU, else 512.
+        batching: `Batching(tokens, texts, shard)`: how many are taken at once; None fits the free memory.
         long: A text of more tokens than the model reads: "raise" before the first pass, "truncate" it (counted in
             `info["truncated_texts"]`), or "skip" it (counted in `info["dropped_texts"]`).
-        emotions, topics: Labels of plain texts, one a text: words or whole numbers, of Python, numpy or pandas; None for a text without one.
-        progress: Show a bar with tokens per second and the remaining time.
+        emotions: Labels of plain texts, one a text: words or whole numbers, of Python, numpy or pandas; None for a text without one.
+        topics: The same for their topics.
+        progress: Show a bar with tokens per second and the remaining time; None where it takes more than two seconds and is seen.
 
     Returns:
         `Activations` with rows `[text layer d_model]` in float32 on the CPU.
@@ -94,91 +86,140 @@ def collect_resid_post(
             that is the name of a file, folder or set. All of it before the first pass.
         FloatingPointError: NaN or infinity, with the first layer that has it.
 
+    Example:
+        >>> acts = em.collect_resid_post(model, ["The door was open.", "Rain fell."], progress=False)
+        >>> acts.hook_point, len(acts.texts), acts.rows.dtype
+        ('resid_post', 2, torch.float32)
+
     Reference:
         Anthropic 2026, *Emotion Concepts and their Function in a Large Language Model*, extraction of emotion vectors.
     """
-    return collect(
-        model, texts, "resid_post", layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long, emotions=emotions, topics=topics,
-        progress=progress,
-    )  # fmt: skip
+    return collect(model, texts, "resid_post", progress=progress, **options)
 
 
-def _sibling(hook_point: HookPoint, what: str) -> Callable[..., Activations]:
-    def sibling(model: HookedModel, texts: Texts, **options: Any) -> Activations:
-        return collect(model, texts, hook_point, **options)
+def _sibling(
+    hook_point: AnyPoint, what: str, rows: str = "[text layer d_model]"
+):  # the type of `collect_resid_post`
+    @spelled
+    def sibling(
+        model: HookedModel,
+        texts: Texts,
+        *,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Activations:
+        return collect(model, texts, hook_point, progress=progress, **options)
 
     sibling.__name__ = sibling.__qualname__ = f"collect_{hook_point}"
-    sibling.__doc__ = f"Pooled {what}; arguments, result and errors as for `collect_resid_post`."
+    doc = collect_resid_post.__doc__
+    if doc is not None:  # none under python -OO
+        shared = doc[doc.index("    Args:") : doc.index("    Reference:")]
+        shared = shared.replace("[text layer d_model]", rows).replace("resid_post", hook_point)
+        sibling.__doc__ = f"Pooled {what}\n\n{shared}"
     return sibling
 
 
 collect_resid_pre = _sibling(
-    "resid_pre", "residual stream before each block, `blocks.{layer}.hook_resid_pre`"
+    "resid_pre", "residual stream before each block, `blocks.{layer}.hook_resid_pre`."
 )
 collect_resid_mid = _sibling(
-    "resid_mid", "residual stream between attention and MLP, `blocks.{layer}.hook_resid_mid`"
+    "resid_mid", "residual stream between attention and MLP, `blocks.{layer}.hook_resid_mid`."
 )
 collect_attn_out = _sibling(
-    "attn_out", "output of each attention layer, `blocks.{layer}.hook_attn_out`"
+    "attn_out", "output of each attention layer, `blocks.{layer}.hook_attn_out`."
 )
-collect_mlp_out = _sibling("mlp_out", "output of each MLP, `blocks.{layer}.hook_mlp_out`")
+collect_mlp_out = _sibling("mlp_out", "output of each MLP, `blocks.{layer}.hook_mlp_out`.")
+collect_z = _sibling(
+    "z", "sum of values by each head, `blocks.{layer}.attn.hook_z`; `acts.tensor(layer)` is by head.", "[text layer (head d_head)]",
+)  # fmt: skip
+collect_q = _sibling(
+    "q", "queries of each head, `blocks.{layer}.attn.hook_q`; `acts.tensor(layer)` is by head.", "[text layer (head d_head)]",
+)  # fmt: skip
+collect_k = _sibling(
+    "k", "keys, `blocks.{layer}.attn.hook_k`, with grouped queries of n_key_value_heads heads.", "[text layer (head d_head)]",
+)  # fmt: skip
+collect_v = _sibling(
+    "v", "values, `blocks.{layer}.attn.hook_v`, with grouped queries of n_key_value_heads heads.", "[text layer (head d_head)]",
+)  # fmt: skip
+collect_pattern = _sibling(
+    "pattern",
+    """attention, `blocks.{layer}.attn.hook_pattern`: of each head what the pooled tokens pay to each token of their text.
+
+    Keys are counted over real tokens, up to the longest text's last; behind the end of a text they are 0.""",
+    "[text layer (head key)]",
+)
+collect_mlp_post = _sibling(
+    "mlp_post", "hidden layer of each MLP, `blocks.{layer}.mlp.hook_post`.", "[text layer d_mlp]"
+)
 collect_embed = _sibling(
-    "embed", "token embeddings, `hook_embed` (one layer, number 0): the baseline without a model"
+    "embed", "token embeddings, `hook_embed` (one layer, number 0): the baseline without a model."
 )
 
 
+@spelled
 def collect(
     model: HookedModel,
     texts: Texts,
-    hook_point: HookPoint,
+    hook_point: AnyPoint,
     *,
-    layers: Blocks | None = None,
-    pooling: Pooling | None = None,
-    prepend_bos: bool | None = None,
-    padding_side: Literal["left", "right"] = "right",
-    batch_tokens: int | None = None,
-    batch_size: int | None = None,
-    shard_texts: int | None = None,
-    long: Long = "raise",
-    emotions: Iterable[Any] | None = None,
-    topics: Iterable[Any] | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
+    **options: Unpack[Options],
 ) -> Activations:
-    """`collect_resid_post` for a hook point given by name."""
-    recipe = make_recipe(
-        model, hook_point, layers=layers, pooling=pooling, prepend_bos=prepend_bos, padding_side=padding_side,
-        batch_tokens=batch_tokens, batch_size=batch_size, shard_texts=shard_texts, long=long,
-    )  # fmt: skip
-    corpus = open_corpus(texts, emotions, topics)
-    pieces = list(corpus.slices(recipe.shard_texts))
+    """Read the activations of many texts at a hook point given by name.
+
+    Args:
+        model: As for `collect_resid_post`, and so is everything else but the hook point.
+        texts: What is read.
+        hook_point: `embed`, `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `mlp_post`, `z`, `q`, `k`, `v` or `pattern`.
+        layers: Block indices; None is every block.
+        pooling: How tokens become rows.
+        prepend_bos: None follows the model's tokenizer.
+        padding_side: Which side to pad.
+        batching: How many are taken at once.
+        long: What is done with a text of more tokens than the model reads.
+        emotions: Labels of plain texts.
+        topics: Their topics.
+        progress: Show a bar.
+
+    Returns:
+        `Activations`, as of the function of that name.
+
+    Raises:
+        KeyError, ValueError, FloatingPointError: as `collect_resid_post`.
+
+    Example:
+        >>> from emolens.collect import collect
+        >>> collect(model, ["The door was open."], "mlp_out", layers=[1])
+        Activations(mlp_out, layers 1, 1 rows x 32, 1 texts)
+    """
+    recipe = make_recipe(model, hook_point, options)
+    corpus = open_corpus(texts, options.get("emotions"), options.get("topics"))
+    pieces = list(corpus.slices(recipe.shard))
     n_texts = sum(len(piece.texts) for piece in pieces)
     check_number(recipe, n_texts)
     read = [encode_slice(model, recipe, piece) for piece in pieces]
-    check_used(recipe, read, model.cfg.n_ctx)
+    recipe = recipe.of_texts(model, check_used(recipe, read, model.cfg.n_ctx))
     with Progress(recipe, n_texts, progress) as bar:
         return join(collect_slice(model, recipe, corpus, slice, bar) for slice in read)
 
 
-def _batches(
-    lengths: dict[int, int], batch_tokens: int, batch_size: int | None, overhead: int
-) -> list[list[int]]:
+def _batches(lengths: dict[int, int], batching: Batching, overhead: int) -> list[list[int]]:
     """Cut texts, sorted by length, into batches at the least cost:  sum over batches of (width x texts + overhead), in tokens.
 
     A plan that depends on nothing but its arguments.
 
-    >>> _batches({0: 100, 1: 9, 2: 90, 3: 10}, 2048, None, 32)
+    >>> _batches({0: 100, 1: 9, 2: 90, 3: 10}, em.Batching(tokens=2048), 32)
     [[0, 2], [3, 1]]
     """
+    most = batching.tokens or math.inf
     order = sorted(lengths, key=lambda i: (-lengths[i], i))
     cost, start = [0] + [0] * len(order), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
         found: list[tuple[int, int]] = []
-        for begin in range(
-            end - 1, -1, -1
-        ):  # longest first: the width only grows as the batch does
+        # longest first: the width only grows as the batch does
+        for begin in range(end - 1, -1, -1):
             n, width = end - begin, lengths[order[begin]]
-            if n > 1 and (n * width > batch_tokens or n > (batch_size or n)):
+            if n > 1 and (n * width > most or n > (batching.texts or n)):
                 break
             found.append((cost[begin] + n * width + overhead, begin))
         cost[end], start[end] = min(found)
@@ -209,7 +250,7 @@ def collect_slice(
     passes = _Pass(model, recipe, encoded, plans, samples, prefixes)
     lengths = {i: len(encoded[i].ids) for i in used}
     overhead = OVERHEAD["cpu" if passes.device.type == "cpu" else "other"]
-    for batch in _batches(lengths, recipe.batch_tokens, recipe.batch_size, overhead):
+    for batch in _batches(lengths, recipe.batching, overhead):
         passes.run(batch)
         progress.step(len(batch), sum(len(encoded[i].ids) for i in batch))
     infos = tuple(
@@ -222,7 +263,7 @@ def collect_slice(
         "ids_sha256": ids_hash(encoded),
         "prepend_bos": recipe.prepend_bos,
         "pooling": {k: v for k, v in asdict(recipe.pooling).items() if k != "spans"},
-        "batch_tokens": recipe.batch_tokens,
+        "batch_tokens": recipe.batching.tokens,
         "dropped_texts": len(encoded) - len(used),
         "truncated_texts": read.truncated,
         "split_batches": passes.n_splits,
@@ -260,10 +301,8 @@ class _Pass:
         self.embed = points["hook_embed"]
         self.options, last = ending_at(model, max(recipe.layers) + 1)
         self.last = [(points[name], hook) for name, hook in last]
-        self.by_token, self.last_only = (
-            recipe.pooling.kind == "tokens",
-            recipe.pooling.kind == "last",
-        )
+        self.by_token = recipe.pooling.kind == "tokens"
+        self.last_only = recipe.pooling.kind == "last"
         self.parts: dict[str, list[dict[str, Any]]] = {"main": [], "sample": [], "prefix": []}
         self.histogram = torch.zeros((len(recipe.layers), NORM_BINS), dtype=torch.int64)
         self.sinks: dict[int, Tensor] = {}
@@ -298,6 +337,7 @@ class _Pass:
         first = real & (mask.cumsum(-1) == 1)
         rest = real & ~first
         alone = not bool(rest.any(-1).all())  # a text of one token has no rest
+        looks = self.recipe.hook_point == "pattern"  # its norm says where a token looks: no sink
 
         def columns(chosen: dict[int, list[int]]) -> tuple[Tensor, Tensor, list[int], list[int]]:
             at = [
@@ -324,14 +364,14 @@ class _Pass:
         histogram, sinks = torch.zeros_like(self.histogram), torch.zeros((b, len(layers)))
 
         def hook(act: Tensor, hook: Any, slot: int) -> None:
-            x = act.float().to(
-                self.device
-            )  # sums run in float32 whatever the dtype; a block may be on another device
+            x = act if slot < 0 else self._by_token(act, offset)
+            # sums run in float32 whatever the dtype; a block may be on another device
+            x = x.float().to(self.device)
             norm = torch.linalg.vector_norm(x, dim=-1)
             median = norm.masked_fill(~rest, torch.nan).nanmedian(-1).values
             if alone:
                 median = torch.where(rest.any(-1), median, norm[first])
-            ordinary = rest & (norm < SINK * median[:, None])
+            ordinary = rest & (norm < SINK * median[:, None]) if not looks else rest
             if slot >= 0:
                 histogram[slot] += norm_bins(norm[ordinary])
                 sinks[:, slot] = (norm[first] / median).cpu()
@@ -363,6 +403,17 @@ class _Pass:
         for name in by_token + by_prefix:
             self._keep(name, tokens_at[name], *places[name][2:], ordinary_at[name])
 
+    def _by_token(self, act: Tensor, offset: Sequence[int]) -> Tensor:
+        """`[batch pos width]`: heads side by side; of a pattern, in each the attention that a token pays to every token of its text."""
+        if self.recipe.hook_point != "pattern":
+            return act.flatten(2)
+        heads, width = act.shape[1], act.shape[-1]
+        keys = torch.arange(self.recipe.width // heads, device=act.device)[None]
+        column = keys + torch.tensor(offset, device=act.device)[:, None]
+        index = column.clamp_max(width - 1)[:, None, None].expand(-1, *act.shape[1:3], -1)
+        paid = act.gather(-1, index) * (column < width)[:, None, None]
+        return rearrange(paid, "batch head query key -> batch query (head key)")
+
     def _seen(self, mask: Tensor) -> Tensor | None:
         """The mask that the model needs: padding on the right none, for no real token looks at what comes after it.
 
@@ -379,38 +430,28 @@ class _Pass:
         ordinary: Tensor,
     ) -> None:
         rows = torch.stack([at[slot] for slot in range(len(self.recipe.layers))], 1)
-        self.parts[part].append(
-            {
-                "rows": rows,
-                "embed": at[-1],
-                "text": text,
-                "position": position,
-                "ordinary": ordinary,
-            }
-        )
+        found = {"text": text, "position": position, "ordinary": ordinary}
+        self.parts[part].append({"rows": rows, "embed": at[-1]} | found)
 
     def result(
         self, part: str, renumber: dict[int, int], texts: tuple[TextInfo, ...], info: dict[str, Any]
     ) -> Activations:
         pieces, hook_point, layers = self.parts[part], self.recipe.hook_point, self.recipe.layers
-        shape = (0, len(layers), self.model.cfg.d_model)
-        rows = torch.cat([torch.zeros(shape), *(p["rows"] for p in pieces)])
-        embed = torch.cat([torch.zeros((0, shape[-1])), *(p["embed"] for p in pieces)])
+        none = torch.zeros((0, len(layers), self.recipe.width))
+        rows = torch.cat([none, *(p["rows"] for p in pieces)])
+        none = torch.zeros((0, self.model.cfg.d_model))
+        embed = torch.cat([none, *(p["embed"] for p in pieces)])
         text = torch.tensor([renumber[i] for p in pieces for i in p["text"]], dtype=torch.long)
         position = torch.tensor([q for p in pieces for q in p["position"]], dtype=torch.long)
-        bad = ~torch.isfinite(rows).all(-1).all(
-            0
-        )  # before the choice of ordinary tokens, which NaN never is
+        # before the choice of ordinary tokens, which NaN never is
+        bad = ~torch.isfinite(rows).all(-1).all(0)
         if bad.any():
             raise not_finite(
                 f"{hook_point} of layer {layers[int(bad.nonzero()[0])]}", info["model"]["dtype"]
             )
-        order = torch.argsort(
-            text * 1_000_000 + position.clamp_min(0)
-        )  # texts as given, tokens as read
-        if (
-            self.by_token or part == "sample"
-        ):  # a token that is a sink at some layer is no ordinary token
+        order = torch.argsort(text * 1_000_000 + position.clamp_min(0))  # as given, and as read
+        # a token that is a sink at some layer is no ordinary token
+        if self.by_token or part == "sample":
             order = order[torch.cat([p["ordinary"] for p in pieces])[order]]
         sinks = [self.sinks[i] for i in renumber]
         return Activations(
@@ -424,6 +465,7 @@ class _Pass:
             norm_histogram=self.histogram,
             sinks=torch.stack(sinks) if sinks else torch.zeros((0, len(layers))),
             info=info,
+            heads=site_heads(self.model, hook_point),
         )
 
 

@@ -8,25 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from emolens._typing import whole_number
 from emolens.models.tokens import EncodedText
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it fill a circle evenly, however many there are
-LENGTHS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-)  # tokens after the first, at which each neutral text is also pooled: what short texts do
+# tokens after the first, at which each neutral text is also pooled: what short texts do
+LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -41,15 +34,26 @@ class Pooling:
 
 
 def mean_over_tokens(
-    *, skip: int = 50, short: Literal["second_half", "skip", "raise"] = "second_half"
+    *, skip: SupportsIndex = 50, short: Literal["second_half", "skip", "raise"] = "second_half"
 ) -> Pooling:
     """Mean over the ordinary tokens from token `skip` on (0-based, counted over real tokens).
 
     Args:
-        skip: Tokens left out at the start; the paper uses 50.
+        skip: Tokens left out at the start, at least 1; the paper uses 50.
         short: For a text where that would leave less than half: "second_half" takes its second half, "skip" leaves the text
             out if nothing remains (and counts it), "raise" raises if nothing remains.
+
+    Returns:
+        `Pooling`, for `pooling=` of every `collect_*`.
+
+    Raises:
+        ValueError: `skip` below 1, or another word for `short`.
+
+    Example:
+        >>> em.mean_over_tokens(skip=10).skip
+        10
     """
+    skip = whole_number("skip", skip, 0)
     if skip < 1:
         raise ValueError(f"skip={skip}; at least 1: the first token is an attention sink")
     if short not in ("second_half", "skip", "raise"):
@@ -58,7 +62,15 @@ def mean_over_tokens(
 
 
 def last_token() -> Pooling:
-    """The last real token of each text, found by the mask."""
+    """The last real token of each text, found by the mask.
+
+    Returns:
+        `Pooling`.
+
+    Example:
+        >>> em.last_token().kind
+        'last'
+    """
     return Pooling("last")
 
 
@@ -68,15 +80,43 @@ def char_span(spans: Sequence[tuple[int, int] | str]) -> Pooling:
     Args:
         spans: `(start, end)` in the text (for chat messages: in `models.render_chat`'s result), or the words themselves, which
             must occur exactly once.
+
+    Returns:
+        `Pooling`, for texts in this order.
+
+    Example:
+        >>> pooling = em.char_span(["open", (0, 4)])
+        >>> len(em.collect_resid_post(model, ["The door was open.", "Rain."], pooling=pooling).texts)
+        2
     """
-    return Pooling("span", spans=tuple(spans))
+    return Pooling("span", spans=tuple(s if isinstance(s, str) else _pair(s) for s in spans))
 
 
-def every_token(*, skip: int = 1, limit: int | None = None) -> Pooling:
-    """One row for each ordinary token from token `skip` on; at most `limit` a text, evenly spaced."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; at least 1, or None for every token")
-    return Pooling("tokens", skip=max(skip, 1), limit=limit)
+def _pair(span: Sequence[SupportsIndex]) -> tuple[int, int]:
+    start, end = (whole_number("span", edge, 0) for edge in span)
+    return start, end
+
+
+def every_token(*, skip: SupportsIndex = 1, limit: SupportsIndex | None = None) -> Pooling:
+    """One row for each ordinary token from token `skip` on; at most `limit` a text, evenly spaced.
+
+    Args:
+        skip: Tokens left out at the start; the first, an attention sink, always is.
+        limit: Most tokens of a text, at least 1; None is every one.
+
+    Returns:
+        `Pooling`.
+
+    Raises:
+        ValueError: a limit below 1.
+
+    Example:
+        >>> acts = em.collect_resid_post(model, ["The door was open."], pooling=em.every_token(limit=2))
+        >>> acts.rows.shape[0], len(acts.texts)
+        (2, 1)
+    """
+    limit = None if limit is None else whole_number("limit", limit)
+    return Pooling("tokens", skip=max(whole_number("skip", skip, 0), 1), limit=limit)
 
 
 def pooled_positions(e: EncodedText, pooling: Pooling, index: int, name: str) -> list[int]:

@@ -97,7 +97,7 @@ def compare_languages(
     layers: Blocks | None = None,
     n_shuffles: int = 200,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Languages:
     """Accuracy of emotion directions within and across languages, with controls.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +13,6 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._files import here
 from emolens._typing import HookedModel, hook_name
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.generate import Stop, decode, ends, read_written
@@ -90,50 +87,6 @@ def vector_of(v: EmotionDirections, c: Cell) -> Tensor:
 def cut_prompt(e: EncodedText, n: int) -> EncodedText:
     """The first tokens of a text."""
     return EncodedText(e.text, e.ids[:n], e.offsets[:n])
-
-
-class Done:
-    """Finished cells, in memory and (if asked for) in a file that an interrupted sweep goes on from."""
-
-    def __init__(self, out: str | Path | None, key: str) -> None:
-        self.key = key
-        self.found: dict[Cell, dict[str, Tensor]] = {}
-        self.file = None if out is None else here(out)
-        if self.file is None:
-            return
-        if self.file.is_file() and self.file.stat().st_size:
-            for i, line in enumerate(self.file.read_text(encoding="utf-8").splitlines()):
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    entry = {}  # the line that an interruption cut short
-                if i == 0 and (not isinstance(entry, dict) or entry.get("sweep") != key):
-                    raise ValueError(
-                        f"{self.file} is of another sweep, or of something else; choose another file, or remove it"
-                    )
-                if "cell" in entry:
-                    cell = Cell(**entry.pop("cell"))
-                    self.found[cell] = {
-                        readout: torch.tensor(values) for readout, values in entry.items()
-                    }
-            if not self.file.read_bytes().endswith(b"\n"):
-                self._write("")
-        else:
-            self._write(json.dumps({"sweep": key}))
-
-    def add(self, c: Cell, readouts: dict[str, Tensor]) -> None:
-        self.found[c] = readouts
-        if self.file is not None:
-            self._write(
-                json.dumps(
-                    {"cell": asdict(c)} | {k: values.tolist() for k, values in readouts.items()}
-                )
-            )
-
-    def _write(self, line: str) -> None:
-        assert self.file is not None
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
 
 
 class Run:

@@ -20,7 +20,6 @@ import torch
 from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from emolens._typing import (
     Blocks,
@@ -30,6 +29,7 @@ from emolens._typing import (
     Text,
     hook_name,
 )
+from emolens.collect.progress import progress_bar
 from emolens.interventions.metrics import (
     NONE_PASSES,
     SPANS,
@@ -281,7 +281,7 @@ def _sweep(
     direction: Direction,
     batch_tokens: int,
     min_gap: float,
-    progress: bool,
+    progress: bool | None,
     skip: bool = True,
 ) -> Patching:
     """Patch one cell a row: the base prompt repeated, started before the patched layer where the backend really skips."""
@@ -297,7 +297,7 @@ def _sweep(
     values, labels = [], ()
     with torch.inference_mode():
         pairs, ends, excluded = _passing(pairs, read, min_gap)
-        for pair in tqdm(pairs, disable=not progress):
+        for pair in progress_bar(pairs, "pair", progress):
             base, source = (
                 (pair.corrupted, pair.clean)
                 if direction == "denoise"
@@ -393,7 +393,7 @@ def _stream(hook_point: HookPoint, what: str) -> Callable[..., Patching]:
         direction: Direction = "denoise",
         batch_tokens: int = 4096,
         min_gap: float = 0.0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Patching:
         return _sweep(
             model, hook_point, clean=clean, corrupted=corrupted, metric=metric, layers=layers, positions=positions,
@@ -430,7 +430,7 @@ def _heads(hook_point: HeadPoint, what: str) -> Callable[..., Patching]:
         direction: Direction = "denoise",
         batch_tokens: int = 4096,
         min_gap: float = 0.0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Patching:
         return _sweep(
             model, hook_point, clean=clean, corrupted=corrupted, metric=metric, layers=layers, positions=None,

@@ -157,7 +157,8 @@ def ablate_stream(
     for acts, layer, slot in stream.places():
         r = torch.zeros_like(given.unit[0]) if method == "zero" else _mean_of(acts, slot, method)
         place = replace(given, layer=layer, norm={"median": float(acts.norm_median[slot])})
-        name, hook = removed_from(acts.hook_point, place, basis, r, method, positions, sinks)
+        at: HookPoint = acts.hook_point  # type: ignore[assignment]  # a place of the stream
+        name, hook = removed_from(at, place, basis, r, method, positions, sinks)
         out.append((name, replace(hook, spec=replace(hook.spec, stream=True))))
     return out
 

@@ -21,16 +21,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from emolens._typing import Blocks, HookedModel, Text, block_numbers
+from emolens.collect.progress import progress_bar
 from emolens.directions.controls import random_directions
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
 from emolens.interventions.generate import Stop
 from emolens.interventions.measure import (
     Cell,
-    Done,
     Run,
     TargetWords,
     Written,
@@ -41,6 +40,7 @@ from emolens.interventions.verbs import steer_at
 from emolens.models.identity import check_model, present_info
 from emolens.models.tokens import encode, word_tokens
 from emolens.sets.corpus import several
+from emolens.shards import Kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ def sweep(
     out: str | Path | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Sweep:
     """Add every direction at every layer with every dose to every prompt, and read what the next word would be.
 
@@ -211,13 +211,14 @@ def sweep(
         read: Directions that score what was written; the unsteered model reads it.
         seed: Of the random directions.
         batch_tokens: Of one batch; halved when memory runs out.
-        out: A JSON-lines file to which finished cells are added; an interrupted sweep goes on from it.
+        out: A folder for finished cells, a file each; an interrupted sweep goes on from it.
 
     Returns:
         `Sweep`; it prints as a table.
 
     Raises:
-        ValueError: no prompts, a layer without directions, no target words, a dose that is not finite, a file of another sweep.
+        ValueError: no prompts, a layer without directions, no target words, a dose that is not finite.
+        FileExistsError: `out` holds another sweep, or something else.
         FloatingPointError: NaN or infinity, with the layer and the type.
     """
     texts = several(prompts)
@@ -301,10 +302,13 @@ def sweep(
         digest.update(reader.vectors.numpy().tobytes() + reader.reference.numpy().tobytes())
         if (c := reader.calibration) is not None:
             digest.update(c.token_mean.numpy().tobytes() + c.token_std.numpy().tobytes())
-    done = Done(out, digest.hexdigest()[:16])
-    with tqdm(total=len(cells), unit="cell", disable=not progress, delay=1.0) as bar:
+    kept = Kept(out, digest.hexdigest()[:16])
+    kept.check_own()
+    names = {c: f"{i:05d}" for i, c in enumerate(cells)}
+    done = {c: found for c in cells if (found := kept.find(names[c])) is not None}
+    with progress_bar(range(len(cells)), "cell", progress) as bar:
         for layer in layers:
-            todo = [c for c in cells if c.layer == layer and c not in done.found]
+            todo = [c for c in cells if c.layer == layer and c not in done]
             bar.update(sum(c.layer == layer for c in cells) - len(todo))
             per_batch = max(1, batch_tokens // (len(encoded) * max(len(e.ids) for e in encoded)))
             for start in range(0, len(todo), per_batch):
@@ -312,13 +316,16 @@ def sweep(
                 vectors = torch.stack([vector_of(groups[c.control], c) for c in chunk])
                 found = run.measure(vectors, groups[None].hook_point, layer)
                 for i, c in enumerate(chunk):
-                    done.add(c, {readout: values[i] for readout, values in found.items()})
+                    readouts = {k: values[i].tolist() for k, values in found.items()}
+                    done[c] = kept.keep(names[c], readouts)
                 bar.update(len(chunk))
-    of = {
-        readout: torch.stack([done.found[c][readout] for c in cells])
-        for readout in done.found[cells[0]]
+    of = {k: torch.tensor([done[c][k] for c in cells]) for k in done[cells[0]]}
+    info = {
+        "positions": positions,
+        "dose_unit": "median",
+        "splits": run.splits,
+        "key": kept.made_by,
     }
-    info = {"positions": positions, "dose_unit": "median", "splits": run.splits, "key": done.key}
     written = run.written(of) if write else None
     unsteered = run.written(run.unsteered) if write else None
     return Sweep(

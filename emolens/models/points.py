@@ -6,7 +6,7 @@ from typing import get_args
 
 import torch
 
-from emolens._typing import Blocks, HeadPoint, HookedModel, HookPoint, block_numbers, hook_name
+from emolens._typing import AnyPoint, Blocks, HookedModel, HookPoint, block_numbers, hook_name
 
 
 def device_of(model: HookedModel) -> torch.device:
@@ -47,7 +47,7 @@ def existing_layers(layers: Blocks | None, n_layers: int) -> tuple[int, ...]:
     return chosen
 
 
-def layers_with(model: HookedModel, hook_point: HookPoint | HeadPoint) -> tuple[int, ...]:
+def layers_with(model: HookedModel, hook_point: AnyPoint) -> tuple[int, ...]:
     """The layers in which a hook point fires; none for resid_mid of a parallel model, whose MLP reads what attention reads."""
     # a bridge lists hook_resid_mid of parallel blocks too, where it never fires
     if hook_point == "resid_mid" and getattr(model.cfg, "parallel_attn_mlp", False):
@@ -57,7 +57,7 @@ def layers_with(model: HookedModel, hook_point: HookPoint | HeadPoint) -> tuple[
 
 
 def check_layers(
-    model: HookedModel, hook_point: HookPoint | HeadPoint, layers: Blocks | None = None
+    model: HookedModel, hook_point: AnyPoint, layers: Blocks | None = None
 ) -> tuple[int, ...]:
     """Refuse layers that a model does not have, or that do not carry a hook point: TransformerLens ignores an unknown name in silence.
 

@@ -23,15 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import emolens as em
 from emolens.collect.activations import (
-    NORM_BINS,
     Activations,
-    histogram_mean,
-    histogram_median,
     join,
-    norm_bins,
 )
 from emolens.collect.collection import begun, joined
 from emolens.collect.forward import collect
+from emolens.collect.histogram import NORM_BINS, histogram_mean, histogram_median, norm_bins
 from emolens.collect.pooling import SINK
 from emolens.models.points import check_layers
 from emolens.models.tokens import encode, render_chat
@@ -224,12 +221,12 @@ def test_attention_and_mlp_add_up_to_the_stream(tiny):
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_size": 1},
-        {"batch_size": 16},
-        {"batch_tokens": 60},
-        {"batch_tokens": 1},
+        {"batching": em.Batching(texts=1)},
+        {"batching": em.Batching(texts=16)},
+        {"batching": em.Batching(tokens=60)},
+        {"batching": em.Batching(tokens=1)},
         {"padding_side": "left"},
-        {"padding_side": "left", "batch_size": 2},
+        {"padding_side": "left", "batching": em.Batching(texts=2)},
     ],
     ids=str,
 )
@@ -255,7 +252,10 @@ def test_batching_and_padding_change_nothing(model, pooling, options):
 def test_the_order_of_the_texts_does_not_matter(tiny_model, order, batch_size, side):
     expected = quiet(tiny_model, TEXTS).rows[list(order)]
     shuffled = quiet(
-        tiny_model, [TEXTS[i] for i in order], batch_size=batch_size, padding_side=side
+        tiny_model,
+        [TEXTS[i] for i in order],
+        batching=em.Batching(texts=batch_size),
+        padding_side=side,
     )
     assert_close(shuffled.rows, expected)
 
@@ -304,7 +304,7 @@ def test_the_sample_of_neutral_tokens_has_every_position_as_often_as_it_occurs()
 def test_neutral_tokens_do_not_depend_on_batching(tiny_model, toy_set):
     toy = em.load_emotion_set(toy_set)
     a = quiet(tiny_model, toy, layers=[1])
-    b = quiet(tiny_model, toy, layers=[1], batch_size=1, padding_side="left")
+    b = quiet(tiny_model, toy, layers=[1], batching=em.Batching(texts=1), padding_side="left")
     assert a.neutral_tokens is not None
     assert b.neutral_tokens is not None
     assert_close(b.neutral_tokens.rows, a.neutral_tokens.rows)
@@ -613,9 +613,9 @@ def test_wrong_options_are_refused(tiny_model):
         quiet(tiny_model, TEXTS, padding_side="both")
     with pytest.raises(
         ValueError,
-        match="batch_size=0; batch_tokens, batch_size and shard_texts must be at least 1",
+        match="Batching: texts=0; at least 1",
     ):
-        quiet(tiny_model, TEXTS, batch_size=0)
+        quiet(tiny_model, TEXTS, batching=em.Batching(texts=0))
     with pytest.raises(TypeError, match="unexpected keyword"):
         em.collect_mlp_out(tiny_model, TEXTS, layer=[1])
     with pytest.raises(
@@ -1052,7 +1052,7 @@ def test_real_padding_side_changes_nothing(real_model):
     """Pad equals EOS in this tokenizer: a mask made from ids would fail here, on texts that hold the EOS itself."""
     texts = [*TEXTS, "It ended here.<|im_end|>", "<|im_end|>And it began."]
     right, left = (
-        quiet(real_model, texts, layers=[15], padding_side=side, batch_size=3)
+        quiet(real_model, texts, layers=[15], padding_side=side, batching=em.Batching(texts=3))
         for side in ("right", "left")
     )
     assert_close(left.rows, right.rows)
@@ -1154,9 +1154,9 @@ def _no_merges(tokenizer: Any) -> None:
 )
 def test_a_run_is_not_resumed_with_other_tokens(tiny, tmp_path, change, what):
     model = em.load_model(tiny("llama", tokenizer="chat"))
-    options: dict[str, Any] = {"pooling": em.last_token(), "shard_texts": 2}
+    options: Any = {"pooling": em.last_token(), "batching": em.Batching(shard=2)}
     texts = [*CHATS, "The door was open."]
-    with begun(tmp_path / "run", model, texts, "resid_post", **options) as job:
+    with begun(tmp_path / "run", model, texts, "resid_post", options) as job:
         job.run([0], progress=False)
     change(model.tokenizer)
     with pytest.raises(
@@ -1169,15 +1169,19 @@ def test_a_run_is_not_resumed_with_other_tokens(tiny, tmp_path, change, what):
         if what != "ids_sha256"
         else nullcontext()
     ):
-        joined(tmp_path / "run", model, texts, "resid_post", **options)
+        joined(tmp_path / "run", model, texts, "resid_post", options)
 
 
 def test_how_text_became_tokens_is_in_the_vectors_and_the_same_from_shards(
     tiny_model, toy_set, tmp_path
 ):
     emotions = em.load_emotion_set(toy_set)
-    whole = em.collect_resid_post(tiny_model, emotions, progress=False, shard_texts=20)
-    folder = em.collect_to(tmp_path / "run", tiny_model, emotions, progress=False, shard_texts=20)
+    whole = em.collect_resid_post(
+        tiny_model, emotions, progress=False, batching=em.Batching(shard=20)
+    )
+    folder = em.collect_to(
+        tmp_path / "run", tiny_model, emotions, progress=False, batching=em.Batching(shard=20)
+    )
     assert (
         folder.info["ids_sha256"]
         == whole.info["ids_sha256"]
@@ -1190,7 +1194,7 @@ def test_how_text_became_tokens_is_in_the_vectors_and_the_same_from_shards(
     assert info["tokenization"]["puts_before"] == ["<s>"]
     assert info["tokenization"]["template_date"] == "2024-07-26"
     other = em.collect_resid_post(
-        tiny_model, emotions, progress=False, shard_texts=20, prepend_bos=False
+        tiny_model, emotions, progress=False, batching=em.Batching(shard=20), prepend_bos=False
     )
     assert other.info["ids_sha256"] != whole.info["ids_sha256"]
 

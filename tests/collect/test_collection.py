@@ -53,11 +53,13 @@ def toy(toy_set) -> Any:
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, toy) -> Activations:
-    return em.collect_resid_post(tiny_model, toy, shard_texts=10, progress=False)
+    return em.collect_resid_post(tiny_model, toy, batching=em.Batching(shard=10), progress=False)
 
 
 def to(folder: Path, model: Any, texts: Any, **options: Any) -> Collection:
-    return em.collect_to(folder, model, texts, **({"shard_texts": 10, "progress": False} | options))
+    return em.collect_to(
+        folder, model, texts, **({"batching": em.Batching(shard=10), "progress": False} | options)
+    )
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ def test_a_folder_holds_what_memory_would_to_the_bit(tiny_model, toy, whole, tmp
 @given(size=st.integers(1, 60))
 def test_another_plan_gives_the_same_rows_to_float_noise(tiny_model, toy, whole, size):
     """Batches of other widths: sums in another order."""
-    other = em.collect_resid_post(tiny_model, toy, shard_texts=size, progress=False)
+    other = em.collect_resid_post(tiny_model, toy, batching=em.Batching(shard=size), progress=False)
     assert (other.rows - whole.rows).abs().max() <= 1e-5 * whole.rows.abs().max()
     assert other.texts == whole.texts
     assert torch.equal(other.norm_histogram.sum(-1), whole.norm_histogram.sum(-1))
@@ -217,7 +219,7 @@ if sys.argv[4] != "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
 model = em.load_model(sys.argv[1])
 print("loaded", flush=True)
-em.collect_to(sys.argv[3], model, em.load_emotion_set(sys.argv[2]), shard_texts=2, progress=False)
+em.collect_to(sys.argv[3], model, em.load_emotion_set(sys.argv[2]), batching=em.Batching(shard=2), progress=False)
 """
 
 
@@ -246,7 +248,7 @@ def child(tiny: Any, toy_set: Path, folder: Path, limit: int = 0) -> subprocess.
 def test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand(
     tiny, tiny_model, toy, toy_set, tmp_path
 ):
-    expected = em.collect_resid_post(tiny_model, toy, shard_texts=2, progress=False)
+    expected = em.collect_resid_post(tiny_model, toy, batching=em.Batching(shard=2), progress=False)
     folder = tmp_path / "c"
     for done in (1, 5, 11):  # killed as soon as so many shards are there
         process = child(tiny, toy_set, folder)
@@ -255,7 +257,7 @@ def test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert done <= len(list(folder.glob("*.safetensors"))) < 28
-    same_bits(to(folder, tiny_model, toy, shard_texts=2).load(), expected)
+    same_bits(to(folder, tiny_model, toy, batching=em.Batching(shard=2)).load(), expected)
 
 
 @pytest.mark.once
@@ -269,8 +271,8 @@ def test_a_full_disk_is_an_error_that_leaves_whole_shards_only(
     assert process.returncode == 1
     assert "could not be written" in err
     assert {p.name for p in folder.iterdir()} == {"manifest.json", "lock"}
-    expected = em.collect_resid_post(tiny_model, toy, shard_texts=2, progress=False)
-    same_bits(to(folder, tiny_model, toy, shard_texts=2).load(), expected)
+    expected = em.collect_resid_post(tiny_model, toy, batching=em.Batching(shard=2), progress=False)
+    same_bits(to(folder, tiny_model, toy, batching=em.Batching(shard=2)).load(), expected)
 
 
 def test_a_disk_that_would_be_full_is_refused_before_the_first_pass(
@@ -312,8 +314,14 @@ def test_two_processes_do_not_share_a_folder(tiny_model, toy, tmp_path):
     ("change", "reason"),
     [
         ({"layers": [1]}, r"begun with options\.layers = \[0, 1, 2\], now it is \[1\]"),
-        ({"shard_texts": 11}, r"begun with options\.shard_texts = 10, now it is 11"),
-        ({"batch_tokens": 60}, r"begun with options\.batch_tokens = 2048, now it is 60"),
+        (
+            {"batching": em.Batching(shard=11)},
+            r"begun with options\.batching\.shard = 10, now it is 11",
+        ),
+        (
+            {"batching": em.Batching(60, shard=10)},
+            r"begun with options\.batching\.tokens = 2048, now it is 60",
+        ),
         ({"padding_side": "left"}, r'begun with options\.padding_side = "right", now it is "left"'),
         (
             {"pooling": em.mean_over_tokens(skip=9)},
@@ -350,7 +358,7 @@ def test_another_model_set_or_version_is_refused_by_name(
 
 
 def test_options_left_open_are_those_of_the_run_that_began(tiny_model, toy, tmp_path):
-    first = to(tmp_path / "c", tiny_model, toy, shard_texts=7, batch_tokens=333)
+    first = to(tmp_path / "c", tiny_model, toy, batching=em.Batching(333, shard=7))
     assert first.info["batch_tokens"] == 333
     again = em.collect_to(tmp_path / "c", tiny_model, toy, progress=False)
     same_bits(again.load(), first.load())
@@ -443,7 +451,9 @@ def test_a_file_plain_or_gzipped_and_a_table_give_the_same_as_lists(tiny_model, 
     table = datasets.Dataset.from_list(rows)
     for source in (jsonl, packed, table, table.to_iterable_dataset()):
         same_bits(em.collect_resid_post(tiny_model, source, progress=False), expected)
-    same_bits(to(tmp_path / "c", tiny_model, packed, shard_texts=128).load(), expected)
+    same_bits(
+        to(tmp_path / "c", tiny_model, packed, batching=em.Batching(shard=128)).load(), expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -590,7 +600,10 @@ print(len(em.collect_to(sys.argv[2], model, texts, progress=False).load().texts)
 def test_an_error_numbers_the_text_in_the_corpus_not_in_its_slice(tiny_model):
     with pytest.raises(ValueError, match=r"text 3 has \d+ tokens; this model reads 256"):
         em.collect_resid_post(
-            tiny_model, ["a b.", "c d.", "e f.", "z" * 300], shard_texts=2, progress=False
+            tiny_model,
+            ["a b.", "c d.", "e f.", "z" * 300],
+            batching=em.Batching(shard=2),
+            progress=False,
         )
 
 
@@ -600,7 +613,7 @@ def test_a_slice_in_which_every_text_is_too_short_is_empty(tiny_model, tmp_path)
     ]
     pooling = em.mean_over_tokens(skip=15, short="skip")
     assert len(encode(tiny_model, texts)[0].ids) <= 15
-    options = {"pooling": pooling, "shard_texts": 2, "progress": False}
+    options = {"pooling": pooling, "batching": em.Batching(shard=2), "progress": False}
     acts = em.collect_resid_post(tiny_model, texts, **options)
     assert ([t.id for t in acts.texts], acts.info["dropped_texts"]) == (["text-4"], 4)
     same_bits(to(tmp_path / "c", tiny_model, texts, **options).load(), acts)

@@ -42,7 +42,10 @@ def needs(package: str) -> Any:
 @pytest.fixture(scope="module")
 def request_(tiny, toy_set) -> Request:
     return Request(
-        str(tiny("llama", tokenizer="chat")), emotions=str(toy_set), shard_texts=2, device="cpu"
+        str(tiny("llama", tokenizer="chat")),
+        emotions=str(toy_set),
+        batching=em.Batching(shard=2),
+        device="cpu",
     )
 
 

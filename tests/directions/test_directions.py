@@ -19,7 +19,8 @@ from torch import Tensor
 
 import emolens as em
 from emolens import stats
-from emolens.collect.activations import NORM_BINS, Activations, TextInfo
+from emolens.collect.activations import Activations, TextInfo
+from emolens.collect.histogram import NORM_BINS
 from emolens.collect.pooling import LENGTHS
 from emolens.directions import algebra as algebra_room
 from emolens.directions import estimators as estimators_room

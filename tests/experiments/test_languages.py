@@ -56,7 +56,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     topic = {t.name: 0.5 * torch.randn(d, generator=generator) for t in TOPICS}
 
     def collect(model: Any, s: EmotionSet, **_: Any) -> em.Activations:
-        from emolens.collect.activations import NORM_BINS, TextInfo
+        from emolens.collect.activations import TextInfo
+        from emolens.collect.histogram import NORM_BINS
 
         rows, infos = [], []
         for e in s.names:

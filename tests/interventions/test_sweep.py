@@ -232,7 +232,7 @@ def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
         "progress": False,
     }
     whole = sweep(model, STEMS, v, **options)
-    file, calls = tmp_path / "sweep.jsonl", []
+    file, calls = tmp_path / "sweep", []
     measure = measure_room.Run.measure
 
     def dies(self, *args):
@@ -244,14 +244,14 @@ def test_a_killed_sweep_goes_on_where_it_was(model, v, tmp_path, monkeypatch):
     monkeypatch.setattr(measure_room.Run, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, STEMS, v, out=file, **options)
-    with file.open("a", encoding="utf-8") as f:
-        f.write('{"cell": {"dire')  # as a kill in the middle of a line leaves it
+    assert sorted(p.name for p in file.iterdir()) == [f"{i:05d}.json" for i in range(6)]
+    (file / "00003.json").write_text('{"made_by": "', encoding="utf-8")  # damaged: made again
     calls.clear()
     monkeypatch.setattr(
         measure_room.Run, "measure", lambda self, *a: calls.append(1) or measure(self, *a)
     )
     resumed = sweep(model, STEMS, v, out=file, **options)
-    assert len(calls) == len(whole.cells) - 6
+    assert len(calls) == len(whole.cells) - 5
     torch.testing.assert_close(
         resumed.change, whole.change, atol=0, rtol=0
     )  # JSON keeps every digit of a float
@@ -348,7 +348,7 @@ def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, mon
         return real(self, vectors, *args)
 
     monkeypatch.setattr(measure_room.Run, "text", small_and_dies)
-    file = tmp_path / "sweep.jsonl"
+    file = tmp_path / "sweep"
     with pytest.raises(KeyboardInterrupt):
         sweep(model, STEMS, v, out=file, **options)
     calls[:] = [-100]
@@ -359,17 +359,17 @@ def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, mon
         resumed.written.log_perplexity, whole.written.log_perplexity, atol=TOLERANCE, rtol=0
     )
     torch.testing.assert_close(resumed.written.score, whole.written.score, atol=1e-2, rtol=1e-3)
-    with pytest.raises(ValueError, match="another sweep"):
+    with pytest.raises(FileExistsError, match="something else"):
         sweep(model, STEMS, v, out=file, **(options | {"write": 3}))
     assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
 
 
 def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
-    file = tmp_path / "sweep.jsonl"
+    file = tmp_path / "sweep"
     sweep(
         model, STEMS[:1], v, layers=[1], doses=[0.1], target_words=WORDS, out=file, progress=False
     )
-    with pytest.raises(ValueError, match="another sweep"):
+    with pytest.raises(FileExistsError, match="something else"):
         sweep(
             model,
             STEMS[:1],
@@ -381,7 +381,7 @@ def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
             progress=False,
         )
     louder = replace(v, norm_median=v.norm_median * 2)
-    with pytest.raises(ValueError, match="another sweep"):
+    with pytest.raises(FileExistsError, match="something else"):
         sweep(
             model,
             STEMS[:1],
@@ -392,7 +392,7 @@ def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
             out=file,
             progress=False,
         )
-    with pytest.raises(ValueError, match="another sweep"):
+    with pytest.raises(FileExistsError, match="something else"):
         sweep(
             model,
             STEMS[:1],
@@ -404,7 +404,7 @@ def test_a_file_of_another_sweep_is_refused(model, v, tmp_path):
             prepend_bos=False,
             progress=False,
         )
-    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["sweep"]
+    assert all("made_by" in json.loads(f.read_text(encoding="utf-8")) for f in file.iterdir())
 
 
 def test_a_sweep_that_is_read_by_another_calibration_does_not_go_on_in_the_same_file(
@@ -415,7 +415,7 @@ def test_a_sweep_that_is_read_by_another_calibration_does_not_go_on_in_the_same_
         "doses": [0.1],
         "target_words": WORDS,
         "progress": False,
-        "out": tmp_path / "sweep.jsonl",
+        "out": tmp_path / "sweep",
     }
     sweep(model, STEMS[:1], v, write=2, read=v, **options)
     assert v.calibration is not None
@@ -424,7 +424,7 @@ def test_a_sweep_that_is_read_by_another_calibration_does_not_go_on_in_the_same_
         replace(v, calibration=replace(v.calibration, token_std=v.calibration.token_std * 2)),
         replace(v, reference=v.reference + 1),
     ):
-        with pytest.raises(ValueError, match="is of another sweep"):
+        with pytest.raises(FileExistsError, match="something else"):
             sweep(model, STEMS[:1], v, write=2, read=other, **options)
 
 
@@ -434,7 +434,7 @@ def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(m
         "doses": [0.1],
         "target_words": WORDS,
         "progress": False,
-        "out": tmp_path / "sweep.jsonl",
+        "out": tmp_path / "sweep",
     }
     sweep(model, STEMS, v, **options)
     for name in ("unembed", "ln_final"):
@@ -445,7 +445,8 @@ def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(m
             with torch.no_grad():
                 tensor[..., -1] += 0.5
             with pytest.raises(
-                ValueError, match="is of another sweep, or of something else; choose another file"
+                FileExistsError,
+                match=r"holds the results of something else .*; choose another folder",
             ):
                 sweep(model, STEMS, v, **options, allow_other_model=True)
         finally:

@@ -406,7 +406,9 @@ def test_a_text_longer_than_the_context_is_refused_before_the_first_pass(
         with pytest.raises(ValueError, match=message):
             em.collect_resid_post(tiny_model, given, progress=False)
         with pytest.raises(ValueError, match=message):
-            em.collect_to(tmp_path / "c", tiny_model, given, shard_texts=2, progress=False)
+            em.collect_to(
+                tmp_path / "c", tiny_model, given, batching=em.Batching(shard=2), progress=False
+            )
     assert not (tmp_path / "c").exists()
 
 
@@ -425,7 +427,7 @@ def test_a_text_that_cannot_be_pooled_is_refused_before_the_first_pass(
             tmp_path / "c",
             tiny_model,
             [*TEXTS, "The dog."],
-            shard_texts=2,
+            batching=em.Batching(shard=2),
             pooling=pooling,
             progress=False,
         )
@@ -434,7 +436,12 @@ def test_a_text_that_cannot_be_pooled_is_refused_before_the_first_pass(
 @pytest.mark.parametrize("to", [False, True])
 def test_a_long_text_is_cut_or_left_out_and_counted(tiny_model, tmp_path, to):
     def go(texts, long):
-        options = {"shard_texts": 2, "long": long, "progress": False, "pooling": em.last_token()}
+        options = {
+            "batching": em.Batching(shard=2),
+            "long": long,
+            "progress": False,
+            "pooling": em.last_token(),
+        }
         if to:
             return em.collect_to(
                 tmp_path / f"{long}{len(texts)}", tiny_model, texts, **options
