@@ -4,12 +4,26 @@ Axis vocabulary: ``batch pos text layer emotion component head d_model d_head d_
 `@typed` checks its annotations at every call (about 0.1 ms); a wrong shape is a `jaxtyping.TypeCheckError`.
 """
 
+from __future__ import annotations
+
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, SupportsIndex, TypeVar, get_args, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    SupportsIndex,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 from beartype import beartype
 from jaxtyping import jaxtyped
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 HookPoint = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 HeadPoint = Literal["z", "q", "k", "v"]
@@ -25,18 +39,47 @@ def typed(function: F) -> F:
     return jaxtyped(typechecker=beartype)(function)
 
 
+class Weights(Protocol):
+    """What emolens needs of any `torch.nn.Module`, to tell which weights it has."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def get_submodule(self, target: str) -> nn.Module: ...
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
 @runtime_checkable
-class HookedModel(Protocol):
+class HookedModel(Weights, Protocol):
     """What emolens needs of a model: `HookedTransformer` and `TransformerBridge` both have it."""
+
+    context_level: int
 
     @property
     def cfg(self) -> Any: ...
     @property
-    def hook_dict(self) -> dict[str, Any]: ...
+    def tokenizer(self) -> Any: ...
+    @property
+    def hook_dict(self) -> Mapping[str, Any]: ...
+    @property
+    def blocks(self) -> Any: ...
+    @property
+    def W_E(self) -> Tensor: ...
+    @property
+    def W_O(self) -> Tensor: ...
+    def ln_final(self, resid: Tensor) -> Tensor: ...
+    def unembed(self, resid: Tensor) -> Tensor: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any: ...
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    @classmethod
+    def __subclasshook__(cls, subclass: type, /) -> bool:
+        """By methods of the class: a bridge computes `W_O` anew for whoever asks whether it is there."""
+        return all(
+            hasattr(subclass, name) for name in ("run_with_hooks", "run_with_cache", "hooks")
+        )
 
 
 def is_hooked(model: Any) -> bool:
@@ -54,9 +97,8 @@ def block_number(layer: Any, wrong: str = ": layers are block numbers, such as 1
         ValueError: it is no whole number; `wrong` ends the sentence.
     """
     try:
-        if not isinstance(layer, bool) and "bool" not in str(
-            getattr(layer, "dtype", "")
-        ):  # of torch, an index too
+        # a truth value is an index too, in torch as in Python
+        if not isinstance(layer, bool) and "bool" not in str(getattr(layer, "dtype", "")):
             return operator.index(layer)
     except TypeError:
         pass
@@ -77,7 +119,8 @@ def block_numbers(
     try:
         return (block_number(layers, wrong),)
     except ValueError:
-        if isinstance(layers, str | bytes | bool) or not isinstance(layers, Iterable):
+        several = isinstance(layers, Iterable) and getattr(layers, "ndim", 1) > 0
+        if isinstance(layers, str | bytes) or not several:
             raise
     return tuple(block_number(layer, wrong) for layer in layers)
 

@@ -12,7 +12,7 @@ from emolens.cli.models import models
 from emolens.cli.saved import score, steer
 from emolens.cli.sets import sets
 from emolens.cli.stories import write_stories
-from emolens.cli.study import languages, study
+from emolens.cli.study import languages, run, study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find, read and test emotion directions in language models.\n\nStart with: emolens study --model smollm2-135m-instruct-q4 --set core",
 )
-for command in (study, extract, plan, score, steer, write_stories, languages, models):
+for command in (study, run, extract, plan, score, steer, write_stories, languages, models):
     app.command()(command)  # in the order of the help
 app.add_typer(sets, name="sets")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from emolens.experiments.base import Row
+    from emolens.experiments.rows import Row
     from emolens.interventions.generate import Generations
     from emolens.models.catalogue import Entry
     from emolens.sets.check import Check
@@ -27,6 +27,17 @@ def print_primary(rows: Iterable[Row]) -> None:
         known = r.low is not None and r.high is not None
         interval = f" [{r.low:.2f}, {r.high:.2f}]" if known else ""
         table.add_row(r.experiment, r.metric, f"{r.value:.3f}{interval}", r.control or "")
+    Console().print(table)
+
+
+def print_experiments() -> None:
+    """Print every experiment in the order in which they run: name, question, what it needs, the profiles it is in."""
+    from emolens.experiments.protocol import EXPERIMENTS, PROFILES
+
+    table = Table("experiment", "question", "needs", "profiles", box=None, header_style="bold")
+    for e in EXPERIMENTS:
+        inside = [p for p, names in PROFILES.items() if names is None or e.name in names]
+        table.add_row(e.name, Text(e.question), ", ".join(e.needs), ", ".join(inside))
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""`emolens study` and `emolens languages`: whole protocols on a model."""
+"""`emolens study`, `emolens run` and `emolens languages`: experiments on a model."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from emolens.cli import options
+
+Out = Annotated[Path, Option("--out", "-o", help="Folder for vectors, results and report.")]
+External = Annotated[
+    Path | None,
+    Option(
+        help="Folder with goemotions_test.tsv, emobank.csv or both; without it, nothing is read across to other people's text."
+    ),
+]
+Replace = Annotated[bool, Option("--overwrite", help="Replace another study in the folder.")]
 
 
 def study(
     model: options.Model = options.DEFAULT_MODEL,
     set: options.Set = "core",
-    out: Annotated[
-        Path, Option("--out", "-o", help="Folder for vectors, results and report.")
-    ] = Path("study"),
-    external: Annotated[
-        Path | None,
+    out: Out = Path("study"),
+    external: External = None,
+    profile: Annotated[
+        str,
         Option(
-            help="Folder with goemotions_test.tsv, emobank.csv or both; without it, nothing is read across to other people's text."
+            help="quick (what the stories alone answer), standard, or full (more permutations, every layer, all external texts)."
         ),
-    ] = None,
-    full: Annotated[
-        bool, Option("--full", help="More permutations, every layer, all external texts.")
-    ] = False,
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="Replace another study in the folder.")
-    ] = False,
+    ] = "standard",
+    overwrite: Replace = False,
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -39,18 +42,67 @@ def study(
 
     Example: emolens study --model pythia-160m --set core --out study-pythia
     """
+    _run(profile, model, set, out, external, overwrite, seed, device, dtype, revision)
+
+
+def run(
+    names: Annotated[
+        list[str] | None, Argument(help="Experiments; what they need is run before them.")
+    ] = None,
+    show: Annotated[
+        bool, Option("--list", help="Say which experiments there are, and stop.")
+    ] = False,
+    model: options.Model = options.DEFAULT_MODEL,
+    set: options.Set = "core",
+    out: Out = Path("run"),
+    external: External = None,
+    overwrite: Replace = False,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+) -> None:
+    """Run some experiments alone, with what they need, and write the report of them.
+
+    Example: emolens run validation --model smollm2-135m-instruct-q4
+    """
+    if show:
+        from emolens.cli.printing import print_experiments
+
+        return print_experiments()
+    if not names:
+        raise ValueError(
+            "name an experiment, such as: emolens run separability (emolens run --list says which there are)"
+        )
+    _run(names, model, set, out, external, overwrite, seed, device, dtype, revision)
+
+
+def _run(
+    profile: str | list[str],
+    model: str,
+    set: str,
+    out: Path,
+    external: Path | None,
+    overwrite: bool,
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+    revision: str | None,
+) -> None:
+    """Whatever is wrong with a request is said before the model is opened: that takes half a minute."""
     from rich.console import Console
 
     console = Console()
     console.print("loading ...", style="dim")
     from emolens.cli.printing import print_primary
-    from emolens.experiments.transfer import load_external
+    from emolens.experiments.protocol import chosen_experiments
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
     from emolens.sets.emotion_sets import load_emotion_set
+    from emolens.sets.external import load_external
     from emolens.study import check_request, run_study
 
-    # before the model: a wrong name should not take half a minute to say
+    chosen_experiments(profile)
     emotions = load_emotion_set(set)
     if external is not None:
         load_external(external)
@@ -58,7 +110,7 @@ def study(
     check_request(emotions, out, seed)
     loaded = load_model(model, device=device, dtype=dtype, revision=revision)
     result = run_study(
-        loaded, emotions, out=out, seed=seed, full=full, external=external, overwrite=overwrite, command=_command(sys.argv[1:]),
+        loaded, emotions, profile=profile, out=out, seed=seed, external=external, overwrite=overwrite, command=_command(sys.argv[1:]),
         say=lambda line: console.print(line, highlight=False, markup=False),
     )  # fmt: skip
     print_primary(result.primary())

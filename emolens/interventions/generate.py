@@ -22,10 +22,12 @@ from emolens._typing import HookedModel, Text, hook_name
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
 from emolens.interventions.hooks import Hook, Hooks
-from emolens.interventions.positions import Window, prompts_of
+from emolens.interventions.positions import Window
 from emolens.models.identity import check_model, model_info
+from emolens.models.points import device_of
 from emolens.models.running import Decoder, run_to
 from emolens.models.tokens import EncodedText, encode, pad, text_after
+from emolens.sets.corpus import several
 
 Stop = str | int | Sequence[str | int]
 
@@ -70,7 +72,7 @@ def ends(model: HookedModel, stop: Stop = ()) -> Ends:
     Raises:
         ValueError: a token that the vocabulary does not have, or an empty string.
     """
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
+    tokenizer = model.tokenizer
     special = tokenizer.get_added_vocab()
     info = model_info(model)
     tokens, strings = {tokenizer.eos_token_id, *info.stop_tokens.values()} - {None}, []
@@ -175,7 +177,7 @@ def generate(
         ``em.generate(model, "I opened the door and", em.steer_resid_post(v["joy"], dose=0.1), read=v)``
     """
     hooks = list(hooks or [])
-    texts = prompts_of(prompts)
+    texts = several(prompts)
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: at least 1, at least 0, in (0, 1]"
@@ -243,7 +245,7 @@ def generate(
 
 @torch.no_grad()
 def read_written(
-    model: Any,
+    model: HookedModel,
     encoded: Sequence[EncodedText],
     new: Int[Tensor, "row token"],
     v: EmotionDirections | None = None,
@@ -261,7 +263,7 @@ def read_written(
     Returns:
         The stream there at the token before each new one, for its probability; and z of each new token at its position.
     """
-    tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad(encoded, "left", device_of(model))
     new, width = new.to(tokens.device), new.shape[1]
     whole, seen = torch.cat([tokens, new.clamp_min(0)], 1), torch.cat([mask, (new >= 0).long()], 1)
     kept: list[Tensor] = []
@@ -307,11 +309,11 @@ class _Reader:
 
 @torch.no_grad()
 def decode(
-    model: Any, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, end: Ends, temperature: float = 0.0, top_p: float = 1.0,
+    model: HookedModel, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, end: Ends, temperature: float = 0.0, top_p: float = 1.0,
     seed: int = 0, items: Sequence[int] | None = None, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """The new tokens of each row up to its end, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
-    tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad(encoded, "left", device_of(model))
     window = Window(tokens.shape[1])
     bound = [(name, h.within(window) if isinstance(h, Hook) else h) for name, h in hooks]
     bound += [reader.hook] if reader is not None else []

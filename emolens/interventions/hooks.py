@@ -14,6 +14,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from emolens._typing import HeadPoint, HookPoint
 from emolens.interventions.positions import Positions, Where, Window
 
 DoseUnit = Literal["median", "mean", "raw"]
@@ -36,7 +37,7 @@ class Spec:
     """
 
     kind: str
-    hook_point: str
+    hook_point: HookPoint | HeadPoint
     layer: int
     hook_name: str
     what: tuple[str, ...]

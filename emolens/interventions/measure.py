@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens._files import here
-from emolens._typing import hook_name
+from emolens._typing import HookedModel, hook_name
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.generate import Stop, decode, ends, read_written
 from emolens.interventions.hooks import Hook, Hooks
 from emolens.interventions.positions import Window
 from emolens.interventions.verbs import steer_at
+from emolens.models.points import device_of
 from emolens.models.running import (
     Decoder,
     can_start_at_layer,
@@ -139,7 +140,7 @@ class Run:
     """The prompts, the unsteered model's answers, and the streams before each steered block."""
 
     def __init__(
-        self, model: Any, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
+        self, model: HookedModel, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
         positions: Literal["all", "generation"] = "all", batch_tokens: int = 4096, write: int = 0, reader: EmotionDirections | None = None,
         layers: Sequence[int] = (), stop: Stop = (),
     ) -> None:  # fmt: skip
@@ -151,7 +152,7 @@ class Run:
         )
         self.write, self.reader, self.end = write, reader, ends(model, stop)
         self.positions: Literal["all", "generation"] = positions
-        self.device = getattr(model.cfg, "device", "cpu")
+        self.device = device_of(model)
         self.splits = 0
         tokenize = lambda w: [tuple(word_tokens(model.tokenizer, w, e.text)) for e in encoded]  # noqa: E731  (used once)
         self.words = {

@@ -28,7 +28,6 @@ from emolens._typing import (
     HookedModel,
     HookPoint,
     Text,
-    block_numbers,
     hook_name,
 )
 from emolens.interventions.metrics import (
@@ -42,6 +41,7 @@ from emolens.interventions.metrics import (
     passing,
 )
 from emolens.models.identity import check_model
+from emolens.models.points import check_layers, device_of
 from emolens.models.running import can_start_at_layer, checked, unembed
 from emolens.models.tokens import EncodedText, encode
 from emolens.sets.corpus import several
@@ -62,7 +62,7 @@ class _Pair:
 class _Reader:
     """A metric bound to a model."""
 
-    model: Any
+    model: HookedModel
     metric: Metric
     prompts: tuple[str, ...]
     sides: tuple[list[int], list[int]] = field(init=False)
@@ -151,30 +151,23 @@ def _depth(hook_point: str, layer: int) -> int:
     )
 
 
-def _check_point(model: Any, hook_point: str, layers: Sequence[int]) -> None:
-    n = model.cfg.n_layers
-    for layer in layers:
-        if not 0 <= layer < n:
-            raise ValueError(f"layer {layer} does not exist; {n} layers are 0..{n - 1}")
-        name = hook_name(cast(Any, hook_point), layer)
-        # a bridge lists hook_resid_mid of parallel blocks too, where it never fires
-        parallel = hook_point == "resid_mid" and getattr(model.cfg, "parallel_attn_mlp", False)
-        if name not in model.hook_dict or parallel:
-            why = " (attention and MLP run in parallel here)" if parallel else ""
-            raise KeyError(f"this model has no hook point {name}{why}; use resid_pre or resid_post")
-        if hook_point == "resid_mid" and not can_start_at_layer(
-            model
-        ):  # past where the skip branches off
-            raise KeyError(
-                f"on a TransformerBridge {name} is only what the MLP reads; patch attn_out, or load with backend='hooked'"
-            )
+def _check_point(
+    model: HookedModel, hook_point: HookPoint | HeadPoint, layers: Blocks | None
+) -> tuple[int, ...]:
+    chosen = check_layers(model, hook_point, layers)
+    # past where the skip branches off
+    if hook_point == "resid_mid" and not can_start_at_layer(model):
+        raise KeyError(
+            "on a TransformerBridge resid_mid is only what the MLP reads; patch attn_out, or load with backend='hooked'"
+        )
+    return chosen
 
 
 def _encoded(
-    model: Any, clean: Prompts, corrupted: Prompts
+    model: HookedModel, clean: Prompts, corrupted: Prompts
 ) -> tuple[list[EncodedText], list[EncodedText]]:
     a, b = several(clean), several(corrupted)
-    if len(a) != len(b) or not a:
+    if len(a) != len(b):
         raise ValueError(
             f"clean and corrupted need the same number of prompts, given {len(a)} and {len(b)}"
         )
@@ -182,13 +175,13 @@ def _encoded(
 
 
 def _pairs(
-    model: Any,
+    model: HookedModel,
     a: list[EncodedText],
     b: list[EncodedText],
     positions: Sequence[int | str] | None,
     by_head: bool,
 ) -> tuple[list[_Pair], int]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     out: list[_Pair] = []
     dropped = 0
     for x, y in zip(a, b, strict=True):
@@ -238,7 +231,7 @@ def _spans(clean: list[int], corrupted: list[int]) -> dict[str, list[int]]:
     return {name: list(r) for name, r in zip(SPANS, ranges, strict=True)}
 
 
-def cache_of(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def cache_of(model: HookedModel, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Activations at some hook points in one unhooked run."""
     kept: dict[str, Tensor] = {}
 
@@ -277,7 +270,7 @@ def _put(cells: list[tuple[list[int], int | None]], source: Tensor) -> Callable[
 
 
 def _sweep(
-    model: Any,
+    model: HookedModel,
     hook_point: HookPoint | HeadPoint,
     *,
     clean: Prompts,
@@ -354,16 +347,13 @@ def _passing(
 
 
 def _prepare(
-    model: Any, hook_point: str, clean: Prompts, corrupted: Prompts, metric: Metric, layers: Blocks | None,
+    model: HookedModel, hook_point: HookPoint | HeadPoint, clean: Prompts, corrupted: Prompts, metric: Metric, layers: Blocks | None,
     positions: Sequence[int | str] | None, direction: str, by_head: bool,
 ) -> tuple[list[_Pair], int, list[int], _Reader]:  # fmt: skip
     """Everything that can be refused before the first forward pass."""
     if direction not in get_args(Direction):
         raise ValueError(f"direction is 'denoise' or 'noise', not {direction!r}")
-    wanted = list(range(model.cfg.n_layers)) if layers is None else list(block_numbers(layers))
-    if not wanted:
-        raise ValueError("layers is empty; None takes all of them")
-    _check_point(model, hook_point, wanted)
+    wanted = list(_check_point(model, hook_point, layers))
     encoded = _encoded(model, clean, corrupted)
     read = _Reader(model, metric, tuple(e.text for side in encoded for e in side))
     pairs, dropped = _pairs(model, *encoded, positions, by_head)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emolens._typing import HookedModel, Text
 from emolens.collect.pooling import Pooling, pooled_positions
+from emolens.models.points import device_of
 from emolens.models.tokens import EncodedText, encode, pad
 from emolens.sets.corpus import several
 
@@ -101,7 +102,7 @@ def positions(
     Example:
         ``p = em.positions(model, "How would you feel about a walk?", em.char_span(["a walk"]))``
     """
-    texts = prompts_of(prompts)
+    texts = several(prompts)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
     if isinstance(where, str):
         if where not in ("prompt", "last"):
@@ -125,17 +126,7 @@ def positions(
                         f"position {k} is past the end of prompt {i}, which has {n} tokens"
                     )
             chosen.append(tuple(sorted({k % n for k in where})))
-    return Positions(
-        tuple(encoded), tuple(chosen), padding_side, getattr(model.cfg, "device", "cpu")
-    )
-
-
-def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:
-    """`corpus.several` of at least one prompt."""
-    out = several(prompts)
-    if not out:
-        raise ValueError("no prompt given")
-    return out
+    return Positions(tuple(encoded), tuple(chosen), padding_side, device_of(model))
 
 
 class Window:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from emolens._typing import HookedModel, HookPoint, hook_name
+from emolens._typing import HookedModel, HookPoint
 from emolens.collect.activations import Activations, TextInfo, is_main
 from emolens.collect.forward import collect
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.hooks import Hooks
 from emolens.interventions.positions import Positions, Where
 from emolens.interventions.verbs import Direction, orthonormal, removed_from, resolve_places
+from emolens.models.points import check_layers, layers_with
 from emolens.shards import same_weights
 
 
@@ -25,13 +26,9 @@ def stream_points(model: HookedModel) -> dict[HookPoint, tuple[int, ...]]:
 
     A parallel model, whose MLP reads what attention reads, has no second place. (Before block k + 1 is after block k.)
     """
-    every = tuple(range(model.cfg.n_layers))
-    parallel = (
-        getattr(model.cfg, "parallel_attn_mlp", False)
-        or hook_name("resid_mid", 0) not in model.hook_dict
-    )
-    middle: dict[HookPoint, tuple[int, ...]] = {} if parallel else {"resid_mid": every}
-    return {"resid_pre": (0,), **middle, "resid_post": every}
+    middle = layers_with(model, "resid_mid")
+    between: dict[HookPoint, tuple[int, ...]] = {"resid_mid": middle} if middle else {}
+    return {"resid_pre": (0,), **between, "resid_post": check_layers(model, "resid_post")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +98,7 @@ def ablate_stream(
     direction: Direction,
     stream: Stream,
     *,
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     method: Literal["affine", "zero", "mean"] = "affine",
     per_row: bool = False,
     positions: Where | Positions = "all",

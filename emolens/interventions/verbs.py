@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def resolve_places(
     hook_point: HookPoint,
     direction: Direction,
     layer: Layers,
-    direction_from: int | None,
+    direction_from: SupportsIndex | None,
 ) -> list[_Place]:
     """Where a direction is to act: its vector, reference and norms for each layer asked for."""
     if isinstance(direction, np.ndarray):
@@ -200,7 +200,7 @@ def _limit(place: _Place, hook_point: str, sinks: bool) -> Tensor:
 
 
 def _hook(
-    kind: str, hook_point: str, place: _Place, edit: Callable[..., Tensor], tensors: tuple[Tensor, ...], amount: str, positions: Where | Positions
+    kind: str, hook_point: HookPoint | HeadPoint, place: _Place, edit: Callable[..., Tensor], tensors: tuple[Tensor, ...], amount: str, positions: Where | Positions
 ) -> tuple[str, Hook]:  # fmt: skip
     if not isinstance(positions, Positions) and positions not in ("all", "generation"):
         raise ValueError(
@@ -211,7 +211,7 @@ def _hook(
         raise ValueError(
             f"{rows} rows of directions for the positions of {len(positions.encoded)} prompts"
         )
-    name = hook_name(hook_point, place.layer)  # type: ignore[arg-type]  # one of the literals, by construction
+    name = hook_name(hook_point, place.layer)
     what = place.v.emotions if place.v is not None else ("direction",) * len(place.unit)
     model = place.v.info["model"] if place.v is not None else None
     spec = Spec(
@@ -231,7 +231,7 @@ def _steer(
     dose: float | int | Sequence[float] | Tensor,
     layer: Layers = None,
     dose_unit: DoseUnit = "median",
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
 ) -> Hooks:
     """Add a direction.
@@ -276,7 +276,7 @@ def _ablate(
     method: AblationMethod = "affine",
     per_row: bool = False,
     source: Activations | None = None,
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
     sinks: bool = False,
     seed: int = 0,
@@ -362,7 +362,7 @@ def _clamp(
     value: float | int | Sequence[float] | Tensor,
     layer: Layers = None,
     dose_unit: DoseUnit = "median",
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
     sinks: bool = False,
 ) -> Hooks:
@@ -415,7 +415,7 @@ def _rotate(
     *,
     angle: float | int | Sequence[float] | Tensor,
     layer: Layers = None,
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
     sinks: bool = False,
 ) -> Hooks:
