@@ -40,10 +40,13 @@ SENTENCES = (
 )
 # files and tests that last: `make quick` leaves them out
 SLOW = {
-    "baking", "causal", "engines", "fuzz", "gguf", "languages", "reading", "set_checks", "study", "sweep",
+    "baking", "causal", "conclusions", "engines", "fused", "fuzz", "gguf", "languages", "reading", "set_checks", "study", "sweep",
+    "test_a_sweep_equals_a_naive_loop_of_full_forwards", "test_equals_transformer_lens",
+    "test_greedy_generation_with_a_kv_cache_writes_the_tokens_that_hf_writes",
     "test_a_full_disk_is_an_error_that_leaves_whole_shards_only",
     "test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand",
     "test_languages_prints_the_matrix_and_writes_every_row",
+    "test_processing_changes_no_log_probability_and_is_recorded",
     "test_study_runs_and_shows_its_primary_rows",
     "test_the_command_prints_the_formulas",
 }  # fmt: skip
