@@ -37,7 +37,6 @@ def not_blank(text: str) -> str:
 Word = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(not_blank)]
 # of a set, a topic or a text: in joined sets their names are put together
 Name = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(not_blank)]
-Prose = Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator(not_blank)]
 
 
 def data_root() -> Path:

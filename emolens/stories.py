@@ -135,9 +135,11 @@ def story_prompts(
         for topic in (names[t] for t in topics or names):
             for k in range(per_topic):
                 prompt = e.prompts[k % len(e.prompts)]
-                filled = {"topic": topic.description or topic.name}
-                filled |= {"adjective": e.adjective or e.name}
-                filled |= {"person": words.get(topic.person, words["third"])}
+                filled = {
+                    "topic": topic.description or topic.name,
+                    "adjective": e.adjective or e.name,
+                }
+                filled["person"] = words.get(topic.person, words["third"])
                 # not str.format, which would look into objects for a stranger's prompt
                 for key, value in filled.items():
                     prompt = prompt.replace("{" + key + "}", value)
@@ -172,10 +174,10 @@ def export_prompts(
     """
     lines = "".join(p.model_dump_json() + "\n" for p in prompts)
 
-    def same(file):
+    def held(file: Path) -> str | None:
         return None if file.read_bytes() == lines.encode() else "other prompts, or something else"
 
-    vacant(path, same, overwrite=overwrite)
+    vacant(path, held, overwrite=overwrite)
     with written_whole(path) as part:
         part.write_bytes(lines.encode())
 
@@ -317,9 +319,8 @@ def import_texts(
     texts: dict[str, str] = {}
     for number, line in enumerate(read_jsonl(here(path), _Text), start=1):
         if line.id not in known:
-            raise ValueError(
-                f"{path}: text {number}: " + unknown("prompt id", line.id, sorted(known))
-            )
+            absent = unknown("prompt id", line.id, sorted(known))
+            raise ValueError(f"{path}: text {number}: {absent}")
         if line.id in texts:
             raise ValueError(f"{path}: text {number}: the id {line.id!r} is there twice")
         texts[line.id] = line.text
@@ -355,13 +356,8 @@ def parse_story(text: str, language: str, most: int) -> str:
 
 
 def judge(
-    story: str,
-    raw: str,
-    s: EmotionSet,
-    emotion: str,
-    lengths: tuple[int, int],
-    person: Person = "mixed",
-) -> str | None:
+    story: str, raw: str, s: EmotionSet, emotion: str, lengths: tuple[int, int], person: Person = "mixed",
+) -> str | None:  # fmt: skip
     """Why a story is dropped, or None: "refusal", "too short", "wrong language", "wrong person", "names the emotion", "repetition"."""
     if REFUSAL.search(raw):
         return "refusal"
@@ -416,15 +412,13 @@ def check_folder(out: str | Path) -> tuple[Path, dict[str, Any] | None]:
 def _begin(out: str | Path, spec: dict[str, Any]) -> Path:
     """The folder of this very run, new or interrupted."""
     folder, found = check_folder(out)
-    manifest = folder / "manifest.json"
-    if found is not None and (
-        other := sorted(k for k in found.keys() | spec.keys() if found.get(k) != spec.get(k))
-    ):
+    before = spec if found is None else found
+    if other := sorted(k for k in before.keys() | spec.keys() if before.get(k) != spec.get(k)):
         raise FileExistsError(
             f"{folder} already holds another run (differs in: {', '.join(other)}); choose another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    if not manifest.is_file():
+    if found is None:
         _write_manifest(folder, {"spec": spec, "hash": _hash(spec)})
     return folder
 
@@ -464,18 +458,16 @@ def _finish(
             dropped.append({"id": p.id, "reason": reason, "text": raw})
         else:
             seen.add(story)
-            kept[p.emotion, p.topic].append(
-                Story(id=p.id, topic=p.topic, person=p.person, text=story)
-            )
+            one = Story(id=p.id, topic=p.topic, person=p.person, text=story)
+            kept[p.emotion, p.topic].append(one)
     names = list(dict.fromkeys(p.emotion for p in prompts))
     used = list(dict.fromkeys(p.topic for p in prompts))
     each = {t: min(len(kept[e, t]) for e in names) for t in used}
     for (_, t), stories in kept.items():
         counts["kept"] += each[t]
         counts["set aside"] += len(stories) - each[t]
-        dropped += [
-            {"id": x.id, "reason": "set aside", "text": texts[x.id]} for x in stories[each[t] :]
-        ]
+        for x in stories[each[t] :]:
+            dropped.append({"id": x.id, "reason": "set aside", "text": texts[x.id]})
     # drops the zeros
     counts += Counter()
     result = None

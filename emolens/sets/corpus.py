@@ -105,8 +105,8 @@ def open_corpus(
     """
     if isinstance(texts, Corpus):
         return texts
-    labelled = isinstance(texts, EmotionSet | Path) or hasattr(texts, "column_names")
-    if labelled and (emotions is not None or topics is not None):
+    has_labels = isinstance(texts, EmotionSet | Path) or hasattr(texts, "column_names")
+    if has_labels and (emotions is not None or topics is not None):
         what = "an emotion set" if isinstance(texts, EmotionSet) else "a file or table"
         raise ValueError(f"{what} brings its own emotions and topics")
     info: dict[str, Any] = {"set": None, "set_sha256": None, "antonyms": None}

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from emolens._files import Name, Prose, Strict, Word, unknown
+from emolens._files import Name, Strict, Word, not_blank, unknown
 
 Person = Literal["first", "third", "mixed"]
 # least and most, in words or characters
@@ -61,7 +61,7 @@ class Story(_Told):
     """
 
     person: Person
-    text: Prose
+    text: Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator(not_blank)]
     split: Literal["main", "other_person", "test"] = "main"
     may_name: bool = False
 
@@ -70,7 +70,7 @@ class Turn(Strict):
     """What one speaker says before the other answers."""
 
     speaker: Word
-    text: Prose
+    text: Annotated[str, Field(min_length=1), AfterValidator(not_blank)]
 
 
 class Dialogue(_Told):
