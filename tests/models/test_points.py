@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import emolens as em
-from emolens._typing import block_number, block_numbers
+from emolens._typing import HookedModel, block_number, block_numbers
 from emolens.collect import planning
 from emolens.models.points import check_layers, device_of, existing_layers, layers_with
 
@@ -161,3 +161,19 @@ def test_every_call_takes_a_layer_of_any_library(
 
 def test_the_device_is_that_of_the_config_or_the_cpu(tiny_model: Any) -> None:
     assert device_of(tiny_model) == torch.device("cpu") == tiny_model.W_E.device
+
+
+def test_a_model_is_known_by_its_methods_and_nothing_is_computed_to_ask(tiny_model: Any) -> None:
+    class Costly(torch.nn.Module):
+        def run_with_hooks(self) -> None: ...
+        def run_with_cache(self) -> None: ...
+        def hooks(self) -> None: ...
+
+        @property
+        def W_O(self) -> torch.Tensor:
+            raise AssertionError("a bridge stacks every block's weights here")
+
+    assert isinstance(tiny_model, HookedModel)
+    assert isinstance(Costly(), HookedModel)
+    assert not isinstance(torch.nn.Linear(2, 2), HookedModel)
+    assert not isinstance("pythia-70m", HookedModel)
