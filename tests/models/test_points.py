@@ -111,7 +111,9 @@ def _calls(model: Any, stories: em.EmotionSet, acts: em.Activations, v: Any) -> 
     one, words = v["glimmer"], {e.name: e.target_words for e in stories.emotions}
     cache = {f"blocks.{k}.hook_resid_post": torch.zeros(1, 9, 32) for k in range(3)}
     pair: dict[str, Any] = {"clean": "Mara sang.", "corrupted": "Mara wept."}
-    metric = em.logit_difference(" a", " b")
+
+    def first(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0]
 
     def specs(hooks: Any) -> list[str]:
         return [str(hook.spec) for _, hook in hooks]
@@ -136,8 +138,8 @@ def _calls(model: Any, stories: em.EmotionSet, acts: em.Activations, v: Any) -> 
         "patch hook": lambda k: specs(em.interventions.patch_resid_post(cache, layer=k)),
         "projection": lambda k: em.projection(one, layer=k).layer,
         "attribute": lambda k: em.attribute(model, one, PROMPT, layer=k).values,
-        "patch": lambda k: em.patch_resid_pre(model, **pair, metric=metric, layers=k).values,
-        "attribution_patching": lambda k: em.attribution_patching(model, **pair, metric=metric, layers=k).layers,
+        "patch": lambda k: em.patch_resid_pre(model, **pair, metric=first, layers=k).values,
+        "attribution_patching": lambda k: em.attribution_patching(model, **pair, metric=first, layers=k).layers,
         "generate": lambda k: em.generate(model, PROMPT, max_new_tokens=1, read=v, layer=k).scores[0],
         "sweep": lambda k: em.sweep(model, PROMPT, v, layers=k, doses=[0.1], target_words=words, controls={}).change,
         "calibrate_dose": lambda k: em.calibrate_dose(model, one, [PROMPT] * 4, layer=k).layer,
