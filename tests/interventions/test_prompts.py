@@ -50,12 +50,11 @@ def test_one_prompt_is_a_list_of_it_and_none_is_refused(calls: dict[str, Any], n
 
 
 def test_patching_and_baking_ask_for_prompts_too(tiny_model: Any, tmp_path: Any) -> None:
-    metric = em.logit_difference(" a", " b")
     with pytest.raises(ValueError, match="no texts given"):
-        em.patch_resid_pre(tiny_model, clean=[], corrupted=[], metric=metric)
+        em.patch_resid_pre(tiny_model, clean=[], corrupted=[], metric=len)
     hooks = em.steer_resid_post(torch.ones(32), layer=0, dose=1.0, dose_unit="raw")
     with pytest.raises(ValueError, match="no texts given"):
-        em.bake("pythia-70m", hooks, tmp_path / "baked", prompts=[])
+        em.bake("pythia-70m", hooks, out=tmp_path / "baked", prompts=[])
 
 
 def test_a_chat_is_one_prompt_and_a_list_of_chats_several() -> None:

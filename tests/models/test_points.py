@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import emolens as em
-from emolens._typing import block_number, block_numbers
+from emolens._typing import HookedModel, block_number, block_numbers
 from emolens.collect import planning
 from emolens.models.points import check_layers, device_of, existing_layers, layers_with
 
@@ -111,7 +111,9 @@ def _calls(model: Any, stories: em.EmotionSet, acts: em.Activations, v: Any) -> 
     one, words = v["glimmer"], {e.name: e.target_words for e in stories.emotions}
     cache = {f"blocks.{k}.hook_resid_post": torch.zeros(1, 9, 32) for k in range(3)}
     pair: dict[str, Any] = {"clean": "Mara sang.", "corrupted": "Mara wept."}
-    metric = em.logit_difference(" a", " b")
+
+    def first(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0]
 
     def specs(hooks: Any) -> list[str]:
         return [str(hook.spec) for _, hook in hooks]
@@ -136,8 +138,8 @@ def _calls(model: Any, stories: em.EmotionSet, acts: em.Activations, v: Any) -> 
         "patch hook": lambda k: specs(em.interventions.patch_resid_post(cache, layer=k)),
         "projection": lambda k: em.projection(one, layer=k).layer,
         "attribute": lambda k: em.attribute(model, one, PROMPT, layer=k).values,
-        "patch": lambda k: em.patch_resid_pre(model, **pair, metric=metric, layers=k).values,
-        "attribution_patching": lambda k: em.attribution_patching(model, **pair, metric=metric, layers=k).layers,
+        "patch": lambda k: em.patch_resid_pre(model, **pair, metric=first, layers=k).values,
+        "attribution_patching": lambda k: em.attribution_patching(model, **pair, metric=first, layers=k).layers,
         "generate": lambda k: em.generate(model, PROMPT, max_new_tokens=1, read=v, layer=k).scores[0],
         "sweep": lambda k: em.sweep(model, PROMPT, v, layers=k, doses=[0.1], target_words=words, controls={}).change,
         "calibrate_dose": lambda k: em.calibrate_dose(model, one, [PROMPT] * 4, layer=k).layer,
@@ -161,3 +163,19 @@ def test_every_call_takes_a_layer_of_any_library(
 
 def test_the_device_is_that_of_the_config_or_the_cpu(tiny_model: Any) -> None:
     assert device_of(tiny_model) == torch.device("cpu") == tiny_model.W_E.device
+
+
+def test_a_model_is_known_by_its_methods_and_nothing_is_computed_to_ask(tiny_model: Any) -> None:
+    class Costly(torch.nn.Module):
+        def run_with_hooks(self) -> None: ...
+        def run_with_cache(self) -> None: ...
+        def hooks(self) -> None: ...
+
+        @property
+        def W_O(self) -> torch.Tensor:
+            raise AssertionError("a bridge stacks every block's weights here")
+
+    assert isinstance(tiny_model, HookedModel)
+    assert isinstance(Costly(), HookedModel)
+    assert not isinstance(torch.nn.Linear(2, 2), HookedModel)
+    assert not isinstance("pythia-70m", HookedModel)
