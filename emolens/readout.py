@@ -26,7 +26,8 @@ from emolens.collect.forward import collect
 from emolens.collect.pooling import Pooling, char_span, every_token, last_token, mean_over_tokens
 from emolens.collect.recipe import Texts
 from emolens.directions.algebra import project
-from emolens.directions.value import EmotionDirections, position_bin
+from emolens.directions.calibration import position_bin
+from emolens.directions.value import EmotionDirections
 from emolens.models.identity import check_model
 from emolens.models.running import unembed
 from emolens.models.tokens import encode, text_after, word_tokens

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emolens._typing import Blocks, HookPoint, block_number, block_numbers
-from emolens.collect.pooling import LENGTHS
 from emolens.directions.algebra import project
+from emolens.directions.calibration import Calibration, position_bin
 from emolens.shards import read_safetensors, same_weights, vacant, write_safetensors
 
 UNCALIBRATED = (
@@ -31,78 +31,6 @@ NO_NEUTRAL = (
     "these directions know too little neutral text (at least 20 neutral texts are needed, and 20 tokens of them to score single tokens): make "
     "them from an emotion set that has more, to know what 'none' is, or use directions.project for raw projections"
 )
-POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What turns a projection s_e(x) = (x - mu) . v_e/|v_e| into a score. See `readout.score`.
-
-    The band is of the highest z of *all* emotions, and of texts that had no part in what reads them: directions, neutral components and
-    reference of each were fitted without its topic. Short texts scatter more, so there is one for each length.
-
-    Attributes:
-        mean, std: `[emotion layer]` of held-out scores over all stories (each scored by directions without its topic).
-        band: `[length layer]` a text of so many tokens (`LENGTHS`) whose highest z is below this is "none": it exceeds that of 95 % of neutral texts.
-        band_rate: `[length layer]` share of neutral texts that lie above it where neither directions nor band knew their topic (`mean` and `std`, of
-            stories of all topics, did); NaN where not measured.
-        token_mean, token_std: `[position emotion layer]` of single tokens of neutral texts, by position (`POSITION_EDGES`).
-        token_band, token_rate: `[position layer]` as `band` and `band_rate`, of neutral tokens; for the rate their mean and spread are those
-            of other topics as well.
-    """
-
-    mean: Float[Tensor, "emotion layer"]
-    std: Float[Tensor, "emotion layer"]
-    band: Float[Tensor, "length layer"]
-    band_rate: Float[Tensor, "length layer"]
-    token_mean: Float[Tensor, "position emotion layer"]
-    token_std: Float[Tensor, "position emotion layer"]
-    token_band: Float[Tensor, "position layer"]
-    token_rate: Float[Tensor, "position layer"]
-
-    def select(self, emotions: Sequence[int], layers: Sequence[int]) -> Calibration:
-        """The part of some emotions and layers. The bands stay those of all emotions: for fewer they are wider than need be."""
-        e, k = list(emotions), list(layers)
-        return Calibration(
-            self.mean[e][:, k],
-            self.std[e][:, k],
-            self.band[:, k],
-            self.band_rate[:, k],
-            self.token_mean[:, e][:, :, k],
-            self.token_std[:, e][:, :, k],
-            self.token_band[:, k],
-            self.token_rate[:, k],
-        )
-
-    def of_length(
-        self, n_tokens: Int[Tensor, " text"]
-    ) -> tuple[Float[Tensor, "text layer"], Float[Tensor, "text layer"]]:
-        """Band and measured rate of texts of so many pooled tokens, between the `LENGTHS` by their logarithm."""
-        at, nodes = (
-            n_tokens.clamp(LENGTHS[0], LENGTHS[-1]).double().log2(),
-            torch.tensor(LENGTHS).double().log2(),
-        )
-        right = torch.bucketize(at, nodes).clamp(1, len(nodes) - 1)
-        share = ((at - nodes[right - 1]) / (nodes[right] - nodes[right - 1])).float()[:, None]
-        band, rate = (
-            x[right - 1] + share * (x[right] - x[right - 1]) for x in (self.band, self.band_rate)
-        )
-        for side in (
-            right,
-            right - 1,
-        ):  # beside a length where it was not measured, that of the other
-            rate = torch.where(rate.isnan(), self.band_rate[side], rate)
-        return band, rate
-
-    @staticmethod
-    def of_file(parts: dict[str, Tensor]) -> Calibration:
-        """From the tensors of a file; earlier versions had one band for every length and position, and measured no rate."""
-        for name, n in (("band", len(LENGTHS)), ("token_band", len(POSITION_EDGES))):
-            rate = name.replace("band", "rate") if "token" in name else "band_rate"
-            if parts[name].ndim == 1:
-                parts = parts | {name: parts[name].repeat(n, 1)}
-            parts = {rate: torch.full_like(parts[name], torch.nan)} | parts
-        return Calibration(**parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -478,12 +406,6 @@ def load_directions(path: str | Path) -> EmotionDirections:
                 f"{path}: {name} has shape {found}; {e} emotions and {k} layers need {list(shape)}"
             )
     return loaded
-
-
-def position_bin(position: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
-    """Which calibration a token at a position belongs to."""
-    edges = torch.tensor(POSITION_EDGES[1:])
-    return torch.bucketize(position, edges, right=True)
 
 
 def default_layer(layers: Sequence[int], n_layers: int) -> int:

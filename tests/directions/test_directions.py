@@ -22,6 +22,7 @@ from emolens import stats
 from emolens.collect.activations import NORM_BINS, Activations, TextInfo
 from emolens.collect.pooling import LENGTHS
 from emolens.directions import algebra as algebra_room
+from emolens.directions import calibration as calibration_room
 from emolens.directions import estimators as estimators_room
 from emolens.directions import fitting as fitting_room
 from emolens.directions import value as dirs
@@ -588,7 +589,7 @@ def test_the_rate_of_single_tokens_is_of_a_band_and_a_scale_that_do_not_know_the
     groups = fitting_room._groups(acts.moments())
     topic, position = (
         np.array([tokens.texts[i].topic for i in tokens.row_text.tolist()]),
-        dirs.position_bin(tokens.row_position),
+        calibration_room.position_bin(tokens.row_position),
     )
     above, known_all = torch.zeros_like(c.token_rate), torch.zeros_like(c.token_rate)
     n = torch.zeros(len(c.token_rate), 1)
@@ -696,8 +697,11 @@ def test_token_scores_of_neutral_text_are_standard_in_every_position_bin(
 ) -> None:
     tokens = world.acts.neutral_tokens
     assert tokens is not None
-    z, bins = v.token_z(tokens.rows, tokens.row_position), dirs.position_bin(tokens.row_position)
-    for b in range(len(dirs.POSITION_EDGES)):
+    z, bins = (
+        v.token_z(tokens.rows, tokens.row_position),
+        calibration_room.position_bin(tokens.row_position),
+    )
+    for b in range(len(calibration_room.POSITION_EDGES)):
         here = z[bins == b]
         # calibrated on the same tokens as directions without their topics read them: near zero and one, not exactly
         assert here.mean(0).abs().max() < 0.1
@@ -723,7 +727,7 @@ def test_a_position_bin_without_tokens_takes_its_neighbours_values(world: World)
 
 def test_positions_fall_into_the_bins_that_the_edges_name() -> None:
     position = torch.tensor([1, 3, 4, 15, 16, 63, 64, 5000])
-    assert dirs.position_bin(position).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert calibration_room.position_bin(position).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -943,7 +947,7 @@ def test_a_saved_file_gives_back_every_bit(
         assert getattr(made, name) == getattr(back, name), name
     assert (made.calibration is None) == (back.calibration is None) == (which == "made")
     if made.calibration is not None and back.calibration is not None:
-        for name in dirs.Calibration.__dataclass_fields__:
+        for name in calibration_room.Calibration.__dataclass_fields__:
             a, b = getattr(made.calibration, name), getattr(back.calibration, name)
             assert torch.equal(a.nan_to_num(-1.5), b.nan_to_num(-1.5)), name
     assert [p.name for p in tmp_path.iterdir()] == [
@@ -1066,3 +1070,14 @@ def test_a_file_of_an_earlier_version_is_read_with_its_one_band_and_no_measured_
     assert c.band.shape == v.calibration.band.shape
     assert c.band_rate.isnan().all()
     assert c.token_rate.isnan().all()
+
+
+# --- values check themselves ------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_of_shapes_that_do_not_fit_is_refused(v: EmotionDirections) -> None:
+    assert v.calibration is not None
+    with pytest.raises(jaxtyping.TypeCheckError):
+        replace(v.calibration, std=torch.ones(5, 5))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        replace(v.calibration, token_band=torch.ones(3))
