@@ -491,7 +491,7 @@ def logit_lens(
     columns = [(t, i) for i, e in enumerate(v.emotions) for t in first[e]]
     ids, owner = np.array([c[0] for c in columns]), np.array([c[1] for c in columns])
 
-    base = v.reference[0]
+    base = v.centre()
     weight = next(model.parameters())  # type: ignore[attr-defined]  # nn.Module
 
     def lens(vectors: Tensor) -> Tensor:

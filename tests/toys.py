@@ -84,6 +84,8 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
     """What an example in a docstring may use without making it: `em`, `torch`, `np`, and a toy `model`, `stories`, `acts` and `directions`."""
     if isinstance(request.node, pytest.DoctestItem):
+        # files of an example are made in a folder of its own
+        request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
         doctest_namespace |= {"em": em, "torch": torch, "np": np}
         source = "".join(example.source for example in request.node.dtest.examples)
         for name in ("model", "stories", "acts", "directions"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
@@ -93,3 +95,12 @@ def project(
     return einsum(
         rows - reference, unit, "text layer d_model, emotion layer d_model -> text emotion layer"
     )
+
+
+def default_layer(layers: Sequence[int], n_layers: int) -> int:
+    """Choose the layer nearest to two thirds of the depth, where the paper reads.
+
+    >>> default_layer(range(30), 30)
+    20
+    """
+    return min(layers, key=lambda layer: (abs(layer - 2 * n_layers // 3), layer))

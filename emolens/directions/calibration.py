@@ -13,6 +13,14 @@ from emolens._typing import typed
 from emolens.collect.pooling import LENGTHS
 
 POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
+UNCALIBRATED = (
+    "these directions have no calibration (made by arithmetic, from tensors, or from fewer than two topics): "
+    "score with the ones they were made from, or use directions.project for raw projections"
+)
+NO_NEUTRAL = (
+    "these directions know too little neutral text to score single tokens (20 neutral texts and 20 tokens of them are needed): make "
+    "them from an emotion set that has more, score whole texts, or use directions.project for raw projections"
+)
 
 
 @typed

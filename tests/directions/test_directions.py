@@ -743,7 +743,7 @@ def test_positions_fall_into_the_bins_that_the_edges_name() -> None:
 def test_the_default_layer_is_the_collected_one_nearest_to_two_thirds(
     layers, n_layers, expected
 ) -> None:
-    assert dirs.default_layer(list(layers), n_layers) == expected
+    assert algebra_room.default_layer(list(layers), n_layers) == expected
 
 
 # --- reliability ------------------------------------------------------------------------------------------------------
@@ -876,8 +876,12 @@ def test_directions_made_by_arithmetic_have_no_calibration(v: EmotionDirections)
     ("change", "message"),
     [
         ({"hook_point": "resid_mid"}, r"differ in their hook point \(resid_post and resid_mid\)"),
-        ({"layers": (2, 6)}, r"differ in their layers \(\(2, 5\) and \(2, 6\)\)"),
-        ({"vectors": torch.zeros(1, 2, 7)}, r"differ in their width \(48 and 7\)"),
+        ({"layers": (2, 6), "layer": 6}, r"differ in their layers \(\(2, 5\) and \(2, 6\)\)"),
+        (
+            {"vectors": torch.zeros(1, 2, 7)}
+            | dict.fromkeys(("reference", "neutral_mean"), torch.zeros(2, 7)),
+            r"differ in their width \(48 and 7\)",
+        ),
         (
             {"info": {"model": {"fingerprint": "beef", "process_weights": {}}, "method": ""}},
             r"differ in their model",
@@ -917,7 +921,8 @@ def test_nearest_ranks_by_cosine_and_leaves_the_operands_out(v: EmotionDirection
     assert len(v["joy"].nearest(k=2)) == 2
     assert v["joy", 2].nearest()  # the whole is looked at, at the same layer
     with pytest.raises(
-        ValueError, match=r"nearest\(\) is of one direction, here are 6; take one, as in v\['joy'\]"
+        ValueError,
+        match=r"nearest\(\) is of one direction, here are 6; take one, as in directions\['joy'\]\.nearest",
     ):
         v.nearest()
 
@@ -1081,3 +1086,87 @@ def test_a_calibration_of_shapes_that_do_not_fit_is_refused(v: EmotionDirections
         replace(v.calibration, std=torch.ones(5, 5))
     with pytest.raises(jaxtyping.TypeCheckError):
         replace(v.calibration, token_band=torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"vectors": torch.randn(3, 7, 4, 2)}, jaxtyping.TypeCheckError, "vectors"),
+        ({"reference": torch.zeros(2, D + 1)}, jaxtyping.TypeCheckError, "reference"),
+        ({"norm_median": torch.ones(3)}, jaxtyping.TypeCheckError, "norm_median"),
+        ({"layers": [2, 5]}, jaxtyping.TypeCheckError, "layers"),
+        ({"emotions": ("joy", "fear")}, ValueError, r"2 emotions and 2 layers are named, .* hold 6 and 2"),
+        ({"layer": 3}, ValueError, r"the default layer 3 is not among the layers \(2, 5\)"),
+    ],
+)  # fmt: skip
+def test_directions_that_do_not_fit_themselves_are_refused(
+    v: EmotionDirections, change: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        replace(v, **change)
+
+
+def test_directions_with_the_calibration_of_other_ones_are_refused(v: EmotionDirections) -> None:
+    with pytest.raises(ValueError, match="this calibration is of other emotions or layers"):
+        replace(v["joy"], calibration=v.calibration)
+
+
+# --- doors ------------------------------------------------------------------------------------------------------------
+
+
+def test_directions_are_asked_as_a_mapping_of_emotions(v: EmotionDirections) -> None:
+    assert list(v) == list(EMOTIONS)
+    assert len(v) == len(EMOTIONS)
+    assert "joy" in v
+    assert "bliss" not in v
+    assert {e: v[e].vectors.shape for e in v}["fear"] == (1, 2, D)
+
+
+@pytest.mark.parametrize("number", [2, np.int64(2), torch.tensor(2), np.array(2)])
+def test_a_number_is_a_layer_of_whatever_library(v: EmotionDirections, number: int) -> None:
+    assert v["fear"][number].layers == v["fear", number].layers == (2,)
+    assert torch.equal(v["fear"][number].vectors[0, 0], v.vectors[2, 0])
+    assert torch.equal(v["fear"].tensor(number), v.vectors[2, 0])
+    assert v[number].vectors.shape == (6, 1, D)
+    assert v.slot(number) == 0
+    with pytest.raises(ValueError, match="layer 3 has no directions here"):
+        v["fear"][number + 1]
+
+
+def test_what_is_neither_an_emotion_nor_a_layer_is_refused(v: EmotionDirections) -> None:
+    for key in (1.5, True, None):
+        with pytest.raises(ValueError, match=f"layer {key}: layers are block numbers"):
+            v[key]  # type: ignore[index]
+    assert v[np.array(["fear", "joy"])].emotions == ("fear", "joy")
+
+
+def test_a_tensor_is_one_vector_and_a_copy(v: EmotionDirections) -> None:
+    vector = v["joy"].tensor()
+    assert torch.equal(vector, v.vectors[0, 1])
+    vector.zero_()
+    assert v.vectors[0, 1].any()
+    with pytest.raises(ValueError, match=r"tensor\(\) is of one direction, here are 6"):
+        v.tensor()
+
+
+@pytest.mark.parametrize("half", [0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_numbers_of_numpy_and_torch_multiply_from_both_sides(
+    v: EmotionDirections, half: float
+) -> None:
+    for made in (half * v["joy"], v["joy"] * half, v["joy"] / 2, v["joy"] / (1 / half)):
+        assert isinstance(made, EmotionDirections)
+        assert made.emotions == ("0.5 joy",)
+        assert torch.equal(made.vectors, v["joy"].vectors * 0.5)
+    with pytest.raises(ZeroDivisionError):
+        v["joy"] / 0
+    for wrong in (np.ones(3), torch.ones(3), np.bool_(True), torch.tensor(True)):
+        with pytest.raises(TypeError, match="multiplied by a finite number"):
+            wrong * v["joy"]
+
+
+def test_nearest_is_asked_by_name(v: EmotionDirections) -> None:
+    assert v.nearest("joy", layer=5) == v["joy"].nearest(layer=5)
+    assert v.nearest("joy", k=np.int64(2)).columns == ("emotion", "cosine")
+    assert len(v.nearest("joy", k=np.int64(2))) == 2
+    with pytest.raises(ValueError, match="k=0; at least 1"):
+        v.nearest("joy", k=0)
