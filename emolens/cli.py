@@ -423,8 +423,8 @@ def score(
     from emolens.directions.value import load_directions
     from emolens.models.loading import load_model
     from emolens.readout import score as read
-    from emolens.readout import vacant_page, write_page
     from emolens.sets.corpus import Corpus
+    from emolens.shards import vacant_page, write_page
 
     _check_long(long)
     if html is not None:

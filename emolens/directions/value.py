@@ -360,8 +360,7 @@ class EmotionDirections:
         """
         if self.calibration is None:
             raise ValueError(UNCALIBRATED)
-        band = self.calibration.token_band if per == "token" else self.calibration.band
-        if not band.isfinite().any():
+        if per == "token" and not self.calibration.token_band.isfinite().any():
             raise ValueError(NO_NEUTRAL)
         return self.calibration
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from emolens import geometry
 from emolens.directions.value import EmotionDirections
 from emolens.experiments.base import Row, find
-from emolens.readout import write_page
 from emolens.sets.norms import Norm
+from emolens.shards import write_page
 
 INK, ORANGE, BLUE, GREY, GREEN = "#1d2433", "#d9622b", "#3c6eb4", "#9aa3b2", "#2e8b6f"
 RELIABLE = 0.5  # directions with a lower split-half reliability are greyed
