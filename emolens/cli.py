@@ -320,10 +320,12 @@ def extract(
     ):
         if n:
             typer.echo(f"{n} texts were {what}")
-    if v.calibration is None or not v.calibration.band.isfinite().any():
+    if v.calibration is None:
         typer.echo(
-            "these directions steer, but score cannot use them: that needs at least two topics, and 20 neutral texts to know what 'none' is"
+            "these directions steer, but score cannot use them: that needs at least two topics"
         )
+    elif not v.calibration.band.isfinite().any():
+        typer.echo("score will call no text 'none': that needs 20 neutral texts")
     if shards is None:
         shutil.rmtree(folder)
     else:
