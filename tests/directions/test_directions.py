@@ -1170,3 +1170,32 @@ def test_nearest_is_asked_by_name(v: EmotionDirections) -> None:
     assert len(v.nearest("joy", k=np.int64(2))) == 2
     with pytest.raises(ValueError, match="k=0; at least 1"):
         v.nearest("joy", k=0)
+
+
+# --- the plain estimator ----------------------------------------------------------------------------------------------
+
+
+def test_mean_differences_are_the_vectors_and_reference_of_the_estimator(
+    world: World, v: EmotionDirections
+) -> None:
+    rows, labels = _main(world.acts)
+    tokens = world.acts.neutral_tokens
+    assert tokens is not None
+    components = algebra_room.neutral_components(tokens.rows, 0.5)
+    vectors, reference = algebra_room.mean_differences(rows, torch.as_tensor(labels), components)
+    torch.testing.assert_close(
+        vectors, v.vectors, atol=1e-3, rtol=0
+    )  # sums in float32 of rows of norm 200
+    torch.testing.assert_close(reference, v.reference, atol=1e-3, rtol=0)
+    plain, _ = algebra_room.mean_differences(rows, torch.as_tensor(labels))
+    assert not torch.allclose(plain, vectors, atol=0.1)
+
+
+def test_controls_take_numbers_of_numpy_and_torch(world: World, v: EmotionDirections) -> None:
+    drawn = em.random_directions(v, 2, seed=3)
+    for number in (np.int64, torch.tensor):
+        assert torch.equal(
+            em.random_directions(v, number(2), seed=number(3)).vectors, drawn.vectors
+        )
+        again = em.shuffled_directions(world.acts, v, seed=number(3))
+        assert torch.equal(again.vectors, em.shuffled_directions(world.acts, v, seed=3).vectors)
