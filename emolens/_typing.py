@@ -2,6 +2,9 @@
 
 Axis vocabulary: ``batch pos text layer emotion component head d_model d_head d_vocab token``. A public function that carries
 `@typed` checks its annotations at every call (about 0.1 ms); a wrong shape is a `jaxtyping.TypeCheckError`.
+
+What holds activations, vectors, scores or effects holds torch tensors on the CPU; `stats` and `geometry` take and give numpy arrays.
+A table of results (`_table.Table`) holds plain numbers.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Components are principal components of *unit* vectors, so that a loud emotion do
 valence moves with the layer, so the table of the first three is always given with the null of their maximum. The sign of a component is
 arbitrary: it is fixed by the component itself, never by a norm, so that r is signed and its interval can hold 0 (one of |r| cannot). What is
 measured on pairs is resampled by emotion, for pairs that share one are not independent. Centred vectors have expected cosine -1/(K-1), and
-nulls are drawn with that. No model here.
+nulls are drawn with that. Arrays of numpy go in and out; no model here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from numpy.typing import NDArray
 from scipy import cluster, spatial
 from scipy import stats as sp
-from torch import Tensor
 
 from emolens import stats
 from emolens._typing import typed
@@ -30,36 +30,60 @@ RIDGE_WORDS = 30  # fewer rated words are not given to a cross-validated regress
 
 
 def unit(vectors: Array) -> Array:
-    """Rows of norm one."""
+    """Scale rows to norm one.
+
+    >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+
+    Args:
+        vectors: `[... d_model]`; one that is zero stays zero.
+
+    Returns:
+        A copy.
+    """
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)
 
 
 @typed
 def components(
-    vectors: Float[Tensor, "emotion d_model"], n: int = 3
-) -> tuple[Float[Tensor, "emotion component"], Float[Tensor, " component"]]:
-    """Scores of the emotions on the first principal components of their unit vectors, and each one's share of variance.
+    vectors: Float[ndarray, "emotion d_model"], n: int = 3
+) -> tuple[Float[ndarray, "emotion component"], Float[ndarray, " component"]]:
+    """Find the principal components of the emotions' unit vectors.
 
     The emotion that lies furthest out on a component is on its positive side.
 
-    >>> scores, share = components(torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.1]]), n=2)
+    >>> cross = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.1]])
+    >>> scores, share = components(cross, n=2)
     >>> scores.shape, bool(share[0] >= share[1])
-    (torch.Size([4, 2]), True)
+    ((4, 2), True)
+
+    Args:
+        vectors: A row for each emotion, of any length.
+        n: At most so many components.
+
+    Returns:
+        Scores of the emotions (in units of a unit vector), and each component's share of variance, 0 to 1; both float32.
     """
-    x = torch.nn.functional.normalize(vectors.double(), dim=-1)
+    x = torch.nn.functional.normalize(torch.from_numpy(vectors.astype(float)), dim=-1)
     x = x - x.mean(0)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     n = min(n, len(s))
-    scores = u[:, :n] * s[:n]
+    scores, share = u[:, :n] * s[:n], s[:n] ** 2 / (s**2).sum()
     furthest = scores.gather(0, scores.abs().argmax(0, keepdim=True))
-    return (scores * torch.where(furthest < 0, -1.0, 1.0)).float(), (
-        s[:n] ** 2 / (s**2).sum()
-    ).float()
+    signed = scores * torch.where(furthest < 0, -1.0, 1.0)
+    return signed.float().numpy(), share.float().numpy()
 
 
 @dataclass(frozen=True)
 class AxisFit:
-    """Signed r of one component with a human norm; p and `null_high` are of |r|, the largest of everything that was searched."""
+    """How one component goes with a human norm.
+
+    Attributes:
+        component: Its number, from 1 on.
+        r: Signed Pearson r, with its interval over words.
+        p: Of |r|, against the largest of everything that was searched.
+        null_high: The 95 % point of that null.
+    """
 
     component: int
     r: stats.Estimate
@@ -74,13 +98,22 @@ def axis_null(
     n_permutations: int = 1000,
     seed: int = 0,
 ) -> Array:
-    """Largest |r| of any component at any layer with any table of norms when the words are permuted, `[permutation]`.
+    """Draw the null of a search: the largest |r| of any component at any layer with any table of norms when the words are permuted.
 
     One permutation of the words serves every layer and table, so what they have in common stays.
+
+    >>> rng = np.random.default_rng(0)
+    >>> axis_null([rng.normal(size=(9, 3))], [(range(9), rng.normal(size=9))], n_permutations=20).shape
+    (20,)
 
     Args:
         scores: `[word component]` of every layer that was looked at.
         norms: For each table the rows of the words that it rates, and the ratings.
+        n_permutations: Draws.
+        seed: Of the permutations.
+
+    Returns:
+        `[permutation]`, from 0 to 1.
     """
     every = np.concatenate(list(scores), axis=1)
     rng = np.random.default_rng(seed)
@@ -96,12 +129,21 @@ def axis_null(
 
 
 def axis_table(scores: Array, norm: Array, null: Array, *, seed: int = 0) -> list[AxisFit]:
-    """Signed r of each component with a norm, with a bootstrap over words and a two-sided max-statistic permutation p.
+    """Correlate each component with a norm, with a bootstrap over words and a two-sided max-statistic permutation p.
+
+    >>> rng = np.random.default_rng(0)
+    >>> scores, norm = rng.normal(size=(9, 3)), rng.normal(size=9)
+    >>> [fit.component for fit in axis_table(scores, norm, axis_null([scores], [(range(9), norm)]))]
+    [1, 2, 3]
 
     Args:
         scores: `[word component]` at the layer that is reported, of the rated words.
         norm: `[word]`.
         null: From `axis_null`, over everything that was searched.
+        seed: Of the bootstrap.
+
+    Returns:
+        A fit for each component, in order.
     """
     words = list(range(len(norm)))
     return [
@@ -116,14 +158,22 @@ def axis_table(scores: Array, norm: Array, null: Array, *, seed: int = 0) -> lis
 
 
 def ridge_heldout(vectors: Array, norm: Array, *, seed: int = 0) -> Array:
-    """Predicted norm of every word by a ridge regression that never saw the word (ten folds of words, penalty chosen inside).
+    """Predict the norm of every word by a ridge regression that never saw the word (ten folds of words, penalty chosen inside).
 
     Without signal the predictions are means of the *other* words, so their r with the norm is below 0, not 0, and -1 with a fold for each word:
     judge it by permuted words through this same function.
 
+    >>> rng = np.random.default_rng(0)
+    >>> ridge_heldout(rng.normal(size=(40, 8)), rng.normal(size=40)).shape
+    (40,)
+
     Args:
         vectors: `[word d_model]`.
         norm: `[word]`, or `[word target]` for several norms (or permutations) at once, each with a penalty of its own.
+        seed: Of the folds.
+
+    Returns:
+        Predictions in the units of the norm, of its shape.
 
     Raises:
         ValueError: fewer than `RIDGE_WORDS` words, where that bias is larger than any effect.
@@ -151,13 +201,19 @@ def over_pairs(
     n: int = 1000,
     seed: int = 0,
 ) -> stats.Estimate:
-    """A statistic of pairs of emotions with an interval that resamples the emotions: pairs that share one are not independent.
-
-    Args:
-        statistic: Called with the first and the second emotion of every pair; an emotion drawn twice is no pair of its own.
+    """Give a statistic of pairs of emotions an interval that resamples the emotions: pairs that share one are not independent.
 
     >>> over_pairs(lambda i, j: float(len(i)), 4, n=50).value
     6.0
+
+    Args:
+        statistic: Called with the first and the second emotion of every pair; an emotion drawn twice is no pair of its own.
+        n_emotions: How many there are.
+        n: Resamples.
+        seed: Of the resamples.
+
+    Returns:
+        In the units of the statistic.
     """
     upper = np.triu_indices(n_emotions, 1)
 
@@ -176,11 +232,19 @@ def rsa(
     n_resamples: int = 300,
     seed: int = 0,
 ) -> tuple[stats.Estimate, float]:
-    """Spearman correlation of cosine distance with distance in the norms' plane, its interval over words and its Mantel p.
+    """Compare cosine distances with distances in the norms' plane: Spearman correlation, its interval over words, its Mantel p.
+
+    >>> rng = np.random.default_rng(0)
+    >>> rho, p = rsa(rng.normal(size=(8, 5)), rng.normal(size=(8, 2)), n_permutations=20, n_resamples=20)
+    >>> -1 <= rho.value <= 1, 0 < p <= 1
+    (True, True)
 
     Args:
         vectors: `[word d_model]`.
         points: `[word axis]`, for example standardised valence and arousal.
+        n_permutations: Of the words, for p.
+        n_resamples: Of the words, for the interval.
+        seed: Of both.
     """
     ours, theirs = (
         spatial.distance.squareform(spatial.distance.pdist(x)) for x in (unit(vectors), points)
@@ -199,7 +263,21 @@ def rsa(
 def procrustes(
     scores: Array, points: Array, *, n_permutations: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Disparity (0 is identical) between two planes after the best rotation and scale, and its permutation p."""
+    """Compare two planes after the best rotation and scale.
+
+    >>> square = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+    >>> round(abs(procrustes(3 * square[:, ::-1], square, n_permutations=20)[0]), 6)
+    0.0
+
+    Args:
+        scores: `[word axis]`.
+        points: `[word axis]`, of the same words and as many axes.
+        n_permutations: Of the words, for p.
+        seed: Of the permutations.
+
+    Returns:
+        Disparity, 0 (identical) to 1, and its permutation p.
+    """
     rng = np.random.default_rng(seed)
     observed = float(spatial.procrustes(points, scores)[2])
     null = [
@@ -209,9 +287,20 @@ def procrustes(
     return observed, stats.permutation_p(-observed, null)
 
 
-def layer_rsa(vectors: Float[Tensor, "emotion layer d_model"]) -> Array:
-    """Spearman correlation between the cosine matrices of every two layers, `[layer layer]`."""
-    v = unit(vectors.double().numpy())
+@typed
+def layer_rsa(vectors: Float[ndarray, "emotion layer d_model"]) -> Float[ndarray, "layer layer"]:
+    """Compare the cosine matrices of every two layers by Spearman correlation.
+
+    >>> layer_rsa(directions.vectors.numpy()).shape
+    (3, 3)
+
+    Args:
+        vectors: Of any length.
+
+    Returns:
+        Correlations, in the order of the layers.
+    """
+    v = unit(vectors.astype(float))
     cosines = np.einsum("eld,fld->lef", v, v)
     upper = np.triu_indices(v.shape[0], 1)
     ranks = sp.rankdata(cosines[:, upper[0], upper[1]], axis=1)
@@ -221,7 +310,21 @@ def layer_rsa(vectors: Float[Tensor, "emotion layer d_model"]) -> Array:
 def cosine_null(
     n_emotions: int, d_model: int, *, n: int = 200, seed: int = 0
 ) -> tuple[float, float]:
-    """Central 95 % of pairwise cosines of random directions that are centred over the emotions, as mean differences are."""
+    """Find the central 95 % of pairwise cosines of random directions that are centred over the emotions, as mean differences are.
+
+    >>> low, high = cosine_null(8, 64)
+    >>> low < -1 / 7 < high
+    True
+
+    Args:
+        n_emotions: How many directions.
+        d_model: Their width.
+        n: Draws of a whole set.
+        seed: Of the draws.
+
+    Returns:
+        The 2.5 and the 97.5 % point.
+    """
     rng = np.random.default_rng(seed)
     upper = np.triu_indices(n_emotions, 1)
     draws = []
@@ -236,7 +339,21 @@ def cosine_null(
 def family_agreement(
     vectors: Array, families: Sequence[str], *, n_permutations: int = 1000, seed: int = 0
 ) -> tuple[float, float, list[int]]:
-    """Adjusted Rand index of average-linkage clusters (as many as families) with the families, its permutation p, and the clusters."""
+    """Compare average-linkage clusters, as many as there are families, with the families.
+
+    >>> pairs = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> family_agreement(pairs, ["a", "a", "b", "b"], n_permutations=20)[0]
+    1.0
+
+    Args:
+        vectors: `[emotion d_model]`, compared by cosine.
+        families: The family of each emotion.
+        n_permutations: Of the families, for p.
+        seed: Of the permutations.
+
+    Returns:
+        Adjusted Rand index (1 is the same partition, 0 chance), its permutation p, and the cluster of each emotion.
+    """
     from sklearn.metrics import adjusted_rand_score
 
     tree = cluster.hierarchy.linkage(spatial.distance.pdist(unit(vectors), "cosine"), "average")
@@ -251,7 +368,18 @@ def family_agreement(
 
 
 def cluster_order(vectors: Array) -> list[int]:
-    """Order of the emotions along an optimally ordered average-linkage tree, for a matrix that shows its blocks."""
+    """Order the emotions along an optimally ordered average-linkage tree, for a matrix that shows its blocks.
+
+    >>> order = cluster_order(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]]))
+    >>> sorted(map(sorted, (order[:2], order[2:])))
+    [[0, 2], [1, 3]]
+
+    Args:
+        vectors: `[emotion d_model]`, compared by cosine.
+
+    Returns:
+        Row numbers.
+    """
     distances = spatial.distance.pdist(unit(vectors), "cosine")
     return cluster.hierarchy.leaves_list(
         cluster.hierarchy.linkage(distances, "average", optimal_ordering=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 from emolens._files import existing, here
 
 FORMAT = "emolens.shards.1"
+PAGE = "<!doctype html><html><head><meta charset='utf-8'><title>emolens</title></head><body>"
 MANIFEST, LOCK, HELD = "manifest.json", "lock", "lock.held"
 ABANDONED = 3600.0  # seconds after which a half-written file of another machine is nobody's
 
@@ -91,6 +92,33 @@ def vacant(
             f"{path} already holds {held}; choose another file, or overwrite=True (--overwrite)"
         )
     return path
+
+
+def write_page(path: str | Path, body: str, *, overwrite: bool = False) -> None:
+    """Write a view as a page of its own.
+
+    Args:
+        path: The file, in a folder that is there.
+        body: HTML, in which everything that a model or a file said is escaped.
+        overwrite: Replace a file that is no such page.
+
+    Raises:
+        FileExistsError: the file is there and is no such page.
+    """
+    vacant_page(path, overwrite=overwrite)
+    with written_whole(path) as part:
+        part.write_text(f"{PAGE}{body}</body></html>", encoding="utf-8")
+
+
+def vacant_page(path: str | Path, *, overwrite: bool = False) -> None:
+    """Whether `write_page` may write there; errors as there."""
+
+    def other(file: Path) -> str | None:
+        with file.open("rb") as page:
+            ours = page.read(len(PAGE)) == PAGE.encode()
+        return None if ours else "something that emolens did not write"
+
+    vacant(path, other, overwrite=overwrite)
 
 
 def vacant_folder(path: str | Path) -> Path:

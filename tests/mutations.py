@@ -59,7 +59,7 @@ V, P, S, C, O = "experiments/test_verdict_rules.py", "report/test_figures_data.p
 STATS, GEOMETRY, LENS, SWEEPS = (
     "test_stats.py",
     "test_geometry.py",
-    "test_readout.py",
+    "readout/test_readout.py",
     "interventions/test_sweep.py",
 )
 RULES = "sets/test_set_rules.py"
@@ -108,8 +108,8 @@ EDITS: tuple[Edit, ...] = (
     Edit("the smallest writers on top", "interventions/attribution.py", "np.argsort(-np.abs(self.mean))[:k]", "np.argsort(np.abs(self.mean))[:k]", S),
     Edit("base and target swapped", "interventions/metrics.py", '(self.corrupted, self.clean) if self.direction == "denoise"', '(self.clean, self.corrupted) if self.direction == "denoise"', S),
     Edit("a missing cell weighs in its gap", "interventions/metrics.py", "np.where(np.isnan(change), 0, (target - base)[rows, None, None]).sum(0)", "((target - base)[rows, None, None] + 0 * np.nan_to_num(change)).sum(0)", S),
-    Edit("the lowest scores on top", "readout.py", "self.values.topk(min(k, len(self.emotions)), dim=1)", "self.values.topk(min(k, len(self.emotions)), dim=1, largest=False)", S),
-    Edit("the neutral band is ignored", "readout.py", "above = (best > self.band).tolist()", "above = (best > -99).tolist()", S),
+    Edit("the lowest scores on top", "readout/scores.py", "self.values.topk(min(index(k), len(self.emotions)), dim=1)", "self.values.topk(min(index(k), len(self.emotions)), dim=1, largest=False)", S),
+    Edit("the neutral band is ignored", "readout/scores.py", "~(self.values <= self.band[:, None])", "self.values > -99", S),
     Edit("what was written reads lowest first", "interventions/generate.py", "mean.argsort(descending=True)[:k]", "mean.argsort()[:k]", S),
     Edit("own > others inverted", "interventions/sweep.py", "(margin[i, :, e] > 0)", "(margin[i, :, e] < 0)", S),
     Edit("a margin over all words, the own ones too", "interventions/sweep.py", "(self.change.sum(-1, keepdim=True) - self.change) / (k - 1)", "self.change.sum(-1, keepdim=True) / k", S),
@@ -179,9 +179,9 @@ EDITS: tuple[Edit, ...] = (
     Edit("the worst component is primary", "experiments/geometry.py", "best = max(fits", "best = min(fits", f"{C} -k valence"),
     Edit("the null of one component, not of the highest", "geometry.py", "np.abs(y @ z).max()", "np.abs(y @ z).mean()", GEOMETRY),
     Edit('a ridge that saw the word', 'geometry.py', '.fit(x[train], norm[train])', '.fit(x, norm)', GEOMETRY),
-    Edit("words are shown whatever the test says", "readout.py", "if p < 0.05:", "if p < 5:", f"{LENS} -k random_directions_are"),
+    Edit("words are shown whatever the test says", "readout/lens.py", "if p < 0.05:", "if p < 5:", f"{LENS} -k random_directions_are"),
     Edit('the lens of another layer is primary', 'experiments/logit_lens.py', 'primary = layer == inputs.layer and', 'primary = layer != inputs.layer and', f'{C} -k primary_row'),
-    Edit("a token is coloured inside the band", "readout.py", "0.0 if abs(z) <= band else", "0.0 if abs(z) < 0 else", f"{LENS} -k colour"),
+    Edit("a token is coloured inside the band", "readout/scores.py", "0.0 if abs(z) <= band else", "0.0 if abs(z) < 0 else", f"{LENS} -k colour"),
     # --- steering and dose
     Edit("the worst layer and dose", "experiments/validation.py", "return max(found)[2:]", "return min(found)[2:]", O),
     Edit("no budget for damage", "experiments/validation.py", "BUDGET = 0.1", "BUDGET = 99.0", O),

@@ -132,10 +132,11 @@ def scores() -> Scores:
 def test_scores_name_the_highest_and_nothing_inside_the_band():
     s = scores()
     assert s.labels == ["fear", "none"]
-    assert [[e for e, _ in row] for row in s.top(3)] == [
-        ["fear", "anger", "joy"],
-        ["anger", "joy", "fear"],
-    ]
+    assert s.top(3)["emotion"] == ["fear", "anger", "joy", "anger", "joy", "fear"]
+    assert s.top(1).rows == (
+        (0, "one text", "fear", 3.0, 1.0),
+        (1, "two text", "anger", pytest.approx(0.9), 1.0),
+    )
     lines = repr(s).splitlines()
     assert lines[1].split() == [
         "'one",

@@ -55,7 +55,7 @@ Tiny = Callable[..., Path]
 # files of tests that load no model
 ONCE = {
     "architecture", "choices", "contributing", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed", "norms",
-    "packaging", "shards", "figures", "figures_data", "published", "reading", "set_checks", "set_files", "set_rules", "stats", "summaries", "tutorials", "verdict_rules", "wording",
+    "packaging", "shards", "figures", "figures_data", "published", "reading", "set_checks", "set_files", "set_rules", "stats", "summaries", "table", "tutorials", "verdict_rules", "wording",
 }  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
 
@@ -98,6 +98,8 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 def _examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
     """What an example in a docstring may use without making it: `em`, `torch`, `np`, and a toy `model`, `stories`, `acts` and `directions`."""
     if isinstance(request.node, pytest.DoctestItem):
+        # files of an example are made in a folder of its own
+        request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
         doctest_namespace |= {"em": em, "torch": torch, "np": np}
         source = "".join(example.source for example in request.node.dtest.examples)
         for name in ("model", "stories", "acts", "directions"):

@@ -144,10 +144,12 @@ def extract(
         typer.echo(f"{n} texts were longer than the model reads, cut")
     if n := v.info["dropped_texts"]:
         typer.echo(f"{n} texts were left out")
-    if v.calibration is None or not v.calibration.band.isfinite().any():
+    if v.calibration is None:
         typer.echo(
-            "these directions steer, but score cannot use them: that needs at least two topics, and 20 neutral texts to know what 'none' is"
+            "these directions steer, but score cannot use them: that needs at least two topics"
         )
+    elif not v.calibration.band.isfinite().any():
+        typer.echo("score will call no text 'none': that needs 20 neutral texts")
     if shards is None:
         shutil.rmtree(folder)
     else:

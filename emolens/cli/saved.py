@@ -47,8 +47,8 @@ def score(
     from emolens.directions.value import load_directions
     from emolens.models.loading import load_model
     from emolens.readout import score as read
-    from emolens.readout import vacant_page, write_page
     from emolens.sets.corpus import Corpus, Long
+    from emolens.shards import vacant_page, write_page
 
     policy = options.one_of("--long", long, get_args(Long))
     if html is not None:

@@ -29,10 +29,13 @@ from emolens.sets.emotion_sets import EmotionSet
 def mean_difference(
     acts: Activations | Collection, *, remove_neutral: float | int | None = 0.5
 ) -> EmotionDirections:
-    """Directions as differences of means, without what neutral text varies in.
+    """Fit directions as differences of means, without what neutral text varies in.
 
     v_e = (I - P)(m_e - mu);  P projects on the first k principal components of ordinary tokens of neutral texts, k the least number
     that explains `remove_neutral` of their variance (recorded as `info["neutral_k"]`).
+
+    >>> em.mean_difference(acts, remove_neutral=0.5)
+    EmotionDirections(glimmer, gloamer, brindle, tarrow; resid_post, layers 0..2, d_model 32; mean_difference)
 
     Args:
         acts: Collected from an emotion set, or from texts with `emotions=` (and `topics=`, which makes the calibration honest); in
@@ -40,7 +43,7 @@ def mean_difference(
         remove_neutral: Share of neutral variance to remove, 0 to 1; None or 0 removes nothing.
 
     Returns:
-        Directions `[emotion layer d_model]`, calibrated, with split-half reliability over topics.
+        Directions `[emotion layer d_model]` in the residual stream's own units, calibrated, with split-half reliability over topics.
 
     Raises:
         ValueError: fewer than two emotions; neutral removal asked for without neutral texts.
@@ -48,7 +51,6 @@ def mean_difference(
     Reference:
         Anthropic 2026, *Emotion Concepts*, "Extracting emotion vectors"; difference of means as in arXiv 2312.06681.
     """
-
     return from_means(acts, lambda means: means - means.mean(0), "mean_difference", remove_neutral)
 
 
@@ -58,10 +60,18 @@ def antonym_contrast(
     antonyms: EmotionSet | Mapping[str, str] | None = None,
     remove_neutral: float | int | None = 0.5,
 ) -> EmotionDirections:
-    """Each emotion against its antonym:  v_e = (I - P)(m_e - m_antonym(e)).
+    """Fit each emotion against its antonym:  v_e = (I - P)(m_e - m_antonym(e)).
+
+    >>> em.antonym_contrast(acts, antonyms={"glimmer": "tarrow"}).emotions
+    ('glimmer',)
 
     Args:
+        acts: As for `mean_difference`.
         antonyms: A set or a mapping; None takes the antonyms of the set that was collected. Emotions without one are left out.
+        remove_neutral: As for `mean_difference`.
+
+    Returns:
+        Directions of the emotions that have an antonym, otherwise as of `mean_difference`.
 
     Raises:
         ValueError: an antonym that is not among the collected emotions, or no antonyms at all.
@@ -88,10 +98,24 @@ def antonym_contrast(
 
 
 def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> EmotionDirections:
-    """First singular direction of same-topic differences (linear artificial tomography), with the sign of the mean difference.
+    """Fit the first singular direction of same-topic differences (linear artificial tomography), with the sign of the mean difference.
 
     For emotion e and topic t, d_t = x[e, t] - mean over other emotions of x[., t]; v_e is the first right singular vector of the d_t,
     scaled to the norm of their mean.
+
+    >>> em.pca(acts.at([1])).vectors.shape
+    torch.Size([4, 1, 32])
+
+    Args:
+        acts: As for `mean_difference`, in memory.
+        remove_neutral: As for `mean_difference`.
+
+    Returns:
+        Directions, calibrated by four groups of topics, without reliability.
+
+    Raises:
+        TypeError: a `Collection`: give its ``load()``.
+        ValueError: as `mean_difference`.
 
     Reference:
         Zou et al. 2023, *Representation Engineering*, arXiv 2310.01405, section 3.1.
@@ -124,7 +148,19 @@ def pca(acts: Activations, *, remove_neutral: float | int | None = 0.5) -> Emoti
 
 
 def lda(acts: Activations) -> EmotionDirections:
-    """Shrinkage discriminant:  v_e = S^-1 (m_e - mu), S the Ledoit-Wolf estimate of the covariance within emotions.
+    """Fit a shrinkage discriminant:  v_e = S^-1 (m_e - mu), S the Ledoit-Wolf estimate of the covariance within emotions.
+
+    >>> em.lda(acts.at([1])).info["method"]
+    'lda'
+
+    Args:
+        acts: As for `mean_difference`, in memory.
+
+    Returns:
+        Directions as of `pca`; their length is not that of a difference of activations.
+
+    Raises:
+        TypeError, ValueError: as `pca`.
 
     Reference:
         Ledoit & Wolf 2004, *A well-conditioned estimator for large-dimensional covariance matrices*.
@@ -148,10 +184,20 @@ def lda(acts: Activations) -> EmotionDirections:
 
 
 def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
-    """Weights of a multinomial logistic regression on standardised rows, in the residual stream's own units, centred over emotions.
+    """Fit the weights of a multinomial logistic regression on standardised rows, centred over emotions.
+
+    >>> em.logistic(acts.at([1])).emotions == directions.emotions
+    True
 
     Args:
-        c: Inverse regularisation, as in `stats.logistic_scores`. One regression is fitted for each layer: pass `acts.at([20])` to be quick.
+        acts: As for `mean_difference`, in memory. One regression is fitted for each layer: pass `acts.at([20])` to be quick.
+        c: Inverse regularisation, above 0, as in `stats.logistic_scores`.
+
+    Returns:
+        Directions as of `pca`: weights on activations in the residual stream's own units.
+
+    Raises:
+        TypeError, ValueError: as `pca`.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -165,7 +211,7 @@ def logistic(acts: Activations, *, c: float | int = 1.0) -> EmotionDirections:
                 (x - x.mean(0)) / scale, labels.numpy()
             )
             weights = (
-                model.coef_ if len(model.coef_) > 1 else np.vstack([-model.coef_, model.coef_])
+                model.coef_ if len(labels.unique()) > 2 else np.vstack([-model.coef_, model.coef_])
             )
             out.append(torch.from_numpy((weights - weights.mean(0)) / scale).float())
         return torch.stack(out, 1)

@@ -21,14 +21,15 @@ from emolens.collect.activations import Activations, TextInfo, is_main
 from emolens.collect.collection import Collection
 from emolens.collect.moments import Moments, with_topics
 from emolens.collect.pooling import LENGTHS
-from emolens.directions.algebra import class_means, neutral_components, project, remove_components
-from emolens.directions.value import (
-    POSITION_EDGES,
-    Calibration,
-    EmotionDirections,
+from emolens.directions.algebra import (
+    class_means,
     default_layer,
-    position_bin,
+    neutral_components,
+    project,
+    remove_components,
 )
+from emolens.directions.calibration import POSITION_EDGES, Calibration, position_bin
+from emolens.directions.value import EmotionDirections
 
 BAND = 0.95  # share of neutral texts (and tokens) whose highest score lies inside the neutral band
 FOLDS = 4  # groups of topics, each read by directions without it, for the band

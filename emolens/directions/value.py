@@ -1,127 +1,67 @@
 """Emotion directions with what is needed to read them: reference, calibration, provenance; arithmetic and files.
 
-A vector may be added, subtracted, scaled and cut; what it cannot keep (the scale of a sum) it says it has lost.
+Directions may be added, subtracted, scaled and cut; what they cannot keep (the scale of a sum), or never had (that of a tensor from
+elsewhere), they say is not known. How they are fitted is told in `estimators` and `fitting`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
-import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emolens._typing import Blocks, HookPoint, block_number, block_numbers
-from emolens.collect.pooling import LENGTHS
-from emolens.directions.algebra import project
-from emolens.shards import read_safetensors, same_weights, vacant, write_safetensors
-
-UNCALIBRATED = (
-    "these directions have no calibration (made by arithmetic, or from fewer than two topics): "
-    "score with the ones they were made from, or use directions.project for raw projections"
-)
-NO_NEUTRAL = (
-    "these directions know too little neutral text (at least 20 neutral texts are needed, and 20 tokens of them to score single tokens): make "
-    "them from an emotion set that has more, to know what 'none' is, or use directions.project for raw projections"
-)
-POSITION_EDGES = (1, 4, 16, 64)  # token calibration by position: 1-3, 4-15, 16-63, 64 and later
+from emolens import __version__
+from emolens._table import Table
+from emolens._typing import Blocks, HookPoint, block_number, block_numbers, typed
+from emolens.directions.algebra import default_layer, project
+from emolens.directions.arithmetic import Number, combined, finite, scaled
+from emolens.directions.calibration import NO_NEUTRAL, UNCALIBRATED, Calibration, position_bin
+from emolens.directions.files import WRONG_HEADER, read_fields, same_directions, write_fields
+from emolens.directions.given import Described, Vector, described, given_fields
+from emolens.shards import vacant
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What turns a projection s_e(x) = (x - mu) . v_e/|v_e| into a score. See `readout.score`.
-
-    The band is of the highest z of *all* emotions, and of texts that had no part in what reads them: directions, neutral components and
-    reference of each were fitted without its topic. Short texts scatter more, so there is one for each length.
-
-    Attributes:
-        mean, std: `[emotion layer]` of held-out scores over all stories (each scored by directions without its topic).
-        band: `[length layer]` a text of so many tokens (`LENGTHS`) whose highest z is below this is "none": it exceeds that of 95 % of neutral texts.
-        band_rate: `[length layer]` share of neutral texts that lie above it where neither directions nor band knew their topic (`mean` and `std`, of
-            stories of all topics, did); NaN where not measured.
-        token_mean, token_std: `[position emotion layer]` of single tokens of neutral texts, by position (`POSITION_EDGES`).
-        token_band, token_rate: `[position layer]` as `band` and `band_rate`, of neutral tokens; for the rate their mean and spread are those
-            of other topics as well.
-    """
-
-    mean: Float[Tensor, "emotion layer"]
-    std: Float[Tensor, "emotion layer"]
-    band: Float[Tensor, "length layer"]
-    band_rate: Float[Tensor, "length layer"]
-    token_mean: Float[Tensor, "position emotion layer"]
-    token_std: Float[Tensor, "position emotion layer"]
-    token_band: Float[Tensor, "position layer"]
-    token_rate: Float[Tensor, "position layer"]
-
-    def select(self, emotions: Sequence[int], layers: Sequence[int]) -> Calibration:
-        """The part of some emotions and layers. The bands stay those of all emotions: for fewer they are wider than need be."""
-        e, k = list(emotions), list(layers)
-        return Calibration(
-            self.mean[e][:, k],
-            self.std[e][:, k],
-            self.band[:, k],
-            self.band_rate[:, k],
-            self.token_mean[:, e][:, :, k],
-            self.token_std[:, e][:, :, k],
-            self.token_band[:, k],
-            self.token_rate[:, k],
-        )
-
-    def of_length(
-        self, n_tokens: Int[Tensor, " text"]
-    ) -> tuple[Float[Tensor, "text layer"], Float[Tensor, "text layer"]]:
-        """Band and measured rate of texts of so many pooled tokens, between the `LENGTHS` by their logarithm."""
-        at, nodes = (
-            n_tokens.clamp(LENGTHS[0], LENGTHS[-1]).double().log2(),
-            torch.tensor(LENGTHS).double().log2(),
-        )
-        right = torch.bucketize(at, nodes).clamp(1, len(nodes) - 1)
-        share = ((at - nodes[right - 1]) / (nodes[right] - nodes[right - 1])).float()[:, None]
-        band, rate = (
-            x[right - 1] + share * (x[right] - x[right - 1]) for x in (self.band, self.band_rate)
-        )
-        for side in (
-            right,
-            right - 1,
-        ):  # beside a length where it was not measured, that of the other
-            rate = torch.where(rate.isnan(), self.band_rate[side], rate)
-        return band, rate
-
-    @staticmethod
-    def of_file(parts: dict[str, Tensor]) -> Calibration:
-        """From the tensors of a file; earlier versions had one band for every length and position, and measured no rate."""
-        for name, n in (("band", len(LENGTHS)), ("token_band", len(POSITION_EDGES))):
-            rate = name.replace("band", "rate") if "token" in name else "band_rate"
-            if parts[name].ndim == 1:
-                parts = parts | {name: parts[name].repeat(n, 1)}
-            parts = {rate: torch.full_like(parts[name], torch.nan)} | parts
-        return Calibration(**parts)
-
-
+@typed
 @dataclass(frozen=True, eq=False)
 class EmotionDirections:
     """Emotion vectors by emotion and layer, with what is needed to read and steer with them.
 
-    ``v["joy"]`` is one emotion, ``v["joy", 18]`` one emotion at one layer, ``v[["joy", "fear"]]`` several; ``v["joy"] - v["fear"]``
-    and ``0.5 * v["joy"]`` are directions again. Values never change; every operation returns a new object.
+    ``directions["joy"]`` is one emotion, ``directions[["joy", "fear"]]`` several, ``directions["joy"][18]`` (or
+    ``directions["joy", 18]``) one emotion at one layer. Iteration, ``in`` and ``len`` are over emotions. Sums, differences and
+    multiples are directions again. Values never change; every operation returns a new object.
+
+    >>> list(directions), "glimmer" in directions, len(directions)
+    (['glimmer', 'gloamer', 'brindle', 'tarrow'], True, 4)
+    >>> (directions["glimmer"] - directions["tarrow"])[1] / 2
+    EmotionDirections(0.5 glimmer - tarrow; resid_post, layer 1, d_model 32; mean_difference)
 
     Attributes:
+        emotions: Their names, in the order of the emotion axis.
+        hook_point: Where in a block they act, such as "resid_post".
+        layers: 0-based block numbers, in the order of the layer axis.
         vectors: `[emotion layer d_model]`, raw differences in the residual stream's own units.
-        reference: `[layer d_model]`, mu, the mean of the emotion means.
+        reference: `[layer d_model]`, mu, the mean of the emotion means (NaN where unknown).
         neutral_mean: `[layer d_model]`, mean of the neutral texts (NaN without them).
-        norm_median: `[layer]`, the median residual norm over ordinary tokens: the unit of a dose.
+        norm_median: `[layer]`, the median residual norm over ordinary tokens: the unit of a dose (NaN where unknown).
         norm_mean: `[layer]`, their mean: the paper's unit.
         reliability: `[emotion layer]`, Spearman-Brown corrected split-half cosine over topics.
-        calibration: None for directions made by arithmetic.
         layer: The layer used where none is named: two thirds of the depth, or the one a study froze.
         info: Model, set, pooling, method and counts.
+        calibration: None for directions made by arithmetic or from tensors.
+        among: The whole that a part was taken from, for `nearest`.
+        operands: The emotions that these were made of.
+
+    Raises:
+        jaxtyping.TypeCheckError: tensors whose shapes do not fit each other.
+        ValueError: names or layers that do not fit the tensors.
     """
 
     emotions: tuple[str, ...]
@@ -136,40 +76,113 @@ class EmotionDirections:
     layer: int
     info: dict[str, Any]
     calibration: Calibration | None = None
-    among: EmotionDirections | None = None  # the whole that a part was taken from, for `nearest`
+    among: EmotionDirections | None = None
     operands: tuple[str, ...] = ()
 
+    __array_ufunc__ = None  # numpy leaves `np.float32(2) * directions` to us, and makes no array
+
+    def __post_init__(self) -> None:
+        named, held = (len(self.emotions), len(self.layers)), tuple(self.vectors.shape[:2])
+        if named != held:
+            raise ValueError(
+                f"{named[0]} emotions and {named[1]} layers are named, vectors [emotion layer d_model] hold {held[0]} and {held[1]}"
+            )
+        if self.calibration is not None and self.calibration.mean.shape != held:
+            raise ValueError("this calibration is of other emotions or layers: take both by name")
+        if self.layer not in self.layers:
+            raise ValueError(
+                f"the default layer {self.layer} is not among the layers {self.layers}"
+            )
+
+    @staticmethod
+    def from_tensors(
+        vectors: Mapping[str, Vector],
+        *,
+        model: Described | Mapping[str, Any],
+        hook_point: HookPoint,
+        layers: Blocks,
+        reference: Vector | None = None,
+        norm_median: Vector | float | None = None,
+        method: str = "given",
+    ) -> EmotionDirections:
+        """Make directions of vectors from elsewhere: a cache, an SAE's decoder, the weights of a probe.
+
+        They steer, ablate, are compared and saved as any others. What is not given stays unknown, and the calls that need it say so: a
+        dose in median norms needs `norm_median` (or ``dose_unit="raw"``), projections and affine ablation need `reference`, and
+        scores need the calibration of an estimator.
+
+        >>> given = {"up": np.ones(32), "down": -torch.ones(32)}
+        >>> em.EmotionDirections.from_tensors(given, model=em.model_info(model), hook_point="resid_post", layers=1)
+        EmotionDirections(up, down; resid_post, layer 1, d_model 32; given)
+
+        Args:
+            vectors: For each name a vector `[d_model]`, or `[layer d_model]` for several layers, in the stream's own units.
+            model: Of which model's stream they are: ``em.model_info(model)``, or the ``info["model"]`` of what was made with it.
+            hook_point: Where in a block, such as "resid_post".
+            layers: The block they belong to, or one for each row, from 0 on.
+            reference: `[d_model]` or `[layer d_model]`, the mean activation that projections are measured from.
+            norm_median: Median residual norm over ordinary tokens, one or `[layer]`, such as ``acts.at(18).norm_median``.
+            method: What they are, in words; shown and saved with them.
+
+        Returns:
+            Directions without calibration, as float32 copies on the CPU.
+
+        Raises:
+            TypeError: a model itself, or something that is no description of one.
+            ValueError: no vectors; another shape than the model's and the layers'; values that are not finite; layers that the model has not.
+        """
+        about = described(model)
+        fields = given_fields(vectors, about, hook_point, layers, reference, norm_median)
+        made = {"emolens": __version__, "model": about, "method": method, "remove_neutral": None}
+        layer = default_layer(fields["layers"], about["n_layers"])
+        return EmotionDirections(hook_point=hook_point, layer=layer, info=made, **fields)
+
     def __repr__(self) -> str:
-        names = ", ".join(self.emotions[:4]) + (
-            f", ... ({len(self.emotions)})" if len(self.emotions) > 4 else ""
+        some = f", ... ({len(self)})" if len(self) > 4 else ""
+        low, high = min(self.layers), max(self.layers)
+        layers = f"layer {low}" if low == high else f"layers {low}..{high}"
+        return (
+            f"EmotionDirections({', '.join(self.emotions[:4])}{some}; {self.hook_point}, {layers}, "
+            f"d_model {self.vectors.shape[-1]}; {self.info['method']})"
         )
-        layers = (
-            f"layers {min(self.layers)}..{max(self.layers)}"
-            if len(self.layers) > 1
-            else f"layer {min(self.layers)}"
-        )
-        return f"EmotionDirections({names}; {self.hook_point}, {layers}, d_model {self.vectors.shape[-1]}; {self.info['method']})"
+
+    def __len__(self) -> int:
+        return len(self.emotions)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.emotions)
+
+    def __contains__(self, emotion: object) -> bool:
+        return emotion in self.emotions
 
     def __getitem__(
-        self, key: str | Iterable[str] | tuple[str, SupportsIndex]
+        self, key: str | SupportsIndex | Iterable[str] | tuple[str, SupportsIndex]
     ) -> EmotionDirections:
         if isinstance(key, tuple) and len(key) == 2 and not isinstance(key[1], str):
             return self[key[0]].at(key[1])
-        names = [key] if isinstance(key, str) else list(key)
-        index = [self.index(str(name)) for name in names]
+        # a number of numpy or torch is an array without axes
+        if not isinstance(key, Iterable) or getattr(key, "ndim", 1) == 0:
+            return self.at(key)  # pyright: ignore[reportArgumentType]  # said there if it is no number
+        at = [self.index(str(name)) for name in ([key] if isinstance(key, str) else key)]
+        names = tuple(self.emotions[i] for i in at)
         return replace(
             self,
-            emotions=tuple(self.emotions[i] for i in index),
-            vectors=self.vectors[index],
-            reliability=self.reliability[index],
-            calibration=self.calibration
-            and self.calibration.select(index, range(len(self.layers))),
+            emotions=names,
+            vectors=self.vectors[at],
+            reliability=self.reliability[at],
+            calibration=self.calibration and self.calibration.select(at, range(len(self.layers))),
             among=self.among or self,
-            operands=tuple(self.emotions[i] for i in index),
+            operands=names,
         )
 
     def index(self, emotion: str) -> int:
-        """Row of an emotion.
+        """Find the row of an emotion.
+
+        >>> directions.index("brindle")
+        2
+
+        Args:
+            emotion: Its name.
 
         Raises:
             KeyError: unknown; the message names the nearest one.
@@ -183,7 +196,13 @@ class EmotionDirections:
         return self.emotions.index(emotion)
 
     def slot(self, layer: SupportsIndex | None = None) -> int:
-        """Position of a layer on the layer axis; the default layer for None.
+        """Find the place of a layer on the layer axis.
+
+        >>> directions.at([1, 2]).slot(2)
+        1
+
+        Args:
+            layer: A block number; None is the default layer.
 
         Raises:
             ValueError: no directions were computed there.
@@ -196,7 +215,17 @@ class EmotionDirections:
         return self.layers.index(layer)
 
     def at(self, layers: Blocks) -> EmotionDirections:
-        """The same directions at some layers; a single one becomes the default."""
+        """Take the same directions at some layers.
+
+        >>> directions.at([0, 2]).vectors.shape
+        torch.Size([4, 2, 32])
+
+        Args:
+            layers: A block number, which becomes the default layer, or several; the default stays if it is among them.
+
+        Raises:
+            ValueError: none, or one without directions.
+        """
         wanted = block_numbers(layers)
         if not wanted:
             raise ValueError("at() needs at least one layer")
@@ -211,35 +240,105 @@ class EmotionDirections:
             norm_median=self.norm_median[k],
             norm_mean=self.norm_mean[k],
             reliability=self.reliability[:, k],
-            calibration=self.calibration and self.calibration.select(range(len(self.emotions)), k),
+            calibration=self.calibration and self.calibration.select(range(len(self)), k),
             among=self.among and self.among.at(wanted),
         )
 
+    def tensor(self, layer: SupportsIndex | None = None) -> Float[Tensor, " d_model"]:
+        """Give the one vector that is here as a plain tensor, for code that knows no emotions.
+
+        >>> directions["glimmer"].tensor(layer=1).shape
+        torch.Size([32])
+
+        Args:
+            layer: A block number; None is the default layer.
+
+        Returns:
+            A copy, as long as it was fitted, in the residual stream's own units; `unit` has those of norm one.
+
+        Raises:
+            ValueError: several emotions are here, or none at this layer.
+        """
+        self._one("tensor")
+        return self.vectors[0, self.slot(layer)].clone()
+
     def unit(self, layer: SupportsIndex | None = None) -> Float[Tensor, "emotion d_model"]:
-        """Directions of norm one at a layer; ValueError for a vector that is zero."""
-        v = self.vectors[:, self.slot(layer)]
-        norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        """Give the directions at a layer with norm one.
+
+        >>> directions.unit(1).norm(dim=-1).round().tolist()
+        [1.0, 1.0, 1.0, 1.0]
+
+        Args:
+            layer: A block number; None is the default layer.
+
+        Returns:
+            A copy, without units.
+
+        Raises:
+            ValueError: a vector that is zero points nowhere.
+        """
+        vectors = self.vectors[:, self.slot(layer)]
+        norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
         if (norm == 0).any():
+            zero = self.emotions[int((norm == 0).flatten().nonzero()[0])]
+            raise ValueError(f"{zero!r} is zero and has no direction")
+        return vectors / norm
+
+    def centre(self, layer: SupportsIndex | None = None) -> Float[Tensor, " d_model"]:
+        """Give mu, from which projections at a layer are measured.
+
+        >>> directions.centre(1).shape
+        torch.Size([32])
+
+        Args:
+            layer: A block number; None is the default layer.
+
+        Returns:
+            The mean of the emotion means, in the residual stream's own units.
+
+        Raises:
+            ValueError: it is not known: directions from tensors, given without it.
+        """
+        mu = self.reference[self.slot(layer)]
+        if not mu.isfinite().all():
             raise ValueError(
-                f"{self.emotions[int((norm == 0).flatten().nonzero()[0])]!r} is zero and has no direction"
+                "these directions know no mean activation to measure from: give from_tensors(..., reference=), the mean over texts that "
+                "you compare with"
             )
-        return v / norm
+        return mu
 
     def z(self, rows: Float[Tensor, "text layer d_model"]) -> Float[Tensor, "text emotion layer"]:
-        """Calibrated scores of pooled texts: held-out standard deviations above the held-out mean.
+        """Score pooled texts:  z = ((x - mu) . v_e/|v_e| - mean_e) / std_e.
+
+        >>> directions.z(acts.rows).shape[1:]
+        torch.Size([4, 3])
+
+        Args:
+            rows: Pooled activations at these layers, as the directions were made from.
+
+        Returns:
+            Held-out standard deviations above the held-out mean.
 
         Raises:
             ValueError: directions made by arithmetic have no calibration.
         """
-        if self.calibration is None:
-            raise ValueError(UNCALIBRATED)
-        raw = project(rows, self.vectors, self.reference)
-        return (raw - self.calibration.mean) / self.calibration.std
+        cal = self.scale("text")
+        return (project(rows, self.vectors, self.reference) - cal.mean) / cal.std
 
     def token_z(
         self, rows: Float[Tensor, "token layer d_model"], position: Int[Tensor, " token"]
     ) -> Float[Tensor, "token emotion layer"]:
-        """Calibrated scores of single tokens: standard deviations above neutral text at the same position.
+        """Score single tokens, as `z`, against neutral text at the same position.
+
+        >>> directions.token_z(torch.zeros(2, 3, 32), torch.tensor([1, 40])).shape
+        torch.Size([2, 4, 3])
+
+        Args:
+            rows: Activations at these layers.
+            position: Position of each token in its text; 0 is the first.
+
+        Returns:
+            Standard deviations above neutral text.
 
         Raises:
             ValueError: no calibration, or none of tokens: as `scale`.
@@ -248,29 +347,41 @@ class EmotionDirections:
         return (project(rows, self.vectors, self.reference) - cal.token_mean[b]) / cal.token_std[b]
 
     def scale(self, per: Literal["text", "token"]) -> Calibration:
-        """The calibration, where it has what scores of texts, or of single tokens, are made with.
+        """Give the calibration, if it has what scores are counted in: of stories for texts, of neutral tokens for tokens.
+
+        >>> directions.scale("text") is directions.calibration
+        True
+
+        Args:
+            per: What is to be scored. The band of "none" is more than a text's score needs, and may be unknown.
 
         Raises:
-            ValueError: directions made by arithmetic, or from too few neutral texts.
+            ValueError: directions made by arithmetic or from tensors; for tokens, those from too few neutral texts.
         """
         if self.calibration is None:
             raise ValueError(UNCALIBRATED)
-        if (
-            not (self.calibration.token_band if per == "token" else self.calibration.band)
-            .isfinite()
-            .any()
-        ):
+        if per == "token" and not self.calibration.token_band.isfinite().any():
             raise ValueError(NO_NEUTRAL)
         return self.calibration
 
     def cosine(
         self, *, layer: SupportsIndex | None = None, corrected: bool = False
     ) -> Float[Tensor, "emotion emotion"]:
-        """Cosine of every pair of emotions at a layer.
+        """Compare every pair of emotions at a layer by cosine.
+
+        >>> directions.cosine(layer=1).diagonal().round().tolist()
+        [1.0, 1.0, 1.0, 1.0]
 
         Args:
+            layer: A block number; None is the default layer.
             corrected: Divide by the geometric mean of the two reliabilities (an estimate of the cosine without sampling noise; it
                 may exceed 1, and is NaN where a reliability is not positive).
+
+        Returns:
+            Cosines, in the order of `emotions`.
+
+        Raises:
+            ValueError: a vector that is zero points nowhere.
         """
         u = self.unit(layer)
         cosine = einsum(u, u, "e d_model, f d_model -> e f")
@@ -280,119 +391,79 @@ class EmotionDirections:
             cosine = cosine / (r[:, None] * r[None]) * (1 - torch.eye(len(r))) + torch.eye(len(r))
         return cosine
 
-    def nearest(self, *, layer: SupportsIndex | None = None, k: int = 5) -> list[tuple[str, float]]:
-        """The emotions most similar to this one direction, by cosine, without those it was made of.
+    def nearest(
+        self,
+        emotion: str | None = None,
+        *,
+        layer: SupportsIndex | None = None,
+        k: SupportsIndex = 5,
+    ) -> Table:
+        """Rank the emotions by their cosine with one direction, without those it was made of.
 
-        >>> [name for name, cosine in directions["glimmer"].nearest(k=2)]
+        >>> directions.nearest("glimmer", k=2)["emotion"]
         ['gloamer', 'brindle']
 
+        Args:
+            emotion: Which one; None is the one that is here, as in ``(directions["joy"] - directions["fear"]).nearest()``.
+            layer: A block number; None is the default layer.
+            k: At most so many.
+
+        Returns:
+            Rows of emotion and cosine, the most similar first.
+
         Raises:
-            ValueError: if there is more than one direction here.
+            ValueError: no emotion is named and several are here; `k` below 1.
         """
-        if len(self.emotions) != 1:
-            raise ValueError(
-                f"nearest() is of one direction, here are {len(self.emotions)}; take one, as in v['{self.emotions[0]}']"
-            )
+        if emotion is not None:
+            return self[emotion].nearest(layer=layer, k=k)
+        self._one("nearest")
+        if index(k) < 1:
+            raise ValueError(f"k={k}; at least 1")
         whole = self.among or self
-        cosine = einsum(
-            self.unit(layer), whole.unit(layer), "one d_model, emotion d_model -> emotion"
-        )
-        ranked = sorted(
-            zip(whole.emotions, cosine.tolist(), strict=True), key=lambda pair: -pair[1]
-        )
-        return [pair for pair in ranked if pair[0] not in self.operands][:k]
+        one, every = self.unit(layer)[0], whole.unit(layer)
+        cosine = einsum(one, every, "d_model, emotion d_model -> emotion").tolist()
+        ranked = sorted(zip(whole, cosine, strict=True), key=lambda pair: -pair[1])
+        others = [pair for pair in ranked if pair[0] not in self.operands]
+        return Table(("emotion", "cosine"), tuple(others[:k]))
+
+    def _one(self, call: str) -> None:
+        if len(self) != 1:
+            raise ValueError(
+                f"{call}() is of one direction, here are {len(self)}; take one, as in directions[{self.emotions[0]!r}].{call}()"
+            )
 
     def __add__(self, other: EmotionDirections) -> EmotionDirections:
-        return self._combine(other, 1.0, "+")
+        return combined(self, other, 1.0, "+")
 
     def __sub__(self, other: EmotionDirections) -> EmotionDirections:
-        return self._combine(other, -1.0, "-")
+        return combined(self, other, -1.0, "-")
 
     def __neg__(self) -> EmotionDirections:
-        return self * -1.0
+        return scaled(self, -1.0)
 
-    def __mul__(self, factor: float | int) -> EmotionDirections:
-        if (
-            isinstance(factor, bool)
-            or not isinstance(factor, int | float)
-            or not np.isfinite(factor)
-        ):
-            raise TypeError(f"directions are multiplied by a finite number, not {factor!r}")
-        names = tuple(f"{factor:g} {e}" for e in self.emotions)
-        return replace(
-            self,
-            emotions=names,
-            vectors=self.vectors * factor,
-            calibration=None,
-            operands=self.operands or self.emotions,
-        )
+    def __mul__(self, factor: Number) -> EmotionDirections:
+        return scaled(self, finite(factor))
 
     __rmul__ = __mul__
 
-    def _combine(self, other: EmotionDirections, sign: float, symbol: str) -> EmotionDirections:
-        if not isinstance(other, EmotionDirections):
-            raise TypeError(
-                f"only directions can be added to directions, not {type(other).__name__}"
-            )
-        for what, a, b in (
-            ("hook point", self.hook_point, other.hook_point),
-            ("layers", self.layers, other.layers),
-            ("width", self.vectors.shape[-1], other.vectors.shape[-1]),
-        ):
-            if a != b:
-                raise ValueError(
-                    f"these directions differ in their {what} ({a} and {b}) and cannot be combined"
-                )
-        mine, theirs = self.info["model"], other.info["model"]
-        if not same_weights(mine, theirs):
-            names = f"{mine.get('name')} and {theirs.get('name')}"
-            raise ValueError(
-                f"these directions differ in their model ({names}) and cannot be combined"
-            )
-        if len(self.emotions) != len(other.emotions):
-            raise ValueError(
-                f"{len(self.emotions)} and {len(other.emotions)} emotions cannot be combined one by one"
-            )
-        return replace(
-            self,
-            emotions=tuple(
-                f"{a} {symbol} {b}" for a, b in zip(self.emotions, other.emotions, strict=True)
-            ),
-            vectors=self.vectors + sign * other.vectors,
-            reliability=torch.full_like(self.reliability, torch.nan),
-            calibration=None,
-            among=self.among or other.among or self,
-            operands=(*(self.operands or self.emotions), *(other.operands or other.emotions)),
-        )
+    def __truediv__(self, divisor: Number) -> EmotionDirections:
+        return scaled(self, 1 / finite(divisor))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a safetensors file with JSON metadata, atomically. No pickle, no paths of this machine.
 
+        >>> directions.save("toy.safetensors"); load_directions("toy.safetensors")
+        EmotionDirections(glimmer, gloamer, brindle, tarrow; resid_post, layers 0..2, d_model 32; mean_difference)
+
+        Args:
+            path: The file, in a folder that is there.
+            overwrite: Replace a file that holds something else.
+
         Raises:
-            FileExistsError: the file is there and holds other directions, or something else; `overwrite` replaces it.
+            FileExistsError: the file is there and holds other directions, or something else.
+            FileNotFoundError: its folder is not there.
         """
-        vacant(path, self._other, overwrite=overwrite)
-        tensors = {
-            k: getattr(self, k).contiguous()
-            for k in (
-                "vectors",
-                "reference",
-                "neutral_mean",
-                "norm_median",
-                "norm_mean",
-                "reliability",
-            )
-        }
-        if self.calibration is not None:
-            for k in Calibration.__dataclass_fields__:
-                tensors[f"calibration.{k}"] = getattr(self.calibration, k).contiguous()
-        header = {
-            k: getattr(self, k)
-            for k in ("emotions", "hook_point", "layers", "layer", "info", "operands")
-        }
-        write_safetensors(
-            path, tensors, {"format": "emolens.directions.1", "emolens": json.dumps(header)}
-        )
+        write_fields(vacant(path, self._other, overwrite=overwrite), self)
 
     def _other(self, file: Path) -> str | None:
         """What a file holds, in words; None if it is these directions."""
@@ -400,10 +471,7 @@ class EmotionDirections:
             found = load_directions(file)
         except ValueError:
             return "something that is no directions of emolens"
-        same = _identity(found) == _identity(self) and same_weights(
-            found.info["model"], self.info["model"]
-        )
-        return None if same else f"other directions ({found.origin})"
+        return None if same_directions(found, self) else f"other directions ({found.origin})"
 
     @property
     def origin(self) -> str:
@@ -412,80 +480,21 @@ class EmotionDirections:
         return f"{len(self.emotions)} emotions x {len(self.layers)} layers at {self.hook_point}, {made}"
 
 
-def _identity(v: EmotionDirections) -> tuple[Any, ...]:
-    """What makes directions the same ones when they are made again."""
-    made = ("method", "remove_neutral", "set_sha256", "pooling", "training_texts")
-    return v.emotions, v.hook_point, v.layers, v.operands, *(v.info.get(k) for k in made)
-
-
 def load_directions(path: str | Path) -> EmotionDirections:
-    """Read directions written by `EmotionDirections.save`.
+    """Read directions written by `EmotionDirections.save`, by this version or an earlier one.
+
+    >>> directions.save("toy.safetensors", overwrite=True)
+    >>> load_directions("toy.safetensors").emotions == directions.emotions
+    True
+
+    Args:
+        path: The file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; truncated, or another program's file.
+        FileNotFoundError: no such file.
+        ValueError: truncated, damaged, or another program's file.
     """
-    tensors, metadata = read_safetensors(path, "emolens.directions.1")
-    needed = {"vectors", "reference", "neutral_mean", "norm_median", "reliability"}
-    if not needed <= set(tensors) or "emolens" not in metadata:
-        missing = sorted(needed - set(tensors)) or ["the header"]
-        raise ValueError(
-            f"{path}: {missing[0]} is missing; the file was not written whole, or by another version"
-        )
-    parts = {
-        k.removeprefix("calibration."): t
-        for k, t in tensors.items()
-        if k.startswith("calibration.")
-    }
-    median = tensors["norm_median"]
     try:
-        header = json.loads(metadata["emolens"])
-        loaded = EmotionDirections(
-            emotions=tuple(header["emotions"]),
-            hook_point=header["hook_point"],
-            layers=tuple(header["layers"]),
-            layer=header["layer"],
-            info=header["info"],
-            operands=tuple(header["operands"]),
-            calibration=Calibration.of_file(parts) if parts else None,
-            vectors=tensors["vectors"],
-            reference=tensors["reference"],
-            neutral_mean=tensors["neutral_mean"],
-            norm_median=median,
-            norm_mean=tensors.get(
-                "norm_mean", torch.full_like(median, torch.nan)
-            ),  # 0.1.0 had none
-            reliability=tensors["reliability"],
-        )
-        texts = (*loaded.emotions, *loaded.operands, loaded.hook_point)
-        layers = (*loaded.layers, loaded.layer)
-        if not all(isinstance(t, str) for t in texts) or not all(type(k) is int for k in layers):
-            raise TypeError("names must be words, layers must be numbers")
-        if loaded.layer not in loaded.layers or not isinstance(loaded.info, dict):
-            raise ValueError("the default layer is not among the layers, or info is not a mapping")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: its header is not that of directions ({str(error)[:200]})"
-        ) from error
-    e, k = len(loaded.emotions), len(loaded.layers)
-    d = loaded.vectors.shape[-1] if loaded.vectors.ndim else 0
-    for name, shape in (
-        ("vectors", (e, k, d)), ("reference", (k, d)), ("neutral_mean", (k, d)), ("norm_median", (k,)),
-        ("norm_mean", (k,)), ("reliability", (e, k)),
-    ):  # fmt: skip
-        if tuple(getattr(loaded, name).shape) != shape:
-            found = list(getattr(loaded, name).shape)
-            raise ValueError(
-                f"{path}: {name} has shape {found}; {e} emotions and {k} layers need {list(shape)}"
-            )
-    return loaded
-
-
-def position_bin(position: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
-    """Which calibration a token at a position belongs to."""
-    edges = torch.tensor(POSITION_EDGES[1:])
-    return torch.bucketize(position, edges, right=True)
-
-
-def default_layer(layers: Sequence[int], n_layers: int) -> int:
-    """The collected layer nearest to two thirds of the depth, where the paper reads."""
-    return min(layers, key=lambda layer: (abs(layer - 2 * n_layers // 3), layer))
+        return EmotionDirections(**read_fields(path))
+    except TypeError as error:  # a shape, or a name that is no word
+        raise ValueError(f"{path}: {WRONG_HEADER} ({str(error)[:200]})") from error

@@ -112,7 +112,7 @@ def circumplex(
         return figure
     found = [norms[keys[directions.emotions[i]] or ""] for i in known]
     people = np.array([[n.valence, n.arousal] for n in found])
-    scores = geometry.components(directions.vectors[known, directions.slot(layer)], 2)[0].numpy()
+    scores = geometry.components(directions.vectors[known, directions.slot(layer)].numpy(), 2)[0]
     a, b = ((z - z.mean(0)) / z.std(0) for z in (people, scores))
     b = b @ orthogonal_procrustes(b, a)[0]
     many = len(known) > NAMES

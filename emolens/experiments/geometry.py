@@ -50,7 +50,7 @@ def run(inputs: Inputs) -> Findings:
         "estimator": "mean_difference",
         "seed": inputs.seed,
     }
-    layers = [geometry.components(v.vectors[:, k])[0].numpy() for k in range(len(v.layers))]
+    layers = [geometry.components(v.vectors[:, k].numpy())[0] for k in range(len(v.layers))]
     exact: dict[str, dict[int, Any]] = {}
     out: list[Row] = []
     for table in TABLES:
@@ -112,7 +112,7 @@ def _axis(
     v, known = inputs.directions, list(rated)
     norm = np.array([getattr(n, axis) for n in rated.values()])
     embed = _embed(inputs)
-    twin = geometry.components(torch.from_numpy(embed).float())[0].numpy()[known]
+    twin = geometry.components(embed.astype(np.float32))[0][known]
     fits = geometry.axis_table(scores[known], norm, null, seed=inputs.seed)
     best = max(fits, key=lambda f: abs(f.r.value))
     searched = "permuted words, max of |r| over components, layers and tables"
@@ -210,9 +210,7 @@ def _plane(inputs: Inputs, rated: dict[int, Any], at: dict) -> list[Row]:
     points = np.array([[n.valence, n.arousal] for n in rated.values()])
     points = (points - points.mean(0)) / points.std(0)
     rho, p = geometry.rsa(vectors.numpy(), points, seed=inputs.seed)
-    every = geometry.components(v.vectors[:, v.slot(inputs.layer)])[
-        0
-    ].numpy()  # of all emotions, as everywhere else
+    every = geometry.components(v.vectors[:, v.slot(inputs.layer)].numpy())[0]  # of all emotions
     scores = every[list(rated)]
     disparity, p2 = geometry.procrustes(scores[:, :2], points, seed=inputs.seed)
     ids, rng = list(range(len(points))), np.random.default_rng(inputs.seed)
@@ -314,7 +312,7 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
             )
         )
     if len(v.layers) > 1:
-        similarity = geometry.layer_rsa(v.vectors)[slot]
+        similarity = geometry.layer_rsa(v.vectors.numpy())[slot]
         out += [
             row(NAME, "rsa of layers with the reported one", float(s), **(say | {"layer": layer}))
             for layer, s in zip(v.layers, similarity, strict=True)

@@ -92,7 +92,7 @@ def projection(v: EmotionDirections, *, layer: SupportsIndex | None = None) -> P
     """A metric inside the model: how far the stream lies along one emotion, in the stream's own units.
 
     Raises:
-        ValueError: several emotions, or no directions at this layer.
+        ValueError: several emotions, no directions at this layer, or none that know their mean activation.
     """
     check_single(v)
     at = v.slot(layer)
@@ -101,7 +101,7 @@ def projection(v: EmotionDirections, *, layer: SupportsIndex | None = None) -> P
         v.hook_point,
         v.layers[at],
         v.unit(v.layers[at])[0],
-        v.reference[at],
+        v.centre(v.layers[at]),
         v.info["model"],
     )
 

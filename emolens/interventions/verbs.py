@@ -185,7 +185,9 @@ def _reference(
         raise ValueError(
             f"the mean at {hook_point} of layer {place.layer} is not known here: use directions collected there, or method='zero'"
         )
-    mean = getattr(place.v, which)[place.slot].float()
+    if which == "reference":
+        return place.v.centre(place.v.layers[place.slot]).float()
+    mean = place.v.neutral_mean[place.slot].float()
     if not torch.isfinite(mean).all():
         raise ValueError(
             "method='mean' needs neutral texts, and these directions were made without any"

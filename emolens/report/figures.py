@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from emolens.readout import write_page
+from emolens.shards import write_page
 
 
 def svg(figure: Figure, title: str, alt: str = "") -> str:

@@ -487,7 +487,9 @@ def banded(vectors, tmp_path_factory) -> Path:
 
     v = em.load_directions(vectors)
     file = tmp_path_factory.mktemp("banded") / "v.safetensors"
-    replace(v, calibration=replace(v.calibration, band=torch.zeros(2))).save(file)
+    replace(v, calibration=replace(v.calibration, band=torch.zeros_like(v.calibration.band))).save(
+        file
+    )
     return file
 
 
@@ -824,7 +826,7 @@ def test_a_set_without_neutral_texts_gives_directions_that_say_what_they_cannot_
     file = tmp_path / "v.safetensors"
     code, out, err = emolens("extract", "-m", tiny("llama", tokenizer="chat"), "-s", tmp_path / "own", "-o", file, "--remove-neutral", "0", "--layers", "1")  # fmt: skip
     assert code == 0, err
-    assert "these directions steer, but score cannot use them" in out
+    assert "score will call no text 'none': that needs 20 neutral texts" in out
     assert em.load_directions(file).info["remove_neutral"] is None
 
 

@@ -23,6 +23,7 @@ from emolens.collect.activations import Activations, TextInfo
 from emolens.collect.histogram import NORM_BINS
 from emolens.collect.pooling import LENGTHS
 from emolens.directions import algebra as algebra_room
+from emolens.directions import calibration as calibration_room
 from emolens.directions import estimators as estimators_room
 from emolens.directions import fitting as fitting_room
 from emolens.directions import value as dirs
@@ -589,7 +590,7 @@ def test_the_rate_of_single_tokens_is_of_a_band_and_a_scale_that_do_not_know_the
     groups = fitting_room._groups(acts.moments())
     topic, position = (
         np.array([tokens.texts[i].topic for i in tokens.row_text.tolist()]),
-        dirs.position_bin(tokens.row_position),
+        calibration_room.position_bin(tokens.row_position),
     )
     above, known_all = torch.zeros_like(c.token_rate), torch.zeros_like(c.token_rate)
     n = torch.zeros(len(c.token_rate), 1)
@@ -697,8 +698,11 @@ def test_token_scores_of_neutral_text_are_standard_in_every_position_bin(
 ) -> None:
     tokens = world.acts.neutral_tokens
     assert tokens is not None
-    z, bins = v.token_z(tokens.rows, tokens.row_position), dirs.position_bin(tokens.row_position)
-    for b in range(len(dirs.POSITION_EDGES)):
+    z, bins = (
+        v.token_z(tokens.rows, tokens.row_position),
+        calibration_room.position_bin(tokens.row_position),
+    )
+    for b in range(len(calibration_room.POSITION_EDGES)):
         here = z[bins == b]
         # calibrated on the same tokens as directions without their topics read them: near zero and one, not exactly
         assert here.mean(0).abs().max() < 0.1
@@ -724,7 +728,7 @@ def test_a_position_bin_without_tokens_takes_its_neighbours_values(world: World)
 
 def test_positions_fall_into_the_bins_that_the_edges_name() -> None:
     position = torch.tensor([1, 3, 4, 15, 16, 63, 64, 5000])
-    assert dirs.position_bin(position).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert calibration_room.position_bin(position).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -740,7 +744,7 @@ def test_positions_fall_into_the_bins_that_the_edges_name() -> None:
 def test_the_default_layer_is_the_collected_one_nearest_to_two_thirds(
     layers, n_layers, expected
 ) -> None:
-    assert dirs.default_layer(list(layers), n_layers) == expected
+    assert algebra_room.default_layer(list(layers), n_layers) == expected
 
 
 # --- reliability ------------------------------------------------------------------------------------------------------
@@ -873,8 +877,12 @@ def test_directions_made_by_arithmetic_have_no_calibration(v: EmotionDirections)
     ("change", "message"),
     [
         ({"hook_point": "resid_mid"}, r"differ in their hook point \(resid_post and resid_mid\)"),
-        ({"layers": (2, 6)}, r"differ in their layers \(\(2, 5\) and \(2, 6\)\)"),
-        ({"vectors": torch.zeros(1, 2, 7)}, r"differ in their width \(48 and 7\)"),
+        ({"layers": (2, 6), "layer": 6}, r"differ in their layers \(\(2, 5\) and \(2, 6\)\)"),
+        (
+            {"vectors": torch.zeros(1, 2, 7)}
+            | dict.fromkeys(("reference", "neutral_mean"), torch.zeros(2, 7)),
+            r"differ in their width \(48 and 7\)",
+        ),
         (
             {"info": {"model": {"fingerprint": "beef", "process_weights": {}}, "method": ""}},
             r"differ in their model",
@@ -914,7 +922,8 @@ def test_nearest_ranks_by_cosine_and_leaves_the_operands_out(v: EmotionDirection
     assert len(v["joy"].nearest(k=2)) == 2
     assert v["joy", 2].nearest()  # the whole is looked at, at the same layer
     with pytest.raises(
-        ValueError, match=r"nearest\(\) is of one direction, here are 6; take one, as in v\['joy'\]"
+        ValueError,
+        match=r"nearest\(\) is of one direction, here are 6; take one, as in directions\['joy'\]\.nearest",
     ):
         v.nearest()
 
@@ -944,7 +953,7 @@ def test_a_saved_file_gives_back_every_bit(
         assert getattr(made, name) == getattr(back, name), name
     assert (made.calibration is None) == (back.calibration is None) == (which == "made")
     if made.calibration is not None and back.calibration is not None:
-        for name in dirs.Calibration.__dataclass_fields__:
+        for name in calibration_room.Calibration.__dataclass_fields__:
             a, b = getattr(made.calibration, name), getattr(back.calibration, name)
             assert torch.equal(a.nan_to_num(-1.5), b.nan_to_num(-1.5)), name
     assert [p.name for p in tmp_path.iterdir()] == [
@@ -1067,3 +1076,127 @@ def test_a_file_of_an_earlier_version_is_read_with_its_one_band_and_no_measured_
     assert c.band.shape == v.calibration.band.shape
     assert c.band_rate.isnan().all()
     assert c.token_rate.isnan().all()
+
+
+# --- values check themselves ------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_of_shapes_that_do_not_fit_is_refused(v: EmotionDirections) -> None:
+    assert v.calibration is not None
+    with pytest.raises(jaxtyping.TypeCheckError):
+        replace(v.calibration, std=torch.ones(5, 5))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        replace(v.calibration, token_band=torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"vectors": torch.randn(3, 7, 4, 2)}, jaxtyping.TypeCheckError, "vectors"),
+        ({"reference": torch.zeros(2, D + 1)}, jaxtyping.TypeCheckError, "reference"),
+        ({"norm_median": torch.ones(3)}, jaxtyping.TypeCheckError, "norm_median"),
+        ({"layers": [2, 5]}, jaxtyping.TypeCheckError, "layers"),
+        ({"emotions": ("joy", "fear")}, ValueError, r"2 emotions and 2 layers are named, .* hold 6 and 2"),
+        ({"layer": 3}, ValueError, r"the default layer 3 is not among the layers \(2, 5\)"),
+    ],
+)  # fmt: skip
+def test_directions_that_do_not_fit_themselves_are_refused(
+    v: EmotionDirections, change: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        replace(v, **change)
+
+
+def test_directions_with_the_calibration_of_other_ones_are_refused(v: EmotionDirections) -> None:
+    with pytest.raises(ValueError, match="this calibration is of other emotions or layers"):
+        replace(v["joy"], calibration=v.calibration)
+
+
+# --- doors ------------------------------------------------------------------------------------------------------------
+
+
+def test_directions_are_asked_as_a_mapping_of_emotions(v: EmotionDirections) -> None:
+    assert list(v) == list(EMOTIONS)
+    assert len(v) == len(EMOTIONS)
+    assert "joy" in v
+    assert "bliss" not in v
+    assert {e: v[e].vectors.shape for e in v}["fear"] == (1, 2, D)
+
+
+@pytest.mark.parametrize("number", [2, np.int64(2), torch.tensor(2), np.array(2)])
+def test_a_number_is_a_layer_of_whatever_library(v: EmotionDirections, number: int) -> None:
+    assert v["fear"][number].layers == v["fear", number].layers == (2,)
+    assert torch.equal(v["fear"][number].vectors[0, 0], v.vectors[2, 0])
+    assert torch.equal(v["fear"].tensor(number), v.vectors[2, 0])
+    assert v[number].vectors.shape == (6, 1, D)
+    assert v.slot(number) == 0
+    with pytest.raises(ValueError, match="layer 3 has no directions here"):
+        v["fear"][number + 1]
+
+
+def test_what_is_neither_an_emotion_nor_a_layer_is_refused(v: EmotionDirections) -> None:
+    for key in (1.5, True, None):
+        with pytest.raises(ValueError, match=f"layer {key}: layers are block numbers"):
+            v[key]  # type: ignore[index]
+    assert v[np.array(["fear", "joy"])].emotions == ("fear", "joy")
+
+
+def test_a_tensor_is_one_vector_and_a_copy(v: EmotionDirections) -> None:
+    vector = v["joy"].tensor()
+    assert torch.equal(vector, v.vectors[0, 1])
+    vector.zero_()
+    assert v.vectors[0, 1].any()
+    with pytest.raises(ValueError, match=r"tensor\(\) is of one direction, here are 6"):
+        v.tensor()
+
+
+@pytest.mark.parametrize("half", [0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_numbers_of_numpy_and_torch_multiply_from_both_sides(
+    v: EmotionDirections, half: float
+) -> None:
+    for made in (half * v["joy"], v["joy"] * half, v["joy"] / 2, v["joy"] / (1 / half)):
+        assert isinstance(made, EmotionDirections)
+        assert made.emotions == ("0.5 joy",)
+        assert torch.equal(made.vectors, v["joy"].vectors * 0.5)
+    with pytest.raises(ZeroDivisionError):
+        v["joy"] / 0
+    for wrong in (np.ones(3), torch.ones(3), np.bool_(True), torch.tensor(True)):
+        with pytest.raises(TypeError, match="multiplied by a finite number"):
+            wrong * v["joy"]
+
+
+def test_nearest_is_asked_by_name(v: EmotionDirections) -> None:
+    assert v.nearest("joy", layer=5) == v["joy"].nearest(layer=5)
+    assert v.nearest("joy", k=np.int64(2)).columns == ("emotion", "cosine")
+    assert len(v.nearest("joy", k=np.int64(2))) == 2
+    with pytest.raises(ValueError, match="k=0; at least 1"):
+        v.nearest("joy", k=0)
+
+
+# --- the plain estimator ----------------------------------------------------------------------------------------------
+
+
+def test_mean_differences_are_the_vectors_and_reference_of_the_estimator(
+    world: World, v: EmotionDirections
+) -> None:
+    rows, labels = _main(world.acts)
+    tokens = world.acts.neutral_tokens
+    assert tokens is not None
+    components = algebra_room.neutral_components(tokens.rows, 0.5)
+    vectors, reference = algebra_room.mean_differences(rows, torch.as_tensor(labels), components)
+    torch.testing.assert_close(
+        vectors, v.vectors, atol=1e-3, rtol=0
+    )  # sums in float32 of rows of norm 200
+    torch.testing.assert_close(reference, v.reference, atol=1e-3, rtol=0)
+    plain, _ = algebra_room.mean_differences(rows, torch.as_tensor(labels))
+    assert not torch.allclose(plain, vectors, atol=0.1)
+
+
+def test_controls_take_numbers_of_numpy_and_torch(world: World, v: EmotionDirections) -> None:
+    drawn = em.random_directions(v, 2, seed=3)
+    for number in (np.int64, torch.tensor):
+        assert torch.equal(
+            em.random_directions(v, number(2), seed=number(3)).vectors, drawn.vectors
+        )
+        again = em.shuffled_directions(world.acts, v, seed=number(3))
+        assert torch.equal(again.vectors, em.shuffled_directions(world.acts, v, seed=3).vectors)

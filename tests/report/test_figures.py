@@ -65,9 +65,8 @@ def test_the_circuits_view_carries_every_token_unchanged():
 def test_the_circuits_view_shows_the_tokens_that_have_no_score():
     """The first token, an attention sink, is never scored; it belongs to the text all the same."""
     s = scores()
-    cut = replace(
-        s, values=s.values[1:-1], raw=s.raw[1:-1], text_of=s.text_of[1:-1], spans=s.spans[1:-1]
-    )
+    of_row = ("values", "raw", "text_of", "spans", "band", "rate")
+    cut = replace(s, **{name: getattr(s, name)[1:-1] for name in of_row})
     props = tokens_room.explore_tokens(cut).html.rsplit("CircuitsVis.render(", 1)[1]
     tokens = json.loads(
         re.search(r'"tokens": (\[.*?"\])', props)[1].replace("<\\/", "</").replace("<\\!--", "<!--")

@@ -9,6 +9,7 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -21,9 +22,11 @@ from emolens.directions.algebra import project
 from emolens.interventions import attribution as attribution_room
 from emolens.models import identity as identity_room
 from emolens.models.tokens import encode, render_chat
-from emolens.readout import SHORT, Scores, token_html
+from emolens.readout import Scores, token_html
+from emolens.readout.reading import SHORT
 from emolens.sets.emotion_sets import Story
 
+NEUTRAL = "There are three shelves in the hall. The clerk wrote down the number of boxes and closed the lid."
 NEW = "Late on Friday Ines came to the harbour with a red coat. Then Ines wept for a long time and sat alone in the dark."
 
 
@@ -207,8 +210,12 @@ def _scores(
 def test_a_row_inside_the_band_is_none():
     s = _scores([[1.0, 0.5], [1.6, 0.2], [-3.0, 1.5]], 1.5, ("a", "b", "c"))
     assert s.labels == ["none", "joy", "none"]
-    assert [[e for e, _ in row] for row in s.top(1)] == [["joy"], ["joy"], ["fear"]]
-    assert len(s.top(9)[0]) == 2
+    assert s.above.tolist() == [[False, False], [True, False], [False, False]]
+    assert s.top(1)["emotion"] == ["joy", "joy", "fear"]
+    assert s.top(np.int64(9))["row"] == [0, 0, 1, 1, 2, 2]
+    assert s.top(1)[1] == (1, "b", "joy", pytest.approx(1.6), 1.5)
+    with pytest.raises(ValueError, match="k=0; at least 1"):
+        s.top(0)
 
 
 def test_short_texts_and_training_texts_are_flagged(tiny_model, v, toy):
@@ -226,7 +233,8 @@ def test_the_repr_shows_text_label_and_highest_emotions(tiny_model, v):
     measured = r"none below -?\d+\.\d; \d+ % of neutral texts of held-out topics lie above"
     assert re.fullmatch(rf"Scores per text, layer 1, z \({measured}\)", lines[0])
     assert "'Late on Friday Ines came to the harbour with a ...'" in lines[1]
-    best, z = s.top(1)[0][0]
+    _, text, best, z, _ = s.top(1)[0]
+    assert text == NEW
     assert f"{best} {z:+.1f}" in lines[1]
     many = em.score(tiny_model, v, NEW, per="token")
     assert repr(many).splitlines()[-1] == f"  ... {len(many) - 20} more"
@@ -355,10 +363,34 @@ def test_wrong_requests_say_what_is_allowed(tiny_model, v):
         em.score(tiny_model, v, [NEW, "x"], prepend_bos=False)
 
 
-def test_without_neutral_texts_none_is_not_known(tiny_model, toy):
-    bare = em.collect_resid_post(tiny_model, replace(toy, neutral=()), progress=False)
-    with pytest.raises(ValueError, match="know too little neutral text"):
-        em.score(tiny_model, em.mean_difference(bare, remove_neutral=None), NEW)
+def test_plain_labelled_lists_are_scored_and_nothing_is_called_none(tiny_model, toy):
+    stories = [(e, s.text) for e, s in toy.texts()]
+    emotions, texts = zip(*stories, strict=True)
+    acts = em.collect_resid_post(tiny_model, list(texts), emotions=list(emotions), progress=False)
+    v = em.mean_difference(acts, remove_neutral=None)
+    s = em.score(tiny_model, v, [*texts[:3], NEW, NEUTRAL])
+    assert s.values.isfinite().all()
+    assert s.band.isnan().all()
+    assert s.above.all()
+    assert s.labels == s.top(1)["emotion"]
+    assert "no band: too few neutral texts were collected, so nothing is called none" in repr(s)
+    assert "(" not in repr(s).splitlines()[1].split("'")[2]
+    assert "no band" in s.to_html()
+    assert "#c9ccd3" not in s.to_html()
+    with pytest.raises(ValueError, match="too little neutral text to score single tokens"):
+        em.score(tiny_model, v, NEW, per="token")
+
+
+def test_scores_that_do_not_fit_themselves_are_refused():
+    s = _scores([[1.0, 0.5], [1.6, 0.2]], 1.5, ("a", "b"))
+    with pytest.raises(jaxtyping.TypeCheckError, match="band"):
+        replace(s, band=torch.ones(3))
+    with pytest.raises(jaxtyping.TypeCheckError, match="raw"):
+        replace(s, raw=torch.ones(2, 3))
+    with pytest.raises(
+        ValueError, match=r"have \(1, 2, 2, 2\) entries; 2 rows, 2 columns and 2 texts"
+    ):
+        replace(s, text_of=(0,))
 
 
 # --- hostile strings --------------------------------------------------------------------------------------------------
