@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -128,6 +128,14 @@ def positions(
     return Positions(
         tuple(encoded), tuple(chosen), padding_side, getattr(model.cfg, "device", "cpu")
     )
+
+
+def check_where(positions: Any) -> None:
+    """Refuse what is no choice of tokens for a hook."""
+    if not isinstance(positions, Positions) and positions not in get_args(Where):
+        raise ValueError(
+            f"positions={positions!r}; allowed: 'all', 'generation', or em.positions(model, prompts, ...)"
+        )
 
 
 def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from emolens._typing import HookedModel, HookPoint, hook_name
@@ -15,8 +14,9 @@ from emolens.collect.activations import Activations, TextInfo, is_main
 from emolens.collect.forward import collect
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.hooks import Hooks
+from emolens.interventions.places import Direction, resolve_places
 from emolens.interventions.positions import Positions, Where
-from emolens.interventions.verbs import Direction, orthonormal, removed_from, resolve_places
+from emolens.interventions.verbs import basis_of, removed_from
 from emolens.shards import same_weights
 
 
@@ -151,16 +151,12 @@ def ablate_stream(
         raise ValueError(
             f"a direction of width {given.unit.shape[-1]} for a stream of width {width}"
         )
-    basis = (
-        rearrange(given.unit, "row d_model -> row 1 d_model")
-        if per_row
-        else orthonormal(given.unit)[None]
-    )
-    out = []
+    basis, out = basis_of(given.unit, per_row), []
     for acts, layer, slot in stream.places():
         r = torch.zeros_like(given.unit[0]) if method == "zero" else _mean_of(acts, slot, method)
-        place = replace(given, layer=layer, norm={"median": float(acts.norm_median[slot])})
-        name, hook = removed_from(acts.hook_point, place, basis, r, method, positions, sinks)
+        norm = {"median": float(acts.norm_median[slot])}
+        place = replace(given, hook_point=acts.hook_point, layer=layer, norm=norm)
+        name, hook = removed_from(place, basis, r, method, positions, sinks)
         out.append((name, replace(hook, spec=replace(hook.spec, stream=True))))
     return out
 
