@@ -43,7 +43,7 @@ Tiny = Callable[..., Path]
 # files of tests that load no model
 ONCE = {
     "architecture", "choices", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed",
-    "packaging", "figures", "figures_data", "published", "reading", "set_checks", "set_rules", "stats", "summaries", "tutorials", "verdict_rules",
+    "packaging", "figures", "figures_data", "published", "reading", "set_checks", "set_rules", "stats", "summaries", "table", "tutorials", "verdict_rules",
 }  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
 
