@@ -225,7 +225,7 @@ patching = em.patch_resid_pre(
     model,
     clean=pair.clean,
     corrupted=pair.corrupted,
-    metric=em.logit_difference(" happy", " sad"),
+    metric=em.logit_diff(" happy", " sad"),
     layers=list(range(0, model.cfg.n_layers, 5)),
 )
 patching

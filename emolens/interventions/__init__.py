@@ -12,11 +12,11 @@ from emolens.interventions.generate import Generations
 from emolens.interventions.hooks import Hook, Hooks, Spec
 from emolens.interventions.metrics import (
     Agreement,
-    LogitDifference,
+    LogitDiff,
     Patching,
     Projection,
     agreement,
-    logit_difference,
+    logit_diff,
     passing,
     projection,
 )
@@ -67,7 +67,7 @@ __all__ = [
     "Generations",
     "Hook",
     "Hooks",
-    "LogitDifference",
+    "LogitDiff",
     "Patching",
     "Positions",
     "Projection",
@@ -92,7 +92,7 @@ __all__ = [
     "clamp_resid_post",
     "clamp_resid_pre",
     "collect_stream",
-    "logit_difference",
+    "logit_diff",
     "orthonormal",
     "passing",
     "patch_attn_out",

@@ -10,7 +10,7 @@ or `em.sweep`. A hook returns a new tensor and never writes in place. Nothing ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -47,7 +47,7 @@ from emolens.interventions.positions import Positions, Where, check_where
 class Cache(Protocol):
     """Activations by hook name: an `ActivationCache`, which is no `Mapping`, or a dictionary."""
 
-    def __contains__(self, name: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
     def __getitem__(self, name: str, /) -> Tensor: ...
 
 
