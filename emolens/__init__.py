@@ -27,7 +27,7 @@ _NAMES = {
     """,
     "readout": "LogitLens Scores logit_lens score",
     "interventions": """
-        Agreement Attribution Baked Check DoseCalibration Generations Patching Stream Sweep
+        Agreement Attribution Baked Check Decoding DoseCalibration Generations Patching Stream Sweep
         ablate_attn_out ablate_mlp_out ablate_resid_mid ablate_resid_post ablate_resid_pre
         ablate_stream agreement attribute attribution_patching bake calibrate_dose
         clamp_attn_out clamp_mlp_out clamp_resid_mid clamp_resid_post clamp_resid_pre
@@ -121,6 +121,7 @@ if TYPE_CHECKING:
         Attribution,
         Baked,
         Check,
+        Decoding,
         DoseCalibration,
         Generations,
         Patching,

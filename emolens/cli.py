@@ -497,7 +497,7 @@ def steer(
     from emolens import interventions
     from emolens.directions.controls import random_directions
     from emolens.directions.value import load_directions
-    from emolens.interventions.generate import generate
+    from emolens.interventions.generate import Decoding, generate
     from emolens.models.loading import load_model
     from emolens.sets.corpus import names_a_file, several
 
@@ -538,10 +538,8 @@ def steer(
             loaded,
             prompts,
             hooks,
-            max_new_tokens=max_new_tokens,
+            decoding=Decoding(max_new_tokens, temperature, seed=seed),
             stop=stop or (),
-            temperature=temperature,
-            seed=seed,
             read=read,
             layer=at,
             watch=shown,
@@ -558,7 +556,7 @@ def steer(
         console.print(Text(prompt, style="bold"))
         cells = []
         for made in written.values():
-            top = made.top(i) if read is not None and made.tokens[i] else ""
+            top = made.mood(i) if read is not None and made.tokens[i] else ""
             cells.append(Group(Text(made.texts[i].strip()), Text(top, style="dim")))
         if console.width < 100:
             for title, cell in zip(written, cells, strict=True):
@@ -643,6 +641,7 @@ def write_stories(
     Example: emolens write-stories --set core --emotions joy,fear,anger --topics supper,clinic --per-topic 8 --out own
     """
     from emolens import stories as generation
+    from emolens.interventions.generate import Decoding
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
     from emolens.sets.emotion_sets import load_emotion_set
@@ -675,8 +674,8 @@ def write_stories(
         )  # before the model: a wrong name
         loaded = load_model(model, device=device, dtype=dtype, revision=revision)
         made = generation.write_stories(
-            loaded, s, out, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
+            loaded, s, out, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths, batch_size=batch_size,
+            decoding=Decoding(max_new_tokens, temperature, top_p, seed),
         )  # fmt: skip
     typer.echo(repr(made))
     if made.emotions is None:

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from emolens import __version__
 from emolens._files import Strict, Word, here, read_jsonl, unknown
 from emolens._typing import HookedModel
-from emolens.interventions.generate import generate
+from emolens.interventions.generate import Decoding, generate
 from emolens.models.identity import present_info
 from emolens.models.tokens import tokenization
 from emolens.sets.check import CHARACTERS, language_of, leaks, length
@@ -50,6 +50,7 @@ SELF = {
 }  # Japanese may leave it out
 QUOTED = re.compile(r"[\"“„「][^\"”“」]*[\"”“」]")
 LENGTHS = {False: (60, 150), True: (100, 400)}  # words; characters for Chinese and Japanese
+SAMPLED = Decoding(max_new_tokens=220, temperature=0.9, top_p=0.95)
 REPEATED = (
     0.25  # share of three-word runs (eight-character runs) that occurred before in the same text
 )
@@ -170,11 +171,8 @@ def write_stories(
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
     lengths: tuple[int, int] | None = None,
-    max_new_tokens: int = 220,
-    temperature: float | int = 0.9,
-    top_p: float | int = 0.95,
+    decoding: Decoding = SAMPLED,
     batch_size: int = 16,
-    seed: int = 0,
     progress: bool = True,
 ) -> Written:
     """Let the loaded model write the stories of a set, and make a set of them.
@@ -185,7 +183,7 @@ def write_stories(
         out: A folder: ``manifest.json``, ``texts/`` (one file a batch), ``dropped.jsonl`` and, at the end, ``set/``.
         per_topic: Stories asked for, for each emotion and topic.
         lengths: Least and most words of a story (characters for Chinese and Japanese); a longer one is cut at a sentence.
-        max_new_tokens, temperature, top_p, seed: Of the sampling.
+        decoding: How many tokens of a story at most, and how they are chosen: `em.Decoding`, by default 220 sampled ones.
         batch_size: Prompts at once; part of the plan, since a batch may change the last digits of a probability.
 
     Returns:
@@ -216,11 +214,8 @@ def write_stories(
         "prompts": hashlib.sha256(
             "".join(p.model_dump_json() for p in prompts).encode()
         ).hexdigest()[:16],
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
+        **asdict(decoding),
         "batch_size": batch_size,
-        "seed": seed,
         "emolens": __version__,
     }
     folder = _begin(out, spec)
@@ -238,10 +233,8 @@ def write_stories(
                 [{"role": "user", "content": p.prompt}] if chat else p.prompt + "\n\n"
                 for p in batch
             ]
-            made = generate(
-                model, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-                items=range(start, start + len(batch)),
-            )  # fmt: skip
+            items = range(start, start + len(batch))
+            made = generate(model, asked, decoding=decoding, items=items)
             done = {p.id: text for p, text in zip(batch, made.texts, strict=True)}
             lines = [
                 json.dumps({"id": k, "text": v}, ensure_ascii=False) + "\n" for k, v in done.items()
@@ -249,7 +242,7 @@ def write_stories(
             with written_whole(file) as part:
                 part.write_text("".join(lines), encoding="utf-8")
         texts |= done
-    writer = f"{info.name} (weights {info.fingerprint[:12]}), temperature {temperature}, top_p {top_p}, seed {seed}"
+    writer = f"{info.name} (weights {info.fingerprint[:12]}), temperature {decoding.temperature}, top_p {decoding.top_p}, seed {decoding.seed}"
     return _finish(folder, s, prompts, texts, lengths, writer, spec)
 
 

@@ -193,7 +193,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("a dose above its budget", "interventions/dose.py", "if kl <= budget:", "if kl > budget:", f"{SWEEPS} -k calib"),
     Edit("a dose reported where it was chosen", "interventions/dose.py", "kl = damage(runs[1], low)", "kl = damage(runs[0], low)", f"{SWEEPS} -k calib"),
     Edit("one half is the whole", "interventions/dose.py", "[texts[i] for i in order[half:]]", "[texts[i] for i in order]", f"{SWEEPS} -k calib"),
-    Edit("a dose in units of one", "interventions/measure.py", "return c.dose * float(v.norm_median[slot])", "return c.dose * 1.0", f"{SWEEPS} -k equals_one_run"),
+    Edit("a dose in units of one", "interventions/measure.py", "size = c.dose * float(directions.norm_median[directions.slot(c.layer)])", "size = c.dose", f"{SWEEPS} -k equals_one_run"),
     # --- causal tests
     Edit('ablation before the refit is nothing', 'experiments/causal.py', 'with model.hooks(fwd_hooks=hooks):\n                    rows', 'with model.hooks(fwd_hooks=[]):\n                    rows', f'{C} -k what_was_planted'),
     Edit("clean and corrupted swapped in the map", "experiments/causal.py", "clean=[p.clean for p in here], corrupted=[p.corrupted for p in here]", "clean=[p.corrupted for p in here], corrupted=[p.clean for p in here]", f"{C} -k map_puts"),

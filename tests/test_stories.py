@@ -21,6 +21,9 @@ GOOD = (
 )
 
 
+SHORT = em.Decoding(12, temperature=0.9, top_p=0.95)
+
+
 @pytest.fixture
 def toy(toy_set: Path) -> EmotionSet:
     return load_emotion_set(toy_set)
@@ -32,8 +35,9 @@ def _write(model: Any, toy: EmotionSet, out: Path, **more: Any) -> generation.Wr
         "topics": ["kitchen", "train"],
         "per_topic": 2,
         "batch_size": 3,
+        "decoding": SHORT,
     }
-    return em.write_stories(model, toy, out, max_new_tokens=12, progress=False, **(options | more))
+    return em.write_stories(model, toy, out, progress=False, **(options | more))
 
 
 def test_prompts_name_topic_person_and_feeling_and_run_nothing(toy: EmotionSet) -> None:
@@ -119,7 +123,7 @@ def test_a_broken_batch_is_written_again_and_another_run_is_refused(
     with pytest.raises(
         FileExistsError, match=r"already holds another run \(differs in: seed, temperature\)"
     ):
-        _write(tiny_model, toy, tmp_path / "run", seed=1, temperature=0.5)
+        _write(tiny_model, toy, tmp_path / "run", decoding=em.Decoding(12, 0.5, 0.95, seed=1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x", encoding="utf-8")
     with pytest.raises(FileExistsError, match="is not empty and holds no run of this kind"):
@@ -129,14 +133,10 @@ def test_a_broken_batch_is_written_again_and_another_run_is_refused(
 def test_an_item_has_the_same_noise_in_any_batch(tiny_model: Any) -> None:
     prompts = ["The door", "He had counted", "I put"]
     together = em.generate(
-        tiny_model, prompts, max_new_tokens=8, temperature=1.0, seed=3, items=[4, 9, 2]
+        tiny_model, prompts, decoding=em.Decoding(8, 1.0, seed=3), items=[4, 9, 2]
     )
-    alone = em.generate(
-        tiny_model, prompts[1], max_new_tokens=8, temperature=1.0, seed=3, items=[9]
-    )
-    other = em.generate(
-        tiny_model, prompts[1], max_new_tokens=8, temperature=1.0, seed=3, items=[1]
-    )
+    alone = em.generate(tiny_model, prompts[1], decoding=em.Decoding(8, 1.0, seed=3), items=[9])
+    other = em.generate(tiny_model, prompts[1], decoding=em.Decoding(8, 1.0, seed=3), items=[1])
     assert together.tokens[1] == alone.tokens[0] != other.tokens[0]
     with pytest.raises(
         ValueError, match=r"items=\[1\]: one number, 0 or more, for each of the 3 prompts"
@@ -285,7 +285,7 @@ def test_a_story_in_the_other_person_is_dropped_and_speech_does_not_count(toy: E
 @pytest.mark.real
 def test_smollm2_writes_english_to_a_prompt_of_core(real_model: Any, tmp_path: Path) -> None:
     made = em.write_stories(
-        real_model, "core", tmp_path / "own", emotions=["joy", "fear"], topics=["supper"], max_new_tokens=60, lengths=(20, 60), progress=False
+        real_model, "core", tmp_path / "own", emotions=["joy", "fear"], topics=["supper"], decoding=em.Decoding(60, 0.9, 0.95), lengths=(20, 60), progress=False
     )  # fmt: skip
     assert made.counts["asked"] == 2
     assert sum(made.counts.values()) == 4  # each of the two has one fate

@@ -183,7 +183,8 @@ def test_the_bars_of_a_text_are_its_scores_highest_first():
 
 def test_generations_name_the_emotions_that_rise_highest():
     g = Generations(("He",), (" ran",), ((1, 2),), ("joy", "fear", "anger"), (torch.tensor([[1.0, 4.0, -2.0], [3.0, 2.0, -4.0]]),))  # fmt: skip
-    assert g.top(0, 2) == "fear +3.0, joy +2.0"
+    assert g.top(0, 2).rows == (("fear", 3.0), ("joy", 2.0))
+    assert g.mood(0, 2) == "fear +3.0, joy +2.0"
     assert repr(g) == "'He' -> ' ran'  (fear +3.0, joy +2.0, anger -3.0)"
 
 

@@ -144,7 +144,7 @@ written = em.sweep(
     v[["joy", "sadness"]],
     doses=(0.1, 0.2, 0.8),
     target_words=words,
-    write=20,
+    max_new_tokens=20,
     read=v,
     progress=False,
 )

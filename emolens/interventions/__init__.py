@@ -8,7 +8,7 @@ from emolens.interventions.attribution import Attribution, attribute
 from emolens.interventions.baking import Baked, bake
 from emolens.interventions.check import Check, validate
 from emolens.interventions.dose import DoseCalibration, calibrate_dose, prompt_baseline
-from emolens.interventions.generate import Generations
+from emolens.interventions.generate import Decoding, Generations
 from emolens.interventions.hooks import Hook, Hooks, Spec
 from emolens.interventions.metrics import (
     Agreement,
@@ -63,6 +63,7 @@ __all__ = [
     "Attribution",
     "Baked",
     "Check",
+    "Decoding",
     "DoseCalibration",
     "Generations",
     "Hook",

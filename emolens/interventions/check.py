@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emolens._typing import HookedModel, Text, hook_name
@@ -206,15 +206,11 @@ def check(
             x, y = (
                 rearrange(t.detach().float().cpu(), "1 pos ... -> pos (...)") for t in (old, new)
             )
-            norm, step = (
-                torch.linalg.vector_norm(x, dim=-1),
-                torch.linalg.vector_norm(y - x, dim=-1),
-            )
+            norm, size, step = (torch.linalg.vector_norm(t, dim=-1) for t in (x, y, y - x))
             changed = step > 0
             steered.logical_or_(changed)
-            size = torch.linalg.vector_norm(y, dim=-1)
-            median = lambda t: float(t[changed].median()) if changed.any() else 0.0  # noqa: E731  (used twice in one line)
-            seen[k].append((int(changed.sum()), median(step / norm), median(size / norm)))
+            ratios = torch.stack([step / norm, size / norm])[:, changed]
+            seen[k].append((int(changed.sum()), *_medians(ratios)))
             return new
 
         return hook
@@ -241,3 +237,9 @@ def check(
         steered,
         tuple(fired),
     )
+
+
+def _medians(values: Float[Tensor, "ratio pos"]) -> tuple[float, float]:
+    """Of the two rows; 0 where nothing was changed."""
+    step, norm = values.median(-1).values.tolist() if values.shape[1] else (0.0, 0.0)
+    return step, norm

@@ -68,7 +68,7 @@ def calibrate_dose(
     budget: float = 0.1,
     prompts: Sequence[Text] = (),
     perplexity_budget: float = 1.5,
-    write: int = 24,
+    max_new_tokens: int = 24,
     max_dose: float = 1.0,
     neutral_tokens: int = 64,
     seed: int = 0,
@@ -84,7 +84,7 @@ def calibrate_dose(
         budget: Mean KL(unsteered || steered) in nats a token.
         prompts: At least four, to write from; without any only the KL counts.
         perplexity_budget: Perplexity of what is written under the unsteered model, in units of that of its own text.
-        write: New tokens a prompt, at most.
+        max_new_tokens: To write for each prompt, at most.
         max_dose: Where to stop looking, in median residual norms.
 
     Raises:
@@ -97,9 +97,9 @@ def calibrate_dose(
         raise ValueError(
             f"{len(neutral)} texts, budget={budget}, max_dose={max_dose}: at least four texts, both above zero"
         )
-    if prompts and (len(prompts) < 4 or not perplexity_budget > 1 or write < 1):
+    if prompts and (len(prompts) < 4 or not perplexity_budget > 1 or max_new_tokens < 1):
         raise ValueError(
-            f"{len(prompts)} prompts, perplexity_budget={perplexity_budget}, write={write}: at least four prompts, above one, at least one token"
+            f"{len(prompts)} prompts, perplexity_budget={perplexity_budget}, max_new_tokens={max_new_tokens}: at least four prompts, above one, at least one token"
         )
     layer = direction.layer if layer is None else block_number(layer)
     validate(
@@ -139,7 +139,8 @@ def calibrate_dose(
     text: dict[str, Any] = {}
     if prompts:
         writers = [
-            Run(model, encode(model, part), [], {}, write=write) for part in _halves(prompts, rng)
+            Run(model, encode(model, part), [], {}, max_new_tokens=max_new_tokens)
+            for part in _halves(prompts, rng)
         ]
 
         def writes(run: Run, dose: float) -> tuple[Written, Tensor]:

@@ -93,7 +93,7 @@ class Sweep:
             ValueError: a sweep that wrote nothing.
         """
         if self.written is None or self.unsteered is None:
-            raise ValueError("nothing was written: sweep(..., write=24)")
+            raise ValueError("nothing was written: sweep(..., max_new_tokens=24)")
         return (self.written.log_perplexity - self.unsteered.log_perplexity).exp()
 
     @property
@@ -157,7 +157,10 @@ class Sweep:
 
 def shortest_words(tokenizer: Any, target_words: TargetWords) -> dict[str, list[str]]:
     """Of each emotion the target words with the fewest tokens: like is compared with like, and a sweep is several times faster."""
-    count = lambda w: len(word_tokens(tokenizer, w))  # noqa: E731  (used twice)
+
+    def count(word: str) -> int:
+        return len(word_tokens(tokenizer, word))
+
     return {
         e: [w for w in ws if count(w) == min(map(count, ws))]
         for e, ws in target_words.items()
@@ -177,7 +180,7 @@ def sweep(
     positions: Literal["all", "generation"] = "all",
     neutral: Sequence[str] | None = None,
     neutral_tokens: int = 64,
-    write: int = 0,
+    max_new_tokens: int = 0,
     stop: Stop = (),
     read: EmotionDirections | None = None,
     seed: int = 0,
@@ -202,7 +205,7 @@ def sweep(
         controls: Further directions by name; None is eight random ones ("random directions"), {} none.
         positions: "all" tokens, or "generation": the last prompt token and what follows.
         neutral: Texts to measure the damage on (the first `neutral_tokens` tokens of each, but the first one).
-        write: Also continue every prompt by this many tokens at most, greedily, and read what was written (`Written`).
+        max_new_tokens: Also continue every prompt by this many tokens at most, greedily, and read what was written (`Written`).
         stop: Where to end beside the model's own stop tokens, as in `em.generate`.
         read: Directions that score what was written; the unsteered model reads it.
         seed: Of the random directions.
@@ -231,9 +234,9 @@ def sweep(
         raise ValueError(
             f"{unknown[0]!r} has no target words; there are words for: {', '.join(words)}"
         )
-    if write < 0 or (read is not None and not write):
+    if max_new_tokens < 0 or (read is not None and not max_new_tokens):
         raise ValueError(
-            f"write={write}: how many tokens to write; read= scores what was written and needs write=24 or so"
+            f"max_new_tokens={max_new_tokens}: how many to write; read= scores what was written and needs max_new_tokens=24 or so"
         )
     if neutral_tokens < 2:
         raise ValueError(
@@ -260,16 +263,19 @@ def sweep(
         if neutral
         else []
     )
-    if write and (longest := max(len(e.ids) for e in encoded)) + write > model.cfg.n_ctx:
+    longest = max(len(e.ids) for e in encoded)
+    if max_new_tokens and longest + max_new_tokens > model.cfg.n_ctx:
         raise ValueError(
-            f"{longest} tokens of prompt and {write} new ones; this model reads {model.cfg.n_ctx}"
+            f"{longest} tokens of prompt and {max_new_tokens} new ones; this model reads {model.cfg.n_ctx}"
         )
     reader = None
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
         reader.scale("token")
-    run = Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
+    run = Run(
+        model, encoded, cut, words, positions, batch_tokens, max_new_tokens, reader, layers, stop
+    )
 
     cells = [
         Cell(e, control, layer, dose)
@@ -285,7 +291,7 @@ def sweep(
         doses,
         run.words,
         positions,
-        write,
+        max_new_tokens,
         [sorted(run.end.tokens), run.end.strings],
         present_info(model).fingerprint,
     ]
@@ -304,7 +310,7 @@ def sweep(
         for layer in layers:
             todo = [c for c in cells if c.layer == layer and c not in done.found]
             bar.update(sum(c.layer == layer for c in cells) - len(todo))
-            per_batch = max(1, batch_tokens // (len(encoded) * max(len(e.ids) for e in encoded)))
+            per_batch = max(1, batch_tokens // (len(encoded) * longest))
             for start in range(0, len(todo), per_batch):
                 chunk = todo[start : start + per_batch]
                 vectors = torch.stack([vector_of(groups[c.control], c) for c in chunk])
@@ -317,8 +323,8 @@ def sweep(
         for readout in done.found[cells[0]]
     }
     info = {"positions": positions, "dose_unit": "median", "splits": run.splits, "key": done.key}
-    written = run.written(of) if write else None
-    unsteered = run.written(run.unsteered) if write else None
+    written = run.written(of) if max_new_tokens else None
+    unsteered = run.written(run.unsteered) if max_new_tokens else None
     return Sweep(
         tuple(cells),
         tuple(e.text for e in encoded),

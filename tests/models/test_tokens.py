@@ -587,7 +587,7 @@ def test_no_path_lets_a_number_pass_that_is_none(overflowing, toy_set):
     metric = em.logit_diff(" home", " door")
     paths = {
         "generate": lambda: em.generate(m, PROMPT, max_new_tokens=2),
-        "generate, sampled": lambda: em.generate(m, PROMPT, max_new_tokens=2, temperature=0.8),
+        "generate, sampled": lambda: em.generate(m, PROMPT, decoding=em.Decoding(2, 0.8)),
         "generate, uncached": lambda: em.generate(m, PROMPT, max_new_tokens=2, cache=False),
         "sweep": lambda: sweep(
             m, [PROMPT], v[["glimmer"]], layers=[0], target_words=words, controls={}
