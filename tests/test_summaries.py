@@ -103,6 +103,22 @@ def test_values_whose_axes_do_not_agree_are_refused():
         ValueError, match=r"\[2, 5\] are \[entry\] or \[token entry\], for 1 labels"
     ):
         replace(a, labels=("embed",))
+    s = a_sweep()
+    for wrong in (
+        {"baseline": torch.zeros(3, 3)},
+        {"kl": torch.zeros(2, 2)},
+        {"kl": torch.zeros(3)},
+    ):
+        with pytest.raises(TypeCheckError):
+            replace(s, **wrong)
+    with pytest.raises(
+        ValueError, match=r"\[3, 2, 3\] is .* for 3 cells, 1 prompts and 3 emotions"
+    ):
+        replace(s, prompts=("a",))
+    with pytest.raises(TypeCheckError):
+        Written((("x",),), torch.ones(1, 1), torch.ones(1, 2), torch.ones(1, 1))
+    with pytest.raises(TypeCheckError):
+        Generations(("a",), ("b",), ((3,),), ("joy",), (torch.ones(1),))
 
 
 def attribution() -> Attribution:

@@ -99,7 +99,7 @@ def bake(
         hooks: `steer_*` with one row, `ablate_attn_out` and `ablate_mlp_out`, all with ``positions="all"``.
         out: Directory to make: safetensors, config, tokenizer.
         revision: As in `load_model`.
-        prompts: Texts or chats to compare on; a list of messages is one chat.
+        prompts: A list of texts or chats to compare on.
         dtype: Of the saved weights; None is that in which `load_model` opens the model.
         overwrite: Replace a checkpoint that is at `out`. The new one is moved into place only when it is complete and measured.
 
@@ -112,7 +112,13 @@ def bake(
         RuntimeError: the float32 copy does not do what the hooks do.
 
     Example:
-        ``em.bake("pythia-160m", em.steer_resid_post(v["joy"], layer=8, dose=0.1), "joyful")``
+        >>> from tempfile import TemporaryDirectory
+        >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.5)
+        >>> loaded_from = model.tokenizer.name_or_path
+        >>> with TemporaryDirectory() as folder:
+        ...     baked = em.bake(loaded_from, hooks, f"{folder}/glimmering")
+        >>> baked.difference < 1e-4 < baked.moved
+        True
     """
     out = vacant_folder(out)
     _vacant(out, name_or_path, overwrite)

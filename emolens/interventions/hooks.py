@@ -63,6 +63,10 @@ class Hook:
         edit: Called with the activation and `tensors`; returns the changed activation.
         tensors: Each `[row ...]` with one row, or one for each row of the batch.
         positions: "all", "generation" (the last prompt token and every new one), or `Positions`.
+        window: Of the loop that it runs in; None in a raw run.
+
+    Raises:
+        ValueError: when it fires on an activation of another width, or on another number of rows or columns.
     """
 
     spec: Spec
@@ -122,7 +126,14 @@ class Hook:
         return out
 
     def take(self, rows: Sequence[int]) -> Hook:
-        """The hook for some rows of its batch."""
+        """The hook for some rows of its batch.
+
+        Args:
+            rows: Their numbers.
+
+        Returns:
+            A new `Hook`.
+        """
         here = (
             self.positions.take(rows) if isinstance(self.positions, Positions) else self.positions
         )
@@ -138,7 +149,14 @@ class Hook:
         return replace(self, spec=spec, tensors=tensors, positions=here, _cast={})
 
     def within(self, window: Window) -> Hook:
-        """The hook as the loop that owns `window` uses it."""
+        """The hook as a loop uses it that shows the model a few columns at a time.
+
+        Args:
+            window: Of the loop, which moves it.
+
+        Returns:
+            A new `Hook`.
+        """
         return replace(self, window=window)
 
 

@@ -38,7 +38,14 @@ TargetWords = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing added: a direction of an emotion (control None) or of a control, at a layer, with a dose."""
+    """One thing added: a direction of an emotion (control None) or of a control, at a layer, with a dose.
+
+    Attributes:
+        direction: Name of the emotion, or of the control's own direction.
+        control: Name of the control; None for an emotion.
+        layer: Block.
+        dose: In median residual norms.
+    """
 
     direction: str
     control: str | None
@@ -70,7 +77,14 @@ class Written:
     emotions: tuple[str, ...] = ()
 
     def take(self, cells: Sequence[int]) -> Written:
-        """Some of the cells."""
+        """Some of the cells.
+
+        Args:
+            cells: Their numbers.
+
+        Returns:
+            A new `Written`.
+        """
         kept = list(cells)
         return replace(
             self,

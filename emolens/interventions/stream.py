@@ -24,6 +24,17 @@ def stream_points(model: HookedModel) -> dict[HookPoint, tuple[int, ...]]:
     """Where the residual stream is read or left: before block 0, between attention and MLP, and after every block.
 
     A parallel model, whose MLP reads what attention reads, has no second place. (Before block k + 1 is after block k.)
+
+    Args:
+        model: From `em.load_model`, or your own.
+
+    Returns:
+        For each hook point its blocks.
+
+    Example:
+        >>> from emolens.interventions import stream_points
+        >>> stream_points(model)
+        {'resid_pre': (0,), 'resid_mid': (0, 1, 2), 'resid_post': (0, 1, 2)}
     """
     every = tuple(range(model.cfg.n_layers))
     parallel = (
@@ -37,6 +48,9 @@ def stream_points(model: HookedModel) -> dict[HookPoint, tuple[int, ...]]:
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Pooled activations of the same texts at every place of `stream_points`: what `ablate_stream` takes its references from.
+
+    Attributes:
+        sites: `Activations` of one model, one for each hook point.
 
     Raises:
         ValueError: places of another model, a place that is missing, or one that is no place of the stream.
@@ -64,11 +78,22 @@ class Stream:
             )
 
     def select(self, keep: Callable[[TextInfo], bool]) -> Stream:
-        """The texts for which `keep` is true, at every place."""
+        """The texts for which `keep` is true, at every place.
+
+        Args:
+            keep: Asked for each text.
+
+        Returns:
+            A new `Stream`.
+        """
         return Stream(tuple(a.select(keep) for a in self.sites))
 
     def places(self) -> Iterator[tuple[Activations, int, int]]:
-        """Each place in the order of the model: the activations that have it, the block, and its slot there."""
+        """Go through the places in the order of the model.
+
+        Returns:
+            Of each: the activations that have it, the block, and its slot there.
+        """
         order = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
         found = [
             (layer, order[a.hook_point], a, k)
@@ -83,10 +108,20 @@ def collect_stream(model: HookedModel, texts: Any, **options: Any) -> Stream:
     """Read texts at every place where a block reads the residual stream or leaves it (`stream_points`): one pass for each hook point.
 
     Args:
-        texts: An emotion set, or plain texts; `options` as for `em.collect_resid_post`, but without `layers`.
+        model: From `em.load_model`, or your own.
+        texts: An emotion set, or plain texts.
+        options: As for `em.collect_resid_post`, but without `layers`.
 
     Returns:
         `Stream`, for `ablate_stream`; the mean of its texts at each place is what the ablation keeps.
+
+    Raises:
+        ValueError: as `em.collect_resid_post`.
+
+    Example:
+        >>> stream = em.collect_stream(model, stories, progress=False)
+        >>> [(acts.hook_point, acts.layers) for acts in stream.sites]
+        [('resid_pre', (0,)), ('resid_mid', (0, 1, 2)), ('resid_post', (0, 1, 2))]
     """
     found = stream_points(model)
     return Stream(
@@ -128,7 +163,10 @@ def ablate_stream(
         ValueError: directions and stream of two models; no text to take the mean of.
 
     Example:
-        ``hooks = em.ablate_stream(v["fear"], em.collect_stream(model, emotions), direction_from=18)``
+        >>> stream = em.collect_stream(model, stories, progress=False)
+        >>> hooks = em.ablate_stream(directions["tarrow"], stream, direction_from=1)
+        >>> [name for name, _ in hooks][:3]
+        ['blocks.0.hook_resid_pre', 'blocks.0.hook_resid_mid', 'blocks.0.hook_resid_post']
     """
     if method not in ("affine", "zero", "mean"):
         raise ValueError(f"method={method!r}; allowed: 'affine', 'zero', 'mean'")

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from emolens._typing import HookedModel, Text, block_numbers
+from emolens._typing import HookedModel, Text, block_numbers, typed
 from emolens.directions.controls import random_directions
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
@@ -43,17 +43,25 @@ from emolens.models.tokens import encode, word_tokens
 from emolens.sets.corpus import several
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """What each cell did to each prompt.
 
     Attributes:
+        cells: What was added.
+        prompts: As they were read.
+        emotions: That have target words.
         change: `[cell prompt emotion]`, log-probability of each emotion's target words (mean over its words) minus the unsteered one, nats.
         baseline: `[prompt emotion]`, the unsteered one.
         kl: `[cell text]`, KL(unsteered || steered) in nats a token on neutral texts; None without them.
         written: The new texts of every cell; None unless asked for.
         unsteered: Those of the unsteered model, as one cell.
         info: Options, and in how many batches memory ran out and the batch was halved (`splits`).
+
+    Raises:
+        jaxtyping.TypeCheckError: tensors whose axes do not agree.
+        ValueError: another number of cells, prompts or emotions than `change` has.
     """
 
     cells: tuple[Cell, ...]
@@ -66,10 +74,26 @@ class Sweep:
     unsteered: Written | None = None
     info: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        named = len(self.cells), len(self.prompts), len(self.emotions)
+        if tuple(self.change.shape) != named:
+            raise ValueError(
+                f"change {list(self.change.shape)} is [cell prompt emotion], for {named[0]} cells, {named[1]} prompts and {named[2]} emotions"
+            )
+
     def select(
         self, *, control: str | None = "any", layer: int | None = None, dose: float | None = None
     ) -> Sweep:
-        """The cells of one control (None: the emotions' own directions), layer or dose."""
+        """The cells of one control, layer or dose.
+
+        Args:
+            control: Its name; None for the emotions' own directions.
+            layer: Block; None takes all.
+            dose: In median residual norms; None takes all.
+
+        Returns:
+            A new `Sweep`.
+        """
         kept = [
             i
             for i, c in enumerate(self.cells)
@@ -77,13 +101,8 @@ class Sweep:
         ]
         kl = None if self.kl is None else self.kl[kept]
         written = None if self.written is None else self.written.take(kept)
-        return replace(
-            self,
-            cells=tuple(self.cells[i] for i in kept),
-            change=self.change[kept],
-            kl=kl,
-            written=written,
-        )
+        cells = tuple(self.cells[i] for i in kept)
+        return replace(self, cells=cells, change=self.change[kept], kl=kl, written=written)
 
     @property
     def perplexity_ratio(self) -> Float[Tensor, "cell prompt"]:
@@ -98,12 +117,17 @@ class Sweep:
 
     @property
     def margin(self) -> Float[Tensor, "cell prompt emotion"]:
-        """Change of each emotion's words minus the mean change of the others'."""
+        """Change of each emotion's words minus the mean change of the others', in nats."""
         k = self.change.shape[-1]
         return self.change - (self.change.sum(-1, keepdim=True) - self.change) / (k - 1)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary for each cell, prompt and emotion."""
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One dictionary for each cell, prompt and emotion, as `pandas.DataFrame` takes them.
+
+        Returns:
+            What was added (direction, control, layer, dose), to which prompt, and for which emotion's words the change is, in nats; of
+            what was written the text, its measures and its score.
+        """
         out = []
         for i, c in enumerate(self.cells):
             for j, prompt in enumerate(self.prompts):
@@ -156,7 +180,15 @@ class Sweep:
 
 
 def shortest_words(tokenizer: Any, target_words: TargetWords) -> dict[str, list[str]]:
-    """Of each emotion the target words with the fewest tokens: like is compared with like, and a sweep is several times faster."""
+    """Of each emotion the target words with the fewest tokens: like is compared with like, and a sweep is several times faster.
+
+    Args:
+        tokenizer: Of the model.
+        target_words: For each emotion its words.
+
+    Returns:
+        The same with fewer words; an emotion without any is left out.
+    """
 
     def count(word: str) -> int:
         return len(word_tokens(tokenizer, word))
@@ -185,10 +217,10 @@ def sweep(
     read: EmotionDirections | None = None,
     seed: int = 0,
     batch_tokens: int = 4096,
-    out: str | Path | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool = True,
+    out: str | Path | None = None,
 ) -> Sweep:
     """Add every direction at every layer with every dose to every prompt, and read what the next word would be.
 
@@ -196,6 +228,7 @@ def sweep(
     change_e = mean_w [ log P(w | prompt, x + dose m v) - log P(w | prompt) ].
 
     Args:
+        model: From `em.load_model`, or your own.
         prompts: Texts or chats that end where the word would come.
         directions: One or more emotions.
         layers: Blocks; None is the directions' default.
@@ -204,12 +237,16 @@ def sweep(
             put where their script and the end of the prompt have one (`tokens.joined`).
         controls: Further directions by name; None is eight random ones ("random directions"), {} none.
         positions: "all" tokens, or "generation": the last prompt token and what follows.
-        neutral: Texts to measure the damage on (the first `neutral_tokens` tokens of each, but the first one).
+        neutral: Texts to measure the damage on.
+        neutral_tokens: The first so many tokens of each count, but the first one.
         max_new_tokens: Also continue every prompt by this many tokens at most, greedily, and read what was written (`Written`).
         stop: Where to end beside the model's own stop tokens, as in `em.generate`.
         read: Directions that score what was written; the unsteered model reads it.
         seed: Of the random directions.
         batch_tokens: Of one batch; halved when memory runs out.
+        prepend_bos: As in `em.score`.
+        allow_other_model: Take directions of another model with the same shape.
+        progress: Show a bar over cells.
         out: A JSON-lines file to which finished cells are added; an interrupted sweep goes on from it.
 
     Returns:
@@ -218,6 +255,16 @@ def sweep(
     Raises:
         ValueError: no prompts, a layer without directions, no target words, a dose that is not finite, a file of another sweep.
         FloatingPointError: NaN or infinity, with the layer and the type.
+
+    Example:
+        >>> words = {e.name: e.target_words for e in stories.emotions}
+        >>> found = em.sweep(
+        ...     model, "Today she felt", directions["glimmer"], doses=[0.1, 0.2], target_words=words, max_new_tokens=4, progress=False
+        ... )
+        >>> found.change.shape, sorted({c.control for c in found.cells}, key=str), found.written.length.shape
+        (torch.Size([18, 1, 4]), [None, 'random directions'], torch.Size([18, 1]))
+        >>> found.select(control=None, dose=0.2).to_dicts()[0]["direction"]
+        'glimmer'
     """
     texts = several(prompts)
     doses = [float(d) for d in doses]
@@ -326,13 +373,5 @@ def sweep(
     written = run.written(of) if max_new_tokens else None
     unsteered = run.written(run.unsteered) if max_new_tokens else None
     return Sweep(
-        tuple(cells),
-        tuple(e.text for e in encoded),
-        tuple(words),
-        of["change"],
-        run.baseline,
-        of.get("kl"),
-        written,
-        unsteered,
-        info,
-    )
+        tuple(cells), tuple(e.text for e in encoded), tuple(words), of["change"], run.baseline, of.get("kl"), written, unsteered, info
+    )  # fmt: skip

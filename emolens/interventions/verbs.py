@@ -54,10 +54,18 @@ class Cache(Protocol):
 def orthonormal(
     directions: Float[Tensor, "direction d_model"],
 ) -> Float[Tensor, "component d_model"]:
-    """An orthonormal basis of what directions span; as many rows as they have rank (centred directions have one less than their number).
+    """An orthonormal basis of what directions span.
 
-    >>> orthonormal(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).abs().tolist()
-    [[1.0, 0.0]]
+    Args:
+        directions: `[direction d_model]`, of any length.
+
+    Returns:
+        `[component d_model]` in float32, as many rows as the directions have rank (centred ones have one less than their number).
+
+    Example:
+        >>> from emolens.interventions import orthonormal
+        >>> orthonormal(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).abs().tolist()
+        [[1.0, 0.0]]
     """
     _, size, axes = torch.linalg.svd(directions.double(), full_matrices=False)
     return axes[size > 1e-5 * size[0]].float()
@@ -100,7 +108,13 @@ def _steer(
         ValueError: a layer without directions, a dose that is not finite, rows that do not match, directions of another hook point.
 
     Example:
-        ``hooks = em.steer_resid_post(v["joy"], layer=18, dose=0.1)``
+        >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1)
+        >>> [name for name, _ in hooks]
+        ['blocks.1.hook_resid_post']
+        >>> print(hooks[0][1].spec)
+        steer glimmer at blocks.1.hook_resid_post (dose 0.1 median norms)
+        >>> with model.hooks(fwd_hooks=hooks):
+        ...     logits = model(torch.tensor([[1, 2, 3]]))
 
     Reference:
         Turner et al. 2023, *Activation Addition*, arXiv 2308.10248; the unit is that of Anthropic 2026 with the median for the mean.
@@ -150,6 +164,11 @@ def _ablate(
 
     Raises:
         ValueError: a mean that the directions do not know, directions of another hook point, a layer they do not have.
+
+    Example:
+        >>> [(name, hook)] = em.ablate_resid_post(directions[["glimmer", "tarrow"]], layer=1)
+        >>> print(hook.spec)
+        ablate glimmer, tarrow at blocks.1.hook_resid_post (rank 2, affine)
 
     Reference:
         Arditi et al. 2024, arXiv 2406.11717 (to zero); Marshall et al. 2024, *Refusal is an affine function*, arXiv 2411.09003.
@@ -219,6 +238,11 @@ def _clamp(
 
     Raises:
         ValueError: as `steer_resid_post`.
+
+    Example:
+        >>> [(name, hook)] = em.clamp_resid_post(directions["glimmer"], layer=1, value=0.2)
+        >>> print(hook.spec)
+        clamp glimmer at blocks.1.hook_resid_post (value 0.2 median norms)
     """
     out = []
     for place in resolve_places("clamp", hook_point, direction, layer, direction_from):
@@ -259,6 +283,11 @@ def _rotate(
     Raises:
         ValueError: as `steer_resid_post`.
 
+    Example:
+        >>> [(name, hook)] = em.rotate_resid_post(directions["glimmer"], layer=1, angle=30)
+        >>> print(hook.spec)
+        rotate glimmer at blocks.1.hook_resid_post (30 degrees)
+
     Reference:
         Vu & Nguyen 2025, *Angular Steering*, arXiv 2510.26243, with the plane of each activation and v for their fixed plane.
     """
@@ -298,6 +327,15 @@ def _patch(
     Raises:
         ValueError: several layers of one tensor; heads of a hook point that has none; shapes that do not match, at the first firing.
         KeyError: a hook point that the cache does not have.
+
+    Example:
+        >>> from emolens.interventions import patch_resid_post, patch_z
+        >>> tokens = torch.tensor([[1, 2, 3]])
+        >>> logits, cache = model.run_with_cache(tokens)
+        >>> hooks = patch_resid_post(cache, layer=1) + patch_z(cache, layer=2, heads=[0, 3])
+        >>> with model.hooks(fwd_hooks=hooks):
+        ...     bool(torch.allclose(model(tokens), logits, atol=1e-4))  # clean into clean changes nothing
+        True
     """
     if heads is not None and hook_point not in ("z", "q", "k", "v"):
         raise ValueError(f"{hook_point} has no heads; z, q, k and v have")
@@ -381,7 +419,23 @@ def steer_at(
     dose_unit: DoseUnit = "median",
     positions: Where | Positions = "all",
 ) -> Hooks:
-    """`steer_resid_post` and its siblings for a hook point given by name."""
+    """Add a direction at a hook point that is given by name: `steer_resid_post` and its siblings.
+
+    Args:
+        hook_point: By TransformerLens's name without "hook_", such as "resid_post".
+        direction, dose, layer, dose_unit, positions: As in `steer_resid_post`.
+
+    Returns:
+        A list of ``(hook_name, hook)``.
+
+    Raises:
+        ValueError: as `steer_resid_post`.
+
+    Example:
+        >>> from emolens.interventions import steer_at
+        >>> [name for name, _ in steer_at("resid_post", directions["glimmer"], layer=[0, 1], dose=0.1)]
+        ['blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
+    """
     return _steer(
         hook_point, direction, dose=dose, layer=layer, dose_unit=dose_unit, positions=positions
     )

@@ -218,7 +218,7 @@ def test_random_directions_stand_beside_every_sweep_unless_turned_off(model, v):
     assert all(c.control is None for c in off.cells)
     assert len(off.cells) == 4
     assert "random directions" in repr(on)
-    assert len(on.rows()) == 12 * 4
+    assert len(on.to_dicts()) == 12 * 4
     assert len(on.select(control=None).cells) == 4
 
 
@@ -304,7 +304,7 @@ def test_what_is_written_is_what_generate_writes_and_is_read_without_the_hook(mo
     )
     [row] = [
         r
-        for r in result.rows()
+        for r in result.to_dicts()
         if (r["prompt"], r["emotion"], r["direction"]) == (STEMS[1], "gloamer", "tarrow")
     ]
     assert row["text"] == w.texts[1][1]

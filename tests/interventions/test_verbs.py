@@ -643,6 +643,10 @@ def test_positions_are_columns_of_the_padded_batch_on_either_side():
         assert [row.nonzero().flatten().tolist() for row in p.mask_left] == [[2], [3]]
         assert [row.nonzero().flatten().tolist() for row in p.take([1]).mask] == [[1]]
     assert repr(p) == "Positions(2 tokens of 2 prompts)"
+    with pytest.raises(ValueError, match="tokens of 1 prompts, here are 2"):
+        replace(p, chosen=((0,),))
+    with pytest.raises(ValueError, match=r"prompt 1 has tokens 0 to \d, not -1"):
+        replace(p, chosen=((0,), (-1,)))
 
 
 def test_generation_is_the_last_prompt_token_and_every_new_one_while_other_positions_end_with_the_prompt():
