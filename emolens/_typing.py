@@ -91,6 +91,15 @@ class HookedModel(Protocol):
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+@runtime_checkable
+class Cache(Protocol):
+    """Activations by hook name: a dict, or TransformerLens's `ActivationCache`, which is no `Mapping`."""
+
+    def __getitem__(self, name: Any, /) -> Any: ...
+    def keys(self) -> Iterable[str]: ...
+    def values(self) -> Iterable[Any]: ...
+
+
 def is_hooked(model: Any) -> bool:
     """Whether it is a `HookedTransformer` or of a class made from it; else it is a bridge."""
     return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)

@@ -667,14 +667,14 @@ def write_stories(
             raise ValueError(
                 "--import-texts needs --writer: who wrote the texts (model, engine, sampling)"
             )
-        made = generation.import_texts(import_texts, s, out, writer=writer, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths)  # fmt: skip
+        made = generation.import_texts(import_texts, s, out=out, writer=writer, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths)  # fmt: skip
     else:
         generation.story_prompts(
             s, per_topic=per_topic, emotions=named[0], topics=named[1]
         )  # before the model: a wrong name
         loaded = load_model(model, device=device, dtype=dtype, revision=revision)
         made = generation.write_stories(
-            loaded, s, out, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths, batch_size=batch_size,
+            loaded, s, out=out, per_topic=per_topic, emotions=named[0], topics=named[1], lengths=lengths, batch_size=batch_size,
             decoding=Decoding(max_new_tokens, temperature, top_p, seed),
         )  # fmt: skip
     typer.echo(repr(made))

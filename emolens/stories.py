@@ -165,7 +165,6 @@ def export_prompts(
 def write_stories(
     model: HookedModel,
     s: EmotionSet | str,
-    out: str | Path,
     *,
     per_topic: int = 1,
     emotions: Sequence[str] | None = None,
@@ -174,17 +173,18 @@ def write_stories(
     decoding: Decoding = SAMPLED,
     batch_size: int = 16,
     progress: bool = True,
+    out: str | Path,
 ) -> Written:
     """Let the loaded model write the stories of a set, and make a set of them.
 
     Args:
         model: Any model of `load_model`; one with a chat template is asked as a chat, a base model gets the prompt as text.
         s: The set whose prompts and topics are used, or its name.
-        out: A folder: ``manifest.json``, ``texts/`` (one file a batch), ``dropped.jsonl`` and, at the end, ``set/``.
         per_topic: Stories asked for, for each emotion and topic.
         lengths: Least and most words of a story (characters for Chinese and Japanese); a longer one is cut at a sentence.
         decoding: How many tokens of a story at most, and how they are chosen: `em.Decoding`, by default 220 sampled ones.
         batch_size: Prompts at once; part of the plan, since a batch may change the last digits of a probability.
+        out: A folder: ``manifest.json``, ``texts/`` (one file a batch), ``dropped.jsonl`` and, at the end, ``set/``.
 
     Returns:
         `Written`. A run that was interrupted goes on; a finished one is read again.
@@ -193,7 +193,7 @@ def write_stories(
         FileExistsError: the folder holds another run; the message says what differs.
 
     Example:
-        ``em.write_stories(model, "core", "own-stories", emotions=["joy", "fear"], topics=["supper", "clinic"])``
+        ``em.write_stories(model, "core", out="own-stories", emotions=["joy", "fear"], topics=["supper", "clinic"])``
 
     Reference:
         Anthropic 2026, *Emotion Concepts and their Function in a Large Language Model*: stories written by the model that is read.
@@ -249,13 +249,13 @@ def write_stories(
 def import_texts(
     path: str | Path,
     s: EmotionSet | str,
-    out: str | Path,
     *,
     writer: str,
     per_topic: int = 1,
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
     lengths: tuple[int, int] | None = None,
+    out: str | Path,
 ) -> Written:
     """Make a set of texts that another engine wrote to exported prompts.
 

@@ -19,8 +19,6 @@ FACE = "__init__"  # loads everything lazily, and is the only place that may kno
 LONGEST = 520  # lines of one file
 TOO_LONG = {
     "cli",
-    "interventions.patching",
-    "interventions.verbs",
     "readout",
     "sets.corpus",
     "sets.emotion_sets",

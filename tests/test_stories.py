@@ -37,7 +37,7 @@ def _write(model: Any, toy: EmotionSet, out: Path, **more: Any) -> generation.Wr
         "batch_size": 3,
         "decoding": SHORT,
     }
-    return em.write_stories(model, toy, out, progress=False, **(options | more))
+    return em.write_stories(model, toy, out=out, progress=False, **(options | more))
 
 
 def test_prompts_name_topic_person_and_feeling_and_run_nothing(toy: EmotionSet) -> None:
@@ -167,7 +167,7 @@ def test_every_text_is_counted_once_and_the_set_is_balanced(
         "topics": ["kitchen", "train"],
     }
     made = em.import_texts(
-        file, toy, tmp_path / "out", writer="an engine", lengths=(20, 120), **options
+        file, toy, out=tmp_path / "out", writer="an engine", lengths=(20, 120), **options
     )
     assert made.counts == {
         "asked": 8, "kept": 2, "refusal": 1, "set aside": 1, "names the emotion": 1, "too short": 1, "missing": 1, "duplicate": 1,
@@ -197,7 +197,12 @@ def test_where_nothing_is_usable_there_is_no_set_but_the_reasons(
     file = tmp_path / "texts.jsonl"
     file.write_text('{"id": "glimmer-kitchen-1", "text": ""}\n', encoding="utf-8")
     made = em.import_texts(
-        file, toy, tmp_path / "out", writer="x", emotions=["glimmer", "brindle"], topics=["kitchen"]
+        file,
+        toy,
+        out=tmp_path / "out",
+        writer="x",
+        emotions=["glimmer", "brindle"],
+        topics=["kitchen"],
     )
     assert made.emotions is None
     assert made.counts == {"asked": 2, "too short": 1, "missing": 1}
@@ -225,7 +230,7 @@ def test_texts_that_were_not_asked_for_are_named(
     file = tmp_path / "texts.jsonl"
     file.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        em.import_texts(file, toy, tmp_path / "out", writer="x")
+        em.import_texts(file, toy, out=tmp_path / "out", writer="x")
 
 
 def test_exported_prompts_come_back_by_their_ids(toy: EmotionSet, tmp_path: Path) -> None:
@@ -285,7 +290,7 @@ def test_a_story_in_the_other_person_is_dropped_and_speech_does_not_count(toy: E
 @pytest.mark.real
 def test_smollm2_writes_english_to_a_prompt_of_core(real_model: Any, tmp_path: Path) -> None:
     made = em.write_stories(
-        real_model, "core", tmp_path / "own", emotions=["joy", "fear"], topics=["supper"], decoding=em.Decoding(60, 0.9, 0.95), lengths=(20, 60), progress=False
+        real_model, "core", out=tmp_path / "own", emotions=["joy", "fear"], topics=["supper"], decoding=em.Decoding(60, 0.9, 0.95), lengths=(20, 60), progress=False
     )  # fmt: skip
     assert made.counts["asked"] == 2
     assert sum(made.counts.values()) == 4  # each of the two has one fate

@@ -81,12 +81,12 @@ class Baked:
 def bake(
     name_or_path: str | Path,
     hooks: Hooks,
-    out: str | Path,
     *,
     revision: str | None = None,
     prompts: Text | Sequence[Text] = VERIFY_PROMPTS,
     dtype: str | torch.dtype | None = None,
     overwrite: bool = False,
+    out: str | Path,
 ) -> Baked:
     """Save a copy of a model that behaves as if the hooks were always on.
 
@@ -97,11 +97,11 @@ def bake(
     Args:
         name_or_path: As in `load_model`, GGUF files included (their weights are saved dequantised).
         hooks: `steer_*` with one row, `ablate_attn_out` and `ablate_mlp_out`, all with ``positions="all"``.
-        out: Directory to make: safetensors, config, tokenizer.
         revision: As in `load_model`.
         prompts: A list of texts or chats to compare on.
         dtype: Of the saved weights; None is that in which `load_model` opens the model.
         overwrite: Replace a checkpoint that is at `out`. The new one is moved into place only when it is complete and measured.
+        out: Directory to make: safetensors, config, tokenizer.
 
     Returns:
         `Baked`, with the measured difference in nats.
@@ -116,7 +116,7 @@ def bake(
         >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.5)
         >>> loaded_from = model.tokenizer.name_or_path
         >>> with TemporaryDirectory() as folder:
-        ...     baked = em.bake(loaded_from, hooks, f"{folder}/glimmering")
+        ...     baked = em.bake(loaded_from, hooks, out=f"{folder}/glimmering")
         >>> baked.difference < 1e-4 < baked.moved
         True
     """

@@ -96,10 +96,12 @@ class Ends:
 
 
 def ends(model: HookedModel, stop: Stop = ()) -> Ends:
-    """Where generation ends: at the model's own stop tokens and strings (`stop_tokens` and `stop_strings` of `model_info(model)`, and its
-    tokenizer's EOS as it is now), and at what is given.
+    """Where generation ends: at the model's own stop tokens and strings, and at what is given.
+
+    Its own are `stop_tokens` and `stop_strings` of `model_info(model)`, and its tokenizer's EOS as it is now.
 
     Args:
+        model: That writes.
         stop: Token numbers, and strings; the name of a special token is that token.
 
     Raises:
@@ -309,7 +311,7 @@ def read_written(
     model: Any,
     encoded: Sequence[EncodedText],
     new: Int[Tensor, "row token"],
-    v: EmotionDirections | None = None,
+    directions: EmotionDirections | None = None,
     *,
     to: int | None = None,
 ) -> tuple[Float[Tensor, "row token d_model"], Float[Tensor, "row token emotion"]]:
@@ -318,8 +320,8 @@ def read_written(
     Args:
         encoded: The prompts.
         new: What was written after each, -1 behind its end (where the result means nothing).
-        v: Directions of one layer; without, the scores have no emotion.
-        to: The block before which the pass ends; None is the first that `v` needs no more.
+        directions: Of one layer; without, the scores have no emotion.
+        to: The block before which the pass ends; None is the first that the directions need no more.
 
     Returns:
         The stream there at the token before each new one, for its probability; and z of each new token at its position.
@@ -329,43 +331,39 @@ def read_written(
     whole, seen = torch.cat([tokens, new.clamp_min(0)], 1), torch.cat([mask, (new >= 0).long()], 1)
     kept: list[Tensor] = []
     listen = []
-    if v is not None:
-        name = hook_name(v.hook_point, v.layer)
+    if directions is not None:
+        name = hook_name(directions.hook_point, directions.layer)
         listen = [(name, lambda act, hook: kept.append(act[:, -width:].float().cpu()))]
-        to = v.layer + 1 if to is None else to
+        to = directions.layer + 1 if to is None else to
     with model.hooks(fwd_hooks=listen):
-        resid = run_to(model, whole, seen, model.cfg.n_layers if to is None else to)[
-            :, -width - 1 : -1
-        ]
-    if v is None:
+        resid = run_to(model, whole, seen, model.cfg.n_layers if to is None else to)
+        resid = resid[:, -width - 1 : -1]
+    if directions is None:
         return resid, torch.zeros((*new.shape, 0))
     at = mask.sum(-1).cpu()[:, None] + torch.arange(width)
-    z = v.token_z(kept[0].flatten(0, 1)[:, None], at.flatten())[..., 0]
+    z = directions.token_z(kept[0].flatten(0, 1)[:, None], at.flatten())[..., 0]
     return resid, z.unflatten(0, at.shape)
 
 
 class _Reader:
     """Scores each token when the model has read it, as it is generated: the hook of one layer, after every other hook there."""
 
-    def __init__(self, v: EmotionDirections, encoded: list[EncodedText]) -> None:
-        self.v = v
+    def __init__(self, directions: EmotionDirections, encoded: list[EncodedText]) -> None:
+        self.directions = directions
         self.lengths = torch.tensor([len(e.ids) for e in encoded])
         self.seen: list[Tensor] = []
-        self.hook = (hook_name(v.hook_point, v.layer), self)
+        self.hook = (hook_name(directions.hook_point, directions.layer), self)
 
     def __call__(self, act: Tensor, hook: Any) -> None:
         last = act[:, -1:].detach().float().cpu()
-        z = self.v.token_z(last, self.lengths - 1 + len(self.seen))[
-            :, :, 0
-        ]  # the first call reads the prompt's last token
-        self.seen.append(z)
+        # the first call reads the prompt's last token
+        z = self.directions.token_z(last, self.lengths - 1 + len(self.seen))
+        self.seen.append(z[:, :, 0])
 
     def rows(self, row: int, n: int) -> Tensor:
-        return (
-            torch.stack([z[row] for z in self.seen[1 : n + 1]])
-            if n
-            else torch.zeros((0, len(self.v.emotions)))
-        )
+        if not n:
+            return torch.zeros((0, len(self.directions.emotions)))
+        return torch.stack([z[row] for z in self.seen[1 : n + 1]])
 
 
 @torch.no_grad()

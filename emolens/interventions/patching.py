@@ -1,11 +1,10 @@
-"""Where is an emotion computed, and who writes it: activation patching, its gradient approximation, and direct attribution.
+"""Where is an emotion computed: activation patching and its gradient approximation.
 
 Patching runs one prompt (the base) with one activation of another (the source) put in its place and reads a metric:
 ``recovery = mean(patched - base) / mean(target - base)``, 0 where nothing changes and 1 where the cell carries all of it: the mean is over
 pairs with clean - corrupted above `min_gap` (`passing`), since pairs that differ the other way round would cancel.
 Denoising puts clean into corrupted (target: clean, what suffices); noising puts corrupted into clean (what is necessary).
-Attribution splits the residual stream into what each embedding, head and MLP added: a sum, hence exact, but blind to indirect
-effects. Not done here: path patching, MLP neurons.
+Not done here: who writes a direction (`attribution`), path patching, MLP neurons.
 """
 
 from __future__ import annotations

@@ -10,15 +10,14 @@ or `em.sweep`. A hook returns a new tensor and never writes in place. Nothing ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._typing import Blocks, HeadPoint, HookPoint, at_hook_point, hook_name
+from emolens._typing import Blocks, Cache, HeadPoint, HookPoint, at_hook_point, hook_name
 from emolens.collect.activations import Activations
 from emolens.interventions.hooks import (
     EVERYWHERE,
@@ -41,14 +40,6 @@ from emolens.interventions.places import (
     resolve_places,
 )
 from emolens.interventions.positions import Positions, Where, check_where
-
-
-@runtime_checkable
-class Cache(Protocol):
-    """Activations by hook name: an `ActivationCache`, which is no `Mapping`, or a dictionary."""
-
-    def __iter__(self) -> Iterator[str]: ...
-    def __getitem__(self, name: str, /) -> Tensor: ...
 
 
 def orthonormal(
@@ -347,10 +338,11 @@ def _patch(
     check_where(positions)
     if isinstance(source, Tensor) and len(layers) > 1:
         raise ValueError("one tensor is the activation of one layer; give a cache for several")
+    known = () if isinstance(source, Tensor) else tuple(source.keys())
     out = []
     for k in layers:
         name = hook_name(hook_point, k)
-        if not isinstance(source, Tensor) and name not in source:
+        if not isinstance(source, Tensor) and name not in known:
             raise KeyError(f"the cache has no {name!r}")
         x = (source if isinstance(source, Tensor) else source[name]).detach()
         if x.ndim < 3:
