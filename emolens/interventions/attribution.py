@@ -81,6 +81,11 @@ class Attribution:
 
         Returns:
             `Table` of entry and value (in the stream's units), the largest first.
+
+        Example:
+            >>> found = em.attribute(model, directions["glimmer"], "She laughed out loud.", layer=0)
+            >>> sorted(found.top(7)["entry"])
+            ['L0 bias', 'L0 mlp', 'L0H0', 'L0H1', 'L0H2', 'L0H3', 'embed']
         """
         order = self.mean.abs().argsort(descending=True, stable=True)[:k].tolist()
         rows = tuple((self.labels[i], float(self.mean[i])) for i in order)

@@ -33,8 +33,10 @@ class DoseCalibration:
     Attributes:
         direction, layer: What was added, and after which block.
         dose: In median residual norms.
-        budget: Of the KL divergence; `perplexity_budget` that of the ratio, where prompts were given.
-        kl: Nats a token on `n_texts` neutral texts.
+        budget: Of the KL divergence, in nats a token.
+        kl: Nats a token on the neutral texts.
+        n_texts: How many those are.
+        perplexity_budget: Of the ratio, where prompts were given.
         perplexity_ratio: Of what is written, geometric mean over prompts.
         distinct, length: Of what is written, means over prompts.
         n_prompts: That were written from.

@@ -165,6 +165,11 @@ class Generations:
 
         Raises:
             ValueError: nothing was read.
+
+        Example:
+            >>> written = em.generate(model, "She", max_new_tokens=2, read=directions)
+            >>> sorted(written.top(0, k=4)["emotion"])
+            ['brindle', 'glimmer', 'gloamer', 'tarrow']
         """
         if not self.scores:
             raise ValueError("no scores: generate(..., read=directions)")
@@ -184,6 +189,11 @@ class Generations:
 
         Raises:
             ValueError: nothing was read.
+
+        Example:
+            >>> z = torch.tensor([[2.0, 3.0], [2.0, 3.0]])
+            >>> em.Generations(("She",), (" ran off",), ((5, 7),), ("joy", "fear"), (z,)).mood(0)
+            'fear +3.0, joy +2.0'
         """
         return ", ".join(f"{emotion} {z:+.1f}" for emotion, z in self.top(row, k))
 

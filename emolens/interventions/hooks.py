@@ -133,6 +133,11 @@ class Hook:
 
         Returns:
             A new `Hook`.
+
+        Example:
+            >>> [(name, hook)] = em.steer_resid_post(directions[["glimmer", "tarrow"]], layer=1, dose=0.1)
+            >>> print(hook.take([1]).spec)
+            steer tarrow at blocks.1.hook_resid_post (dose 0.1 median norms)
         """
         here = (
             self.positions.take(rows) if isinstance(self.positions, Positions) else self.positions
@@ -156,6 +161,13 @@ class Hook:
 
         Returns:
             A new `Hook`.
+
+        Example:
+            >>> from emolens.interventions import Window
+            >>> [(name, hook)] = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1, positions="generation")
+            >>> prompt = torch.zeros(1, 5, 32)
+            >>> hook.within(Window(width=5))(prompt).any(-1).tolist()  # the last token of the prompt, and later each new one
+            [[False, False, False, False, True]]
         """
         return replace(self, window=window)
 

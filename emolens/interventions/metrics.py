@@ -50,6 +50,10 @@ class LogitDiff:
 
         Raises:
             ValueError: the sides share a token, or a word begins with another token after another prompt.
+
+        Example:
+            >>> [len(side) for side in em.logit_diff("a", ["b", "c"]).ids(model.tokenizer)]
+            [1, 2]
         """
 
         def first(word: str) -> int:
@@ -267,6 +271,12 @@ class Patching:
 
         Raises:
             ValueError: sweeps of other layers, columns, hook points or modes; no pair that passes.
+
+        Example:
+            >>> ends = torch.tensor([1.0]), torch.tensor([0.0])
+            >>> one, two = (em.Patching("z", "denoise", (3,), ("H0",), torch.tensor([[[x]]]), *ends) for x in (0.5, 1.0))
+            >>> one.joined([two]).recovery.tolist()
+            [[0.75]]
         """
         same = ("hook_point", "mode", "layers", "labels", "trivial", "approximate")
         if any(getattr(p, name) != getattr(self, name) for p in others for name in same):
@@ -294,6 +304,12 @@ class Patching:
 
         Returns:
             `Table` of layer, column and recovery (0 the base run, 1 the target run), the largest first.
+
+        Example:
+            >>> values, ends = torch.tensor([[[0.25, -0.5]]]), (torch.tensor([1.0]), torch.tensor([0.0]))
+            >>> em.Patching("z", "denoise", (3,), ("H0", "H1"), values, *ends).top(1)
+            layer  column  recovery
+                3  H1        -0.500
         """
         size = self.recovery.abs().nan_to_num(nan=-1.0)
         order = size.flatten().argsort(descending=True, stable=True)[:k].tolist()

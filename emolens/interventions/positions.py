@@ -81,6 +81,10 @@ class Positions:
 
         Returns:
             `Positions` of these.
+
+        Example:
+            >>> em.positions(model, ["A walk?", "How would you feel?"], [0, -1]).take([1])
+            Positions(2 tokens of 1 prompts)
         """
         return replace(
             self,

@@ -85,6 +85,11 @@ class Stream:
 
         Returns:
             A new `Stream`.
+
+        Example:
+            >>> stream = em.collect_stream(model, stories, progress=False)
+            >>> {t.emotion for t in stream.select(lambda t: t.emotion == "glimmer").sites[0].texts}
+            {'glimmer'}
         """
         return Stream(tuple(a.select(keep) for a in self.sites))
 
@@ -93,6 +98,11 @@ class Stream:
 
         Returns:
             Of each: the activations that have it, the block, and its slot there.
+
+        Example:
+            >>> stream = em.collect_stream(model, stories, progress=False)
+            >>> [(acts.hook_point, layer) for acts, layer, slot in stream.places()][:3]
+            [('resid_pre', 0), ('resid_mid', 0), ('resid_post', 0)]
         """
         order = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
         found = [

@@ -93,6 +93,12 @@ class Sweep:
 
         Returns:
             A new `Sweep`.
+
+        Example:
+            >>> words = {e.name: e.target_words for e in stories.emotions}
+            >>> found = em.sweep(model, "She felt", directions, doses=[0.1, 0.2], target_words=words, progress=False)
+            >>> len(found.cells), len(found.select(dose=0.2).cells), len(found.select(control=None).cells)
+            (24, 12, 8)
         """
         kept = [
             i
@@ -127,6 +133,11 @@ class Sweep:
         Returns:
             What was added (direction, control, layer, dose), to which prompt, and for which emotion's words the change is, in nats; of
             what was written the text, its measures and its score.
+
+        Example:
+            >>> found = em.prompt_baseline(model, "Today she felt", stories, names=["glimmer"])
+            >>> {key: value for key, value in found.to_dicts()[0].items() if key != "change"}
+            {'direction': 'glimmer', 'control': 'prompt', 'layer': -1, 'dose': 0.0, 'prompt': 'Today she felt', 'emotion': 'glimmer'}
         """
         out = []
         for i, c in enumerate(self.cells):
