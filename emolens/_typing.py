@@ -4,10 +4,13 @@ Axis vocabulary: ``batch pos text layer emotion component head d_model d_head d_
 `@typed` checks its annotations at every call (about 0.1 ms); a wrong shape is a `jaxtyping.TypeCheckError`.
 """
 
+from __future__ import annotations
+
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Literal,
@@ -21,6 +24,9 @@ from typing import (
 
 from beartype import beartype
 from jaxtyping import jaxtyped
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 HookPoint = Literal["embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 HeadPoint = Literal["z", "q", "k", "v"]
@@ -77,18 +83,47 @@ def at_hook_point(
     return call
 
 
+class Weights(Protocol):
+    """What emolens needs of any `torch.nn.Module`, to tell which weights it has."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+    def get_submodule(self, target: str) -> nn.Module: ...
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
 @runtime_checkable
-class HookedModel(Protocol):
+class HookedModel(Weights, Protocol):
     """What emolens needs of a model: `HookedTransformer` and `TransformerBridge` both have it."""
+
+    context_level: int
 
     @property
     def cfg(self) -> Any: ...
     @property
-    def hook_dict(self) -> dict[str, Any]: ...
+    def tokenizer(self) -> Any: ...
+    @property
+    def hook_dict(self) -> Mapping[str, Any]: ...
+    @property
+    def blocks(self) -> Any: ...
+    @property
+    def W_E(self) -> Tensor: ...
+    @property
+    def W_O(self) -> Tensor: ...
+    def ln_final(self, resid: Tensor) -> Tensor: ...
+    def unembed(self, resid: Tensor) -> Tensor: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any: ...
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any: ...
     def hooks(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    @classmethod
+    def __subclasshook__(cls, subclass: type, /) -> bool:
+        """By methods of the class: a bridge computes `W_O` anew for whoever asks whether it is there."""
+        return all(
+            hasattr(subclass, name) for name in ("run_with_hooks", "run_with_cache", "hooks")
+        )
 
 
 @runtime_checkable
@@ -115,9 +150,8 @@ def block_number(layer: Any, wrong: str = ": layers are block numbers, such as 1
         ValueError: it is no whole number; `wrong` ends the sentence.
     """
     try:
-        if not isinstance(layer, bool) and "bool" not in str(
-            getattr(layer, "dtype", "")
-        ):  # of torch, an index too
+        # a truth value is an index too, in torch as in Python
+        if not isinstance(layer, bool) and "bool" not in str(getattr(layer, "dtype", "")):
             return operator.index(layer)
     except TypeError:
         pass
@@ -138,7 +172,8 @@ def block_numbers(
     try:
         return (block_number(layers, wrong),)
     except ValueError:
-        if isinstance(layers, str | bytes | bool) or not isinstance(layers, Iterable):
+        several = isinstance(layers, Iterable) and getattr(layers, "ndim", 1) > 0
+        if isinstance(layers, str | bytes) or not several:
             raise
     return tuple(block_number(layer, wrong) for layer in layers)
 

@@ -480,7 +480,7 @@ def logit_lens(
         ValueError: directions of another model; no target words that tell at least two emotions apart.
     """
     check_model(model, directions.info["model"], allow_other_model=allow_other_model)
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # HookedModel with a tokenizer, checked by encode
+    tokenizer = model.tokenizer
     v = directions.at(directions.layer if layer is None else layer)
     first = first_tokens(tokenizer, {e: target_words.get(e, ()) for e in v.emotions})
     if sum(map(bool, first.values())) < 2:
@@ -491,7 +491,7 @@ def logit_lens(
     ids, owner = np.array([c[0] for c in columns]), np.array([c[1] for c in columns])
 
     base = v.reference[0]
-    weight = next(model.parameters())  # type: ignore[attr-defined]  # nn.Module
+    weight = next(model.parameters())
 
     def lens(vectors: Tensor) -> Tensor:
         with torch.no_grad():

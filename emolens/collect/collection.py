@@ -47,6 +47,7 @@ from emolens.collect.recipe import (
     make_recipe,
 )
 from emolens.models.identity import present_info
+from emolens.models.points import device_of
 from emolens.models.tokens import ids_hash
 from emolens.sets.corpus import Corpus, Long, open_corpus
 
@@ -371,7 +372,7 @@ def survey(
         | {p: version(p) for p in ("torch", "transformers", "transformer-lens")},
         "model": recipe.model,
         "tokenization": recipe.tokenization,
-        "device": torch.device(getattr(model.cfg, "device", None) or "cpu").type,
+        "device": device_of(model).type,
         "options": {k: v for k, v in asdict(recipe).items() if k not in ("model", "tokenization")},
         "corpus": {
             "n_texts": n_texts,

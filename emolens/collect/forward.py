@@ -42,6 +42,7 @@ from emolens.collect.recipe import (
     make_recipe,
 )
 from emolens.models import fused
+from emolens.models.points import device_of
 from emolens.models.running import ending_at, not_finite, out_of_memory
 from emolens.models.tokens import EncodedText, ids_hash, pad
 from emolens.sets.corpus import Corpus, Long, open_corpus
@@ -253,7 +254,7 @@ class _Pass:
     ) -> None:
         self.model, self.recipe, self.encoded = model, recipe, encoded
         self.plans = {"main": dict(enumerate(plans)), "sample": samples, "prefix": prefixes}
-        self.device = torch.device(getattr(model.cfg, "device", None) or "cpu")
+        self.device = device_of(model)
         points = model.hook_dict
         self.points = [points[hook_name(recipe.hook_point, layer)] for layer in recipe.layers]
         self.embed = points["hook_embed"]
@@ -427,7 +428,9 @@ class _Pass:
 
 
 @contextmanager
-def _attached(model: Any, hooks: Sequence[tuple[Any, Callable[..., None]]]) -> Iterator[None]:
+def _attached(
+    model: HookedModel, hooks: Sequence[tuple[Any, Callable[..., None]]]
+) -> Iterator[None]:
     """`model.hooks` for hook points that have been looked up: TransformerLens looks each name up in `hook_dict`, which a bridge makes anew."""
     level = model.context_level = model.context_level + 1  # so that only these hooks are removed
     try:

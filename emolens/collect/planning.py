@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from emolens._typing import Blocks, HookedModel, block_numbers
+from emolens._typing import Blocks, HookedModel
 from emolens.collect.collection import disk_bytes
 from emolens.collect.forward import collect
 from emolens.collect.pooling import LENGTHS
-from emolens.collect.recipe import SAMPLED, check_layers, token_budget, token_bytes
+from emolens.collect.recipe import SAMPLED, token_budget, token_bytes
 from emolens.models.catalogue import CATALOGUE
 from emolens.models.identity import model_info
+from emolens.models.points import check_layers, existing_layers
 from emolens.models.tokens import encode
 from emolens.sets.emotion_sets import EmotionSet
 
@@ -102,9 +103,7 @@ def plan_named(
         raise ValueError(
             f"{model!r} is not in the catalogue (`emolens models`), so its size is not known; measure instead"
         )
-    chosen = block_numbers(layers) if layers is not None else tuple(range(entry.n_layers))
-    if not chosen or not 0 <= min(chosen) <= max(chosen) < entry.n_layers:
-        raise ValueError(f"layers {list(chosen)}; this model has layers 0 to {entry.n_layers - 1}")
+    chosen = existing_layers(layers, entry.n_layers)
     per_text = (
         TOKENS_PER_WORD
         * sum(len(t.text.split()) for _, t in emotions.texts())
@@ -151,8 +150,8 @@ def plan_measured(
         collect(model, sample, "resid_post", layers=chosen, progress=False)
         n_tokens += sum(lengths)
     info, cfg = model_info(model), model.cfg
-    parameters = list(model.parameters())  # type: ignore[attr-defined]  # both kinds are torch modules
-    blocks = sum(p.numel() for b in list(model.blocks)[: max(chosen) + 1] for p in b.parameters())  # type: ignore[attr-defined]  # as above
+    parameters = list(model.parameters())
+    blocks = sum(p.numel() for b in list(model.blocks)[: max(chosen) + 1] for p in b.parameters())
     return Plan(
         info.name,
         _n_texts(emotions, stories_per_emotion),

@@ -12,9 +12,10 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from emolens._typing import Blocks, HookedModel, HookPoint, Text, block_numbers, hook_name
+from emolens._typing import Blocks, HookedModel, HookPoint, Text
 from emolens.collect.pooling import Pooling, mean_over_tokens, pooled_positions
 from emolens.models.identity import model_info
+from emolens.models.points import check_layers, device_of
 from emolens.models.tokens import EncodedText, encode, tokenization
 from emolens.sets.corpus import Corpus, Long, Slice
 from emolens.sets.emotion_sets import EmotionSet
@@ -84,7 +85,7 @@ def make_recipe(
             raise ValueError(
                 f"{name}={value}; batch_tokens, batch_size and shard_texts must be at least 1"
             )
-    on_cpu = torch.device(getattr(model.cfg, "device", None) or "cpu").type == "cpu"
+    on_cpu = device_of(model).type == "cpu"
     return Recipe(
         info,
         tokenization(getattr(model, "tokenizer", None)),
@@ -100,14 +101,14 @@ def make_recipe(
     )
 
 
-def _check_one_piece(model: Any) -> None:
+def _check_one_piece(model: HookedModel) -> None:
     """Refuse a model that was moved or cast in part: torch would say so deep inside a block, or compute in the wrong precision."""
     first = model.W_E
     # not a matrix: quantised ones are integers
     last = next(
         (p for p in reversed([*model.blocks[-1].parameters()]) if p.is_floating_point()), first
     )
-    says = torch.device(getattr(model.cfg, "device", None) or "cpu").type
+    says = device_of(model).type
     if first.device.type != says and first.device.type != "meta":  # meta: offloaded by accelerate
         raise ValueError(
             f"this model's cfg says {says}, its weights are on {first.device.type}: move it with model.to()"
@@ -122,7 +123,7 @@ def _check_one_piece(model: Any) -> None:
 def token_budget(model: HookedModel) -> int:
     """Tokens of a batch whose forward pass takes a quarter of the free memory, at most 2048 on a CPU and 65,536 elsewhere."""
     cfg = model.cfg
-    device = torch.device(getattr(cfg, "device", None) or "cpu")
+    device = device_of(model)
     free = (
         torch.cuda.mem_get_info(device)[0]
         if device.type == "cuda"
@@ -187,44 +188,6 @@ def check_used(recipe: Recipe, read: Iterable[Encoded], n_ctx: int) -> None:
         raise ValueError(
             f"every text is shorter than skip={recipe.pooling.skip} tokens{long}; lower skip, or use short='second_half'"
         )
-
-
-def check_layers(
-    model: HookedModel, hook_point: HookPoint, layers: Blocks | None
-) -> tuple[int, ...]:
-    """Layers that exist and carry the hook point; every one of the model for None."""
-    n = model.cfg.n_layers
-    if hook_point == "embed":
-        layers = (0,)
-    wrong = f" does not exist; this model has layers 0 to {n - 1}"
-    layers = tuple(range(n)) if layers is None else block_numbers(layers, wrong)
-    points = model.hook_dict  # one look: a bridge makes it anew at each
-    if not layers:
-        raise ValueError("layers is empty; give block indices, or None for all")
-    if twice := [layer for layer in layers if layers.count(layer) > 1]:
-        raise ValueError(f"layer {twice[0]} is there twice; name each layer once")
-    for layer in layers:
-        if not 0 <= layer < n:
-            raise ValueError(f"layer {layer}{wrong}")
-        # an unknown name is silently ignored by one backend and an empty cache in another
-        if hook_name(hook_point, layer) not in points:
-            others: tuple[HookPoint, ...] = (
-                "resid_pre",
-                "resid_mid",
-                "resid_post",
-                "attn_out",
-                "mlp_out",
-            )
-            have = [p for p in others if hook_name(p, layer) in points]
-            hint = (
-                " (a parallel-residual model adds attention and MLP at once)"
-                if hook_point == "resid_mid"
-                else ""
-            )
-            raise KeyError(
-                f"this model has no {hook_name(hook_point, layer)}{hint}; it has: {', '.join(have)}"
-            )
-    return layers
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens import stats
+from emolens._typing import HookedModel
 from emolens.collect.activations import Activations
 from emolens.collect.forward import collect, collect_resid_post
 from emolens.directions.controls import random_directions, shuffled_directions
@@ -54,6 +55,7 @@ from emolens.interventions.verbs import (
     patch_resid_post,
     steer_resid_post,
 )
+from emolens.models.points import device_of
 from emolens.models.running import can_start_at_layer, run_from, run_to, unembed
 from emolens.models.tokens import EncodedText, encode, pad
 from emolens.readout import first_tokens
@@ -112,7 +114,7 @@ def read_stream(inputs: Inputs, names: Sequence[str]) -> Stream:
 
 def usable_pairs(inputs: Inputs) -> tuple[list[Pair], int]:
     """Pairs of emotions of this set whose three prompts have one length in this tokenizer, and how many were dropped for their length."""
-    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
+    tokenizer = inputs.model.tokenizer
     words = first_tokens(tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
     name = inputs.emotions.concepts
     named = [
@@ -265,11 +267,11 @@ def _reader(inputs: Inputs, pairs: list[Pair]) -> Any:
 
     `keep` stores the stream after a block; hooks of that block alone can then be applied to it (`after`) without running the blocks before.
     """
-    model: Any = inputs.model
+    model = inputs.model
     words = first_tokens(
         model.tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions}
     )
-    device = getattr(model.cfg, "device", "cpu")
+    device = device_of(model)
 
     @torch.no_grad()
     def read(
@@ -316,7 +318,7 @@ def _where(inputs: Inputs, pairs: list[Pair]) -> list[Row]:
     some = pairs if inputs.full else pairs[:: max(1, len(pairs) // 20)]
     n = inputs.model.cfg.n_layers
     layers = list(range(n)) if inputs.full else sorted({round(k * (n - 1) / 6) for k in range(7)})
-    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
+    tokenizer = inputs.model.tokenizer
     words = first_tokens(tokenizer, {e.name: e.target_words for e in inputs.emotions.emotions})
     tables = []
     for contrast in dict.fromkeys((p.emotion_clean, p.emotion_corrupted) for p in some):
@@ -367,7 +369,7 @@ def _refit(
     right = {what: np.full((n, len(texts)), np.nan) for what, n in draws.items()}
     neutral = _dealt(inputs)
     loss = {what: np.full((n, len(neutral)), np.nan) for what, n in draws.items()}
-    model: Any = inputs.model
+    model = inputs.model
     whole = inputs.main.rows[
         kept, inputs.acts.layers.index(layer)
     ]  # read already, with nothing ablated
@@ -466,10 +468,10 @@ def _dealt(inputs: Inputs) -> list[tuple[int, str]]:
 
 
 @torch.no_grad()
-def _loss(model: Any, text: str) -> float:
+def _loss(model: HookedModel, text: str) -> float:
     """Mean loss of a text in nats a token; hooks that are on the model are in force."""
     [e] = encode(model, [text])
-    tokens, mask = pad([e], "right", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad([e], "right", device_of(model))
     log = model(tokens, attention_mask=mask, return_type="logits")[0, :-1].float().log_softmax(-1)
     return -float(log.gather(1, tokens[0, 1:, None]).mean())
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from emolens import stats
-from emolens._typing import HookedModel
+from emolens._typing import Blocks, HookedModel
 from emolens.collect.forward import collect_resid_post
 from emolens.experiments.base import Inputs, Row, judged, row
 from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
@@ -93,7 +93,7 @@ def compare_languages(
     model: HookedModel,
     sets: Sequence[EmotionSet | str] = ("core", "core_zh", "core_ja", "core_de"),
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     n_shuffles: int = 200,
     seed: int = 0,
     progress: bool = True,

@@ -9,7 +9,6 @@ not. Words are shown only where the first passes. Intervals resample emotions. P
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ def run(inputs: Inputs) -> list[Row]:
 def run_with_words(inputs: Inputs) -> tuple[list[Row], list[LogitLens]]:
     """The rows, and the lenses themselves for a table of words."""
     targets = {e.name: e.target_words for e in inputs.emotions.emotions}
-    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # a model that has read the stories has one
+    tokenizer = inputs.model.tokenizer
     if sum(map(bool, first_tokens(tokenizer, targets).values())) < 2:
         return [], []
     training, layers = (

@@ -70,7 +70,7 @@ def run_with_choice(inputs: Inputs) -> tuple[list[Row], Chosen | None]:
     names = [e for e in words if e in inputs.directions.emotions]
     if len(names) < 2:
         return [], None
-    tokenizer: Any = inputs.model.tokenizer  # type: ignore[attr-defined]  # it has read the stories
+    tokenizer = inputs.model.tokenizer
     basic = [e for c in BASIC if (e := inputs.emotions.concepts.get(c)) in names]
     few = names if inputs.full else (basic + [e for e in names if e not in basic])[:6]
     names = names if inputs.full or len(names) <= MANY else few

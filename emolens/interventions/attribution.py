@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, SupportsIndex
+from typing import Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from emolens.directions.value import EmotionDirections
 from emolens.interventions.metrics import check_single, heat_map
 from emolens.interventions.patching import Prompts, cache_of
 from emolens.models.identity import check_model
+from emolens.models.points import device_of
 from emolens.models.running import checked
 from emolens.models.tokens import encode
 from emolens.sets.corpus import several
@@ -158,26 +159,23 @@ def attribute(
         raise ValueError(
             f"attribute needs directions at resid_post, these are at {direction.hook_point}"
         )
-    any_model: Any = model
-    if getattr(any_model.cfg, "use_normalization_before_and_after", False):
+    if getattr(model.cfg, "use_normalization_before_and_after", False):
         raise ValueError(
             "this architecture normalises after W_O; its heads do not add up to what attention writes"
         )
     layer = direction.layers[direction.slot(layer)]
     texts = encode(model, several(prompts))
     short = next((i for i, e in enumerate(texts) if len(e.ids) < 2), None)
-    if short is not None or not texts:
-        raise ValueError(
-            f"prompt {short} has no token after the first" if texts else "no prompt given"
-        )
+    if short is not None:
+        raise ValueError(f"prompt {short} has no token after the first")
     n = layer + 1
     names = [hook_name("z", i) for i in range(n)] + [hook_name("mlp_out", i) for i in range(n)]
     names += [hook_name("resid_pre", 0), hook_name("resid_post", layer)]
-    device = next(any_model.parameters()).device
+    device = device_of(model)
     unit = direction.unit(layer)[0].to(device)
-    w = [any_model.W_O[i].float() @ unit.float() for i in range(n)]  # [head d_head]
+    w = [model.W_O[i].float() @ unit.float() for i in range(n)]  # [head d_head]
     zero = torch.zeros_like(unit)  # a bridge has None where the checkpoint has no bias
-    blocks = [any_model.blocks[i] for i in range(n)]
+    blocks = [model.blocks[i] for i in range(n)]
     bias_attn = [_or(getattr(b.attn, "b_O", None), zero).float() @ unit.float() for b in blocks]
     bias_mlp = [_or(getattr(b.mlp, "b_out", None), zero).float() @ unit.float() for b in blocks]
     n_heads = w[0].shape[0]

@@ -24,11 +24,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emolens._files import here
-from emolens._typing import Text
+from emolens._typing import HookedModel, Text
 from emolens.interventions.check import validate
 from emolens.interventions.hooks import Hook, Hooks, Spec
 from emolens.models.identity import model_info
 from emolens.models.loading import VERIFY_PROMPTS, load_model, open_hf
+from emolens.models.points import device_of
 from emolens.models.running import checked
 from emolens.models.tokens import encode, pad
 from emolens.sets.corpus import several
@@ -125,8 +126,6 @@ def bake(
     ours = [_bakeable(name, hook) for name, hook in hooks]
     if not ours:
         raise ValueError("no hooks given: there is nothing to bake")
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError("prompts= is a list of texts or chats, at least one")
     prompts = several(prompts)
 
     original = load_model(name_or_path, revision=revision)
@@ -259,11 +258,11 @@ def _fits(architecture: str, hooks: Sequence[Hook]) -> None:
 
 
 def _log_probs(
-    model: Any, prompts: Sequence[Text], hooks: Hooks
+    model: HookedModel, prompts: Sequence[Text], hooks: Hooks
 ) -> tuple[list[list[int]], Float[Tensor, "token d_vocab"]]:
     """Token ids of the prompts, and the log-probabilities after each real token."""
     encoded = encode(model, prompts)
-    tokens, mask = pad(encoded, "left", model.cfg.device)
+    tokens, mask = pad(encoded, "left", device_of(model))
     run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
     with torch.inference_mode():
         logits = checked(

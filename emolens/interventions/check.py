@@ -16,11 +16,13 @@ from torch import Tensor
 
 from emolens._typing import HookedModel, Text, hook_name, typed
 from emolens.interventions.hooks import Hook, Hooks
-from emolens.interventions.positions import Positions, Window, prompts_of
+from emolens.interventions.positions import Positions, Window
 from emolens.interventions.stream import stream_points
 from emolens.models.identity import check_model
+from emolens.models.points import check_layers, device_of
 from emolens.models.running import can_start_at_layer, checked
 from emolens.models.tokens import EncodedText, encode, pad
+from emolens.sets.corpus import several
 
 
 def validate(
@@ -62,10 +64,8 @@ def validate(
             raise TypeError(f"hooks are a list of (hook name, function), found {entry!r}")
         name, hook = entry
         if name not in points:
-            if isinstance(hook, Hook) and hook.spec.layer >= model.cfg.n_layers:
-                raise KeyError(
-                    f"layer {hook.spec.layer} does not exist; this model has layers 0 to {model.cfg.n_layers - 1}"
-                )
+            if isinstance(hook, Hook):
+                check_layers(model, hook.spec.hook_point, hook.spec.layer)
             near = difflib.get_close_matches(name, points, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             if "resid_mid" in name:
@@ -198,7 +198,7 @@ def check(
         >>> found.marked.endswith("]"), found.steered.tolist().count(True)
         (True, 1)
     """
-    texts = prompts_of(prompt)
+    texts = several(prompt)
     if len(texts) > 1:
         raise ValueError(f"check runs one prompt, got {len(texts)}; call it for each")
     [encoded] = encode(model, texts, prepend_bos=prepend_bos)
@@ -208,7 +208,7 @@ def check(
     if not hooks:
         raise ValueError("no hooks given")
     validate(model, hooks, encoded=[encoded], allow_other_model=allow_other_model)
-    tokens, mask = pad([encoded], "left", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad([encoded], "left", device_of(model))
     window = Window(tokens.shape[1])
     steered = torch.zeros(tokens.shape[1], dtype=torch.bool)
     seen: list[list[tuple[int, float, float]]] = [[] for _ in hooks]
@@ -247,7 +247,7 @@ def check(
             "these hooks changed no token of the prompt: "
             + "; ".join(f"{what} fired {n}x" for what, n, *_ in fired)
         )
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
+    tokenizer = model.tokenizer
     return Check(
         encoded.text,
         tuple(encoded.offsets),

@@ -17,7 +17,6 @@ from emolens._typing import HookedModel, Text, block_number
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
 from emolens.interventions.measure import Cell, Run, Written, cut_prompt, vector_of
-from emolens.interventions.positions import prompts_of
 from emolens.interventions.sweep import Sweep
 from emolens.interventions.verbs import steer_at
 from emolens.models.running import run_to, unembed
@@ -231,7 +230,7 @@ def prompt_baseline(
         >>> found.change.shape, found.cells[0].control
         (torch.Size([1, 1, 4]), 'prompt')
     """
-    asked = prompts_of(prompts)
+    asked = several(prompts)
     words = {e.name: e.target_words for e in emotions.emotions if e.target_words}
     adjective = {e.name: e.adjective for e in emotions.emotions if e.adjective}
     names = list(adjective) if names is None else list(names)
@@ -265,7 +264,7 @@ def _said_before(said: str, prompt: Text) -> Text:
 
 
 @torch.no_grad()
-def _told_damage(model: Any, run: Run, said: str) -> Float[Tensor, " text"]:
+def _told_damage(model: HookedModel, run: Run, said: str) -> Float[Tensor, " text"]:
     """KL of each neutral text with the instruction before it, over the same tokens."""
     [before] = encode(model, [said.rstrip()])
     out = []

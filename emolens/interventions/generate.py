@@ -23,10 +23,12 @@ from emolens._typing import HookedModel, Text, hook_name, typed
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
 from emolens.interventions.hooks import Hook, Hooks
-from emolens.interventions.positions import Window, prompts_of
+from emolens.interventions.positions import Window
 from emolens.models.identity import check_model, model_info
+from emolens.models.points import device_of
 from emolens.models.running import Decoder, run_to
 from emolens.models.tokens import EncodedText, encode, pad, text_after
+from emolens.sets.corpus import several
 
 Stop = str | int | Sequence[str | int]
 
@@ -107,7 +109,7 @@ def ends(model: HookedModel, stop: Stop = ()) -> Ends:
     Raises:
         ValueError: a token that the vocabulary does not have, or an empty string.
     """
-    tokenizer: Any = model.tokenizer  # type: ignore[attr-defined]  # encode has asked for it
+    tokenizer = model.tokenizer
     special = tokenizer.get_added_vocab()
     info = model_info(model)
     tokens, strings = {tokenizer.eos_token_id, *info.stop_tokens.values()} - {None}, []
@@ -254,7 +256,7 @@ def generate(
         >>> sampled = em.generate(model, "She", decoding=em.Decoding(max_new_tokens=4, temperature=0.8, seed=1))
     """
     hooks = list(hooks or [])
-    texts = prompts_of(prompts)
+    texts = several(prompts)
     if max_new_tokens is not None:
         decoding = replace(decoding, max_new_tokens=max_new_tokens)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
@@ -318,7 +320,7 @@ def generate(
 
 @torch.no_grad()
 def read_written(
-    model: Any,
+    model: HookedModel,
     encoded: Sequence[EncodedText],
     new: Int[Tensor, "row token"],
     directions: EmotionDirections | None = None,
@@ -336,7 +338,7 @@ def read_written(
     Returns:
         The stream there at the token before each new one, for its probability; and z of each new token at its position.
     """
-    tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad(encoded, "left", device_of(model))
     new, width = new.to(tokens.device), new.shape[1]
     whole, seen = torch.cat([tokens, new.clamp_min(0)], 1), torch.cat([mask, (new >= 0).long()], 1)
     kept: list[Tensor] = []
@@ -378,7 +380,7 @@ class _Reader:
 
 @torch.no_grad()
 def decode(
-    model: Any,
+    model: HookedModel,
     encoded: Sequence[EncodedText],
     hooks: Hooks,
     decoding: Decoding,
@@ -390,7 +392,7 @@ def decode(
     tell: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row up to its end, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
-    tokens, mask = pad(encoded, "left", getattr(model.cfg, "device", "cpu"))
+    tokens, mask = pad(encoded, "left", device_of(model))
     window = Window(tokens.shape[1])
     bound = [(name, h.within(window) if isinstance(h, Hook) else h) for name, h in hooks]
     bound += [reader.hook] if reader is not None else []

@@ -37,7 +37,7 @@ class Spec:
     """
 
     kind: str
-    hook_point: str
+    hook_point: HookPoint | HeadPoint
     layer: int
     hook_name: str
     what: tuple[str, ...]

@@ -17,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens._files import here
-from emolens._typing import hook_name, typed
+from emolens._typing import HookedModel, hook_name, typed
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.generate import Decoding, Stop, decode, ends, read_written
 from emolens.interventions.hooks import Hook, Hooks
 from emolens.interventions.positions import Where, Window
 from emolens.interventions.verbs import steer_at
+from emolens.models.points import device_of
 from emolens.models.running import (
     Decoder,
     can_start_at_layer,
@@ -155,14 +156,14 @@ class Run:
     """The prompts, the unsteered model's answers, and the streams before each steered block."""
 
     def __init__(
-        self, model: Any, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
+        self, model: HookedModel, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
         positions: Where = "all", batch_tokens: int = 4096, max_new_tokens: int = 0, reader: EmotionDirections | None = None,
         layers: Sequence[int] = (), stop: Stop = (),
     ) -> None:  # fmt: skip
         self.model, self.encoded, self.neutral = model, encoded, neutral
         self.batch_tokens, self.max_new_tokens = batch_tokens, max_new_tokens
         self.reader, self.end, self.positions = reader, ends(model, stop), positions
-        self.device = getattr(model.cfg, "device", "cpu")
+        self.device = device_of(model)
         self.splits = 0
         # the tokens of each word after each prompt
         self.words = {

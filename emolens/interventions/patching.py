@@ -28,7 +28,6 @@ from emolens._typing import (
     HookPoint,
     Text,
     at_hook_point,
-    block_numbers,
     hook_name,
 )
 from emolens.interventions.hooks import replacing
@@ -43,6 +42,7 @@ from emolens.interventions.metrics import (
     passing,
 )
 from emolens.models.identity import check_model
+from emolens.models.points import check_layers, device_of
 from emolens.models.running import can_start_at_layer, checked, unembed
 from emolens.models.tokens import EncodedText, encode
 from emolens.sets.corpus import several
@@ -68,7 +68,7 @@ class _Pair:
 class _Reader:
     """A metric bound to a model."""
 
-    model: Any
+    model: HookedModel
     metric: Metric
     prompts: tuple[str, ...]
     sides: tuple[list[int], list[int]] = field(init=False)
@@ -157,30 +157,23 @@ def _depth(hook_point: str, layer: int) -> int:
     )
 
 
-def _check_point(model: Any, hook_point: HookPoint | HeadPoint, layers: Sequence[int]) -> None:
-    n = model.cfg.n_layers
-    for layer in layers:
-        if not 0 <= layer < n:
-            raise ValueError(f"layer {layer} does not exist; {n} layers are 0..{n - 1}")
-        name = hook_name(hook_point, layer)
-        # a bridge lists hook_resid_mid of parallel blocks too, where it never fires
-        parallel = hook_point == "resid_mid" and getattr(model.cfg, "parallel_attn_mlp", False)
-        if name not in model.hook_dict or parallel:
-            why = " (attention and MLP run in parallel here)" if parallel else ""
-            raise KeyError(f"this model has no hook point {name}{why}; use resid_pre or resid_post")
-        if hook_point == "resid_mid" and not can_start_at_layer(
-            model
-        ):  # past where the skip branches off
-            raise KeyError(
-                f"on a TransformerBridge {name} is only what the MLP reads; patch attn_out, or load with backend='hooked'"
-            )
+def _check_point(
+    model: HookedModel, hook_point: HookPoint | HeadPoint, layers: Blocks | None
+) -> tuple[int, ...]:
+    chosen = check_layers(model, hook_point, layers)
+    # past where the skip branches off
+    if hook_point == "resid_mid" and not can_start_at_layer(model):
+        raise KeyError(
+            "on a TransformerBridge resid_mid is only what the MLP reads; patch attn_out, or load with backend='hooked'"
+        )
+    return chosen
 
 
 def _encoded(
-    model: Any, clean: Prompts, corrupted: Prompts
+    model: HookedModel, clean: Prompts, corrupted: Prompts
 ) -> tuple[list[EncodedText], list[EncodedText]]:
     a, b = several(clean), several(corrupted)
-    if len(a) != len(b) or not a:
+    if len(a) != len(b):
         raise ValueError(
             f"clean and corrupted need the same number of prompts, given {len(a)} and {len(b)}"
         )
@@ -188,13 +181,13 @@ def _encoded(
 
 
 def _pairs(
-    model: Any,
+    model: HookedModel,
     a: list[EncodedText],
     b: list[EncodedText],
     positions: Sequence[int | str] | None,
     by_head: bool,
 ) -> tuple[list[_Pair], int]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     out: list[_Pair] = []
     dropped = 0
     for x, y in zip(a, b, strict=True):
@@ -242,7 +235,7 @@ def _spans(clean: list[int], corrupted: list[int]) -> dict[str, list[int]]:
     return {name: list(r) for name, r in zip(SPANS, ranges, strict=True)}
 
 
-def cache_of(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def cache_of(model: HookedModel, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Activations at some hook points in one unhooked run."""
     kept: dict[str, Tensor] = {}
 
@@ -262,7 +255,7 @@ def cache_of(model: Any, tokens: Tensor, names: Sequence[str]) -> dict[str, Tens
 class _Plan:
     """What a sweep does to each pair."""
 
-    model: Any
+    model: HookedModel
     hook_point: HookPoint | HeadPoint
     layers: list[int]
     mode: Mode
@@ -286,17 +279,14 @@ _Cells = Callable[[_Plan, _Pair, float], tuple[tuple[str, ...], Float[Tensor, "l
 
 
 def _sweep(
-    cells: _Cells, model: Any, hook_point: HookPoint | HeadPoint, *, clean: Prompts, corrupted: Prompts, metric: Metric,
+    cells: _Cells, model: HookedModel, hook_point: HookPoint | HeadPoint, *, clean: Prompts, corrupted: Prompts, metric: Metric,
     layers: Blocks | None = None, positions: Sequence[int | str] | None = None, mode: Mode = "denoise", min_gap: float = 0.0,
     progress: bool = False, approximate: bool = False,
 ) -> Patching:  # fmt: skip
     """The table of every pair that passes, whichever way its cells are found; what can be refused is, before the first pass."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode is 'denoise' or 'noise', not {mode!r}")
-    wanted = list(range(model.cfg.n_layers)) if layers is None else list(block_numbers(layers))
-    if not wanted:
-        raise ValueError("layers is empty; None takes all of them")
-    _check_point(model, hook_point, wanted)
+    wanted = list(_check_point(model, hook_point, layers))
     encoded = _encoded(model, clean, corrupted)
     read = _Reader(model, metric, tuple(e.text for side in encoded for e in side))
     plan = _Plan(model, hook_point, wanted, mode, read)

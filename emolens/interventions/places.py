@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ def resolve_places(
     hook_point: HookPoint,
     direction: Direction,
     layer: Layers,
-    direction_from: int | None,
+    direction_from: SupportsIndex | None,
 ) -> list[Place]:
     """Where a direction is to act: its vector, reference and norms for each layer asked for."""
     if isinstance(direction, np.ndarray):

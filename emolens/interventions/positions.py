@@ -13,6 +13,7 @@ from torch import Tensor
 
 from emolens._typing import HookedModel, Text
 from emolens.collect.pooling import Pooling, pooled_positions
+from emolens.models.points import device_of
 from emolens.models.tokens import EncodedText, encode, pad
 from emolens.sets.corpus import several
 
@@ -130,7 +131,7 @@ def positions(
         >>> em.positions(model, "A walk, then?", em.char_span(["walk"]))
         Positions(... tokens of 1 prompts)
     """
-    texts = prompts_of(prompts)
+    texts = several(prompts)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
     if isinstance(where, str):
         if where not in ("prompt", "last"):
@@ -154,9 +155,7 @@ def positions(
                         f"position {k} is past the end of prompt {i}, which has {n} tokens"
                     )
             chosen.append(tuple(sorted({k % n for k in where})))
-    return Positions(
-        tuple(encoded), tuple(chosen), padding_side, getattr(model.cfg, "device", "cpu")
-    )
+    return Positions(tuple(encoded), tuple(chosen), padding_side, device_of(model))
 
 
 def check_where(positions: Any) -> None:
@@ -165,14 +164,6 @@ def check_where(positions: Any) -> None:
         raise ValueError(
             f"positions={positions!r}; allowed: 'all', 'generation', or em.positions(model, prompts, ...)"
         )
-
-
-def prompts_of(prompts: Text | Sequence[Text]) -> list[Text]:
-    """`corpus.several` of at least one prompt."""
-    out = several(prompts)
-    if not out:
-        raise ValueError("no prompt given")
-    return out
 
 
 class Window:

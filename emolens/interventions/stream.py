@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from emolens._typing import HookedModel, HookPoint, hook_name
+from emolens._typing import HookedModel, HookPoint
 from emolens.collect.activations import Activations, TextInfo, is_main
 from emolens.collect.forward import collect
 from emolens.directions.value import EmotionDirections
@@ -17,6 +17,7 @@ from emolens.interventions.hooks import Hooks
 from emolens.interventions.places import Direction, resolve_places
 from emolens.interventions.positions import Positions, Where
 from emolens.interventions.verbs import basis_of, removed_from
+from emolens.models.points import check_layers, layers_with
 from emolens.shards import same_weights
 
 
@@ -36,13 +37,9 @@ def stream_points(model: HookedModel) -> dict[HookPoint, tuple[int, ...]]:
         >>> stream_points(model)
         {'resid_pre': (0,), 'resid_mid': (0, 1, 2), 'resid_post': (0, 1, 2)}
     """
-    every = tuple(range(model.cfg.n_layers))
-    parallel = (
-        getattr(model.cfg, "parallel_attn_mlp", False)
-        or hook_name("resid_mid", 0) not in model.hook_dict
-    )
-    middle: dict[HookPoint, tuple[int, ...]] = {} if parallel else {"resid_mid": every}
-    return {"resid_pre": (0,), **middle, "resid_post": every}
+    middle = layers_with(model, "resid_mid")
+    between: dict[HookPoint, tuple[int, ...]] = {"resid_mid": middle} if middle else {}
+    return {"resid_pre": (0,), **between, "resid_post": check_layers(model, "resid_post")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +143,7 @@ def ablate_stream(
     direction: Direction,
     stream: Stream,
     *,
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     method: Literal["affine", "zero", "mean"] = "affine",
     per_row: bool = False,
     positions: Where | Positions = "all",

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from emolens._typing import HookedModel, Text, block_numbers, typed
+from emolens._typing import Blocks, HookedModel, Text, block_numbers, typed
 from emolens.directions.controls import random_directions
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
@@ -82,7 +82,11 @@ class Sweep:
             )
 
     def select(
-        self, *, control: str | None = "any", layer: int | None = None, dose: float | None = None
+        self,
+        *,
+        control: str | None = "any",
+        layer: SupportsIndex | None = None,
+        dose: float | None = None,
     ) -> Sweep:
         """The cells of one control, layer or dose.
 
@@ -216,7 +220,7 @@ def sweep(
     prompts: Text | Sequence[Text],
     directions: EmotionDirections,
     *,
-    layers: Sequence[int] | None = None,
+    layers: Blocks | None = None,
     doses: Sequence[float] = (0.05, 0.1, 0.2),
     target_words: TargetWords,
     controls: Mapping[str, EmotionDirections] | None = None,
@@ -280,10 +284,8 @@ def sweep(
     texts = several(prompts)
     doses = [float(d) for d in doses]
     words = {e: list(w) for e, w in target_words.items() if w}
-    if not texts or not doses or not all(map(math.isfinite, doses)):
-        raise ValueError(
-            f"a sweep needs prompts and finite doses, got {len(texts)} prompts and doses {doses}"
-        )
+    if not doses or not all(map(math.isfinite, doses)):
+        raise ValueError(f"a sweep needs finite doses, got {doses}")
     if len(words) < 2:
         raise ValueError(
             "target_words: at least two emotions with words, to tell one from the others"
@@ -300,7 +302,7 @@ def sweep(
         raise ValueError(
             f"neutral_tokens={neutral_tokens}; at least 2: the first token is left out"
         )
-    layers = [directions.layer] if layers is None else list(block_numbers(layers))
+    layers = block_numbers(directions.layer if layers is None else layers)
     for layer in layers:
         directions.slot(layer)
     if controls is None:

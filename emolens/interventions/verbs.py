@@ -11,6 +11,7 @@ or `em.sweep`. A hook returns a new tensor and never writes in place. Nothing ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from einops import einsum, rearrange
@@ -76,7 +77,7 @@ def _steer(
     dose: float | int | Sequence[float] | Tensor,
     layer: Layers = None,
     dose_unit: DoseUnit = "median",
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
 ) -> Hooks:
     """Add a direction.
@@ -127,7 +128,7 @@ def _ablate(
     method: AblationMethod = "affine",
     per_row: bool = False,
     source: Activations | None = None,
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
     sinks: bool = False,
     seed: int = 0,
@@ -210,7 +211,7 @@ def _clamp(
     value: float | int | Sequence[float] | Tensor,
     layer: Layers = None,
     dose_unit: DoseUnit = "median",
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
     sinks: bool = False,
 ) -> Hooks:
@@ -254,7 +255,7 @@ def _rotate(
     *,
     angle: float | int | Sequence[float] | Tensor,
     layer: Layers = None,
-    direction_from: int | None = None,
+    direction_from: SupportsIndex | None = None,
     positions: Where | Positions = "all",
     sinks: bool = False,
 ) -> Hooks:

@@ -12,8 +12,10 @@ from emolens.models.identity import (
 )
 from emolens.models.loading import load_model, open_hf
 from emolens.models.placement import check_device
+from emolens.models.points import check_layers, device_of
 from emolens.models.running import (
     Decoder,
+    can_start_at_layer,
     checked,
     not_finite,
     out_of_memory,
@@ -28,9 +30,12 @@ __all__ = [
     "EncodedText",
     "Entry",
     "ModelInfo",
+    "can_start_at_layer",
     "check_device",
+    "check_layers",
     "check_model",
     "checked",
+    "device_of",
     "encode",
     "fused",
     "has_weights_of",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emolens._typing import is_hooked
+from emolens._typing import HookedModel, Weights, is_hooked
 from emolens.models.adapters import FAMILIES
 from emolens.models.adapters._refuse import ConversionError
 
@@ -43,7 +43,7 @@ _SAYS_NOTHING = re.compile(
 )
 
 
-def fingerprints(model: Any, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
+def fingerprints(model: Weights, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
     """Fingerprint of the weights as they are, and of the same rounded to other types (first 16 hex digits of a sha256 each).
 
     With b_i the bits of the elements of a tensor (of float64 in halves) and r_i fixed odd numbers, its share is  sum_i b_i r_i mod 2^64  for every 2^20 of
@@ -54,10 +54,8 @@ def fingerprints(model: Any, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
         dtype: Of the load: what it is rounded to follows from it.
     """
     coarser = ROUNDED.get(dtype, ())
-    digests = [
-        hashlib.sha256(json.dumps(_facts(model), sort_keys=True).encode())
-        for _ in (dtype, *coarser)
-    ]
+    facts = json.dumps(_facts(model), sort_keys=True).encode()
+    digests = [hashlib.sha256(facts) for _ in (dtype, *coarser)]
     for name, tensor in sorted(_state(model), key=lambda pair: pair[0]):
         for digest, sums in zip(digests, _checksums(tensor.detach(), coarser), strict=True):
             if any(sums):
@@ -66,7 +64,7 @@ def fingerprints(model: Any, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
     return own, {str(d).removeprefix("torch."): h for d, h in zip(coarser, others, strict=True)}
 
 
-def glance(model: Any) -> tuple[Any, ...]:
+def glance(model: HookedModel) -> tuple[Any, ...]:
     """What differs after any edit of the weights, at the price of reading them (about 0.2 s a gigabyte; a fingerprint takes 2 s).
 
     For each tensor its place in its storage, and for each storage  sum_i r_i (w_i + floor(w_i / 2^32)) mod 2^64  with w_i its words of eight
@@ -83,11 +81,8 @@ def glance(model: Any) -> tuple[Any, ...]:
             sums += _sums(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))  # type: ignore[arg-type]
         where = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         places.append((name, storages[storage.data_ptr()], *where))
-    return (
-        json.dumps(_facts(model), sort_keys=True),
-        tuple(places),
-        tuple(int(total) for total in sums),
-    )
+    facts = json.dumps(_facts(model), sort_keys=True)
+    return facts, tuple(places), tuple(int(total) for total in sums)
 
 
 def _sums(stored: Tensor) -> Iterator[Tensor]:
@@ -104,10 +99,8 @@ def _checksums(tensor: Tensor, coarser: tuple[torch.dtype, ...]) -> list[list[in
         tensor = tensor[None]
     if not tensor.numel():
         return [[] for _ in (None, *coarser)]
-    kinds = [
-        tensor.dtype,
-        *(coarser if tensor.is_floating_point() else [tensor.dtype] * len(coarser)),
-    ]
+    kept = [tensor.dtype] * (1 + len(coarser))
+    kinds = [tensor.dtype, *coarser] if tensor.is_floating_point() else kept
     sums: list[list[Tensor]] = [[] for _ in kinds]
     for rows in tensor.split(max(1, CHUNK // tensor[0].numel())):
         for out, kind in zip(sums, kinds, strict=True):
@@ -123,15 +116,14 @@ def _odd(n: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _series(n: int, device: torch.device) -> Tensor:
-    x = (
-        torch.arange(1, n + 1, dtype=torch.int64) * -7046029254386353131
-    )  # 2^64 over the golden ratio
+    golden = -7046029254386353131  # 2^64 over the golden ratio
+    x = torch.arange(1, n + 1, dtype=torch.int64) * golden
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
     return (x | 1).to(device)
 
 
-def _state(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _state(model: Weights) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that the arithmetic reads, but for tables that are what the config says."""
     if is_hooked(model):
         yield from _hooked(model)
@@ -142,10 +134,8 @@ def _state(model: Any) -> Iterator[tuple[str, Tensor]]:
     state = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     yield from state.items()
     seen = {t.data_ptr() for t in state.values()}
-    for name, tensor in (
-        *model.named_parameters(),
-        *model.named_buffers(),
-    ):  # what TransformerLens has no name for
+    # what TransformerLens has no name for
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         # GPT-NeoX's fused weight is not read any more: a bridge works on the q, k and v that it took from it
         if tensor.data_ptr() not in seen and ".qkv." not in name:
             seen.add(tensor.data_ptr())
@@ -153,12 +143,12 @@ def _state(model: Any) -> Iterator[tuple[str, Tensor]]:
                 yield name.replace("._original_component", ""), tensor
 
 
-def is_quantised(model: Any) -> bool:
+def is_quantised(model: Weights) -> bool:
     """Whether there are weights that are stored as integers."""
     return any(not p.is_floating_point() for p in model.parameters())
 
 
-def _packed(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _packed(model: Weights) -> Iterator[tuple[str, Tensor]]:
     """Stored bits and their scales. Not by way of `state_dict`: bitsandbytes' repacks the weights of a model that has run, wrongly."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not _as_configured(model, name, tensor):
@@ -197,7 +187,7 @@ _LAYOUT: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def _hooked(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _hooked(model: Weights) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.named_parameters():
         path, _, leaf = name.rpartition(".")
         theirs, axes = _LAYOUT.get(leaf.lstrip("_"), (leaf, ()))
@@ -216,25 +206,25 @@ def _hooked(model: Any) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in model.named_buffers():
         path, _, leaf = name.rpartition(".")
         if leaf in ("rotary_sin", "rotary_cos"):
-            attn = model.get_submodule(path)
-            base = attn._rotary_base() if hasattr(attn, "_rotary_base") else attn.cfg.rotary_base
+            attn: Any = model.get_submodule(path)
+            cfg = attn.cfg
+            base = attn._rotary_base() if hasattr(attn, "_rotary_base") else cfg.rotary_base
             key = (len(buffer), base)
             if key not in angles:
-                angles[key] = attn.calculate_sin_cos_rotary(
-                    attn.cfg.rotary_dim, len(buffer), base, attn.cfg.dtype
-                )
+                of_config = attn.calculate_sin_cos_rotary
+                angles[key] = of_config(cfg.rotary_dim, len(buffer), base, cfg.dtype)
             expected = angles[key][leaf == "rotary_cos"]
         elif leaf == "IGNORE":
             expected = torch.tensor(-torch.inf)
-        else:  # the causal mask, which grows with the texts that are read
-            expected = (
-                torch.ones_like(buffer).tril() if leaf == "mask" and buffer.ndim == 2 else None
-            )
+        else:
+            # the causal mask, which grows with the texts that are read
+            causal = leaf == "mask" and buffer.ndim == 2
+            expected = torch.ones_like(buffer).tril() if causal else None
         if expected is None or not _close(buffer, expected):
             yield name, buffer
 
 
-def _as_configured(model: Any, name: str, tensor: Tensor) -> bool:
+def _as_configured(model: Weights, name: str, tensor: Tensor) -> bool:
     """Whether a buffer of a rotary embedding of Hugging Face's is what its class makes of its config."""
     path, _, leaf = name.rpartition(".")
     if "inv_freq" not in leaf or not hasattr(module := model.get_submodule(path), "config"):
@@ -256,11 +246,7 @@ def _facts(model: Any) -> dict[str, Any]:
     if is_hooked(model):
         found = {name: getattr(model.cfg, name, None) for name in FACTS}
         if model.cfg.positional_embedding_type != "rotary":
-            found = {
-                name: value
-                for name, value in found.items()
-                if "NTK" not in name and "rotary" not in name
-            }
+            found = {n: v for n, v in found.items() if "NTK" not in n and "rotary" not in n}
     else:
         hf_model = getattr(model, "original_model", model)
         config = hf_model.config
@@ -270,13 +256,10 @@ def _facts(model: Any) -> dict[str, Any]:
             return _said(config.to_dict())
     found = {name: found.get(name) for name in FACTS}
     if not found["use_NTK_by_parts_rope"]:
-        found = {name: value for name, value in found.items() if "NTK" not in name}
+        found = {n: v for n, v in found.items() if "NTK" not in n}
     # False is what a family's config leaves unsaid
-    return {
-        name: float(v) if isinstance(v, int | float) else v
-        for name, v in found.items()
-        if v not in (None, False)
-    }
+    said = {n: v for n, v in found.items() if v not in (None, False)}
+    return {n: float(v) if isinstance(v, int | float) else v for n, v in said.items()}
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +279,7 @@ _SAMPLED = {
 }
 
 
-def sampled_fingerprint(model: Any) -> str:
+def sampled_fingerprint(model: HookedModel) -> str:
     """The fingerprint that version 0.1 wrote: of a sample of the embedding and the blocks, as float32."""
     digest = hashlib.sha256()
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emolens._typing import HookedModel
 from emolens.models import adapters
 from emolens.models.adapters import lora
 from emolens.models.fingerprint import fingerprints, is_quantised
@@ -98,21 +99,18 @@ def load_model(
         OSError: the hub cannot be reached, the model is gated, or a file is not what it should be.
 
     Example:
-        ``model = em.load_model("pythia-160m", revision="step3000")``
+        A step of training, from the hub: ``em.load_model("pythia-160m", revision="step3000")``. What a name can be:
+
+        >>> em.load_model("pythia-160n")
+        Traceback (most recent call last):
+        ValueError: unknown model 'pythia-160n'; did you mean pythia-160m or ...
     """
     backend = _backend(backend)
     processing = _processing(process_weights)
     hf_model, tokenizer, source, family = open_hf(
-        name_or_path,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        tokenizer=tokenizer,
-        n_devices=n_devices,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-    )
+        name_or_path, backend=backend, device=device, dtype=dtype, revision=revision, tokenizer=tokenizer,
+        n_devices=n_devices, device_map=device_map, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     device = check_device(device)
     prepend = tokenizer is not None and adds_bos(tokenizer)
     ends = ends_of(hf_model, tokenizer)
@@ -121,43 +119,17 @@ def load_model(
     reference = _reference(hf_model, tokenizer) if verify else None
     if backend == "hooked":
         model = adapters.to_hooked(
-            hf_model,
-            family,
-            tokenizer=tokenizer,
-            model_name=source.name,
-            process_weights=processing,
-            default_prepend_bos=prepend,
-            device=device,
-            n_devices=n_devices,
-        )
+            hf_model, family, tokenizer=tokenizer, model_name=source.name, process_weights=processing,
+            default_prepend_bos=prepend, device=device, n_devices=n_devices,
+        )  # fmt: skip
     else:
-        model = _bridge(
-            hf_model,
-            tokenizer,
-            source.name,
-            device,
-            processing,
-            prepend,
-            placed=hasattr(hf_model, "hf_device_map"),
-        )
-    name = (
-        source.label
-        if source.local and source.entry is None and source.adapter is None
-        else source.name
-    )
-    architecture = type(hf_model).__name__
+        placed = hasattr(hf_model, "hf_device_map")
+        model = _bridge(hf_model, tokenizer, source.name, device, processing, prepend, placed)
+    own = source.local and source.entry is None and source.adapter is None  # a path of the user's
     set_info(
-        model,
-        name,
-        source.label,
-        source.revision,
-        backend,
-        dict(processing),
-        architecture,
-        ends,
-        source.adapter,
-        stored,
-    )
+        model, source.label if own else source.name, source.label, source.revision, backend, dict(processing),
+        type(hf_model).__name__, ends, source.adapter, stored,
+    )  # fmt: skip
     if reference is not None:
         _compare(model, reference)
     return model
@@ -175,13 +147,21 @@ def open_hf(
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any, Source, Any]:
-    """Open the Hugging Face model that `load_model` converts or bridges, with all of its checks; options as there.
+    """Open the Hugging Face model that `load_model` converts or bridges, with all of its checks.
+
+    Args:
+        name_or_path, backend, device, dtype, revision, tokenizer, n_devices, device_map, trust_remote_code: As for `load_model`.
 
     Returns:
         The model in eval mode, its tokenizer, where it came from, and for backend "hooked" the adapter of its family.
 
     Raises:
-        As `load_model`.
+        TypeError, ValueError, MemoryError, OSError: as `load_model`.
+
+    Example:
+        >>> em.models.open_hf("./no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: ./no/such/folder: no such file or directory
     """
     from transformers import AutoModelForCausalLM
 
@@ -208,9 +188,8 @@ def open_hf(
     if source.entry is not None:  # known sizes: refuse before the first request
         guess = dtype or ("float32" if device.type == "cpu" else source.entry.checkpoint_dtype)
         known = chosen_dtype(guess, device, None)
-        check_memory(
-            source, source.entry.n_parameters * known.itemsize, known, device, n_devices, device_map
-        )
+        n_bytes = source.entry.n_parameters * known.itemsize
+        check_memory(source, n_bytes, known, device, n_devices, device_map)
     with explained(source):
         header = gguf_header(source)
         hf_config = read_config(source, header, trust_remote_code)
@@ -225,9 +204,8 @@ def open_hf(
         bits = stored_bits(hf_config)
         n_packed = 0 if bits is None else n_packed
         n_bytes = int((n_parameters - n_packed) * torch_dtype.itemsize + n_packed * (bits or 0) / 8)
-        stored = (
-            "" if bits is None else f"{bits:.3g} bits a packed weight and {dtype_name(torch_dtype)}"
-        )
+        packed = f"{bits or 0:.3g} bits a packed weight and {dtype_name(torch_dtype)}"
+        stored = "" if bits is None else packed
         check_memory(source, n_bytes, torch_dtype, device, n_devices, device_map, stored)
     with explained(source):
         own, rows = tokenizer is None, hf_config.get_text_config().vocab_size
@@ -239,27 +217,19 @@ def open_hf(
     with explained(source), _named_misfit(source, hf_config):
         placement = placement_options(backend, n_devices, device_map)
         with quiet(), lora.left_out():
+            # `_complete` names the tensors that are missing or have another size
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.location,
-                revision=source.revision,
-                config=hf_config,
-                gguf_file=source.gguf_file,
-                use_safetensors=None if source.gguf_file else True,
-                dtype=torch_dtype,
-                **placement,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `_complete` names them instead
-            )
+                source.location, revision=source.revision, config=hf_config, gguf_file=source.gguf_file, dtype=torch_dtype,
+                use_safetensors=None if source.gguf_file else True, trust_remote_code=trust_remote_code,
+                output_loading_info=True, ignore_mismatched_sizes=True, **placement,
+            )  # fmt: skip
     hf_model, report = loaded
     _complete(source, hf_model, report)
     if adapter is not None:
         hf_model = lora.merge(hf_model, adapter)
     quantised = stored_bits(hf_config) is not None  # transformers has put it where it works
-    if (
-        placement["device_map"] is None and n_devices == 1 and not quantised
-    ):  # of several, `to_hooked` places each block
-        # before viewing: a later .to() would copy views one by one and untie them
+    if placement["device_map"] is None and n_devices == 1 and not quantised:
+        # of several, `to_hooked` places each block; before viewing: a later .to() would copy views one by one and untie them
         hf_model = hf_model.to(device=device)
     return hf_model.eval(), tokenizer, source, family
 
@@ -303,9 +273,7 @@ def _named_misfit(source: Source, hf_config: Any) -> Iterator[None]:
         for path in sorted(Path(str(config)).parent.glob("*.safetensors")):
             with safe_open(str(path), framework="pt") as file:
                 parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-                found |= {
-                    name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()
-                }
+                found |= {n: (part.get_shape(), part.get_dtype()) for n, part in parts.items()}
         wrong = []
         for name, tensor in unweighted(hf_config).named_parameters():
             shape, dtype = found.get(name, ([], ""))
@@ -313,9 +281,8 @@ def _named_misfit(source: Source, hf_config: Any) -> Iterator[None]:
                 wrong.append(f"{name} is missing")
             elif dtype in ("F64", "F32", "F16", "BF16") and shape != list(tensor.shape):
                 wrong.append(f"{name} has shape {shape}, its config says {list(tensor.shape)}")
-        what = (
-            f"the tensor {wrong[0]}" if wrong else "some of its tensors are not those of its config"
-        )
+        some = "some of its tensors are not those of its config"
+        what = f"the tensor {wrong[0]}" if wrong else some
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise OSError(
             f"{source.label}: {what}{more}; the quantised checkpoint is not complete ({error})"
@@ -323,25 +290,14 @@ def _named_misfit(source: Source, hf_config: Any) -> Iterator[None]:
 
 
 def _bridge(
-    hf_model: Any,
-    tokenizer: Any,
-    name: str,
-    device: torch.device,
-    processing: dict[str, bool],
-    prepend: bool,
-    placed: bool,
-) -> Any:
+    hf_model: Any, tokenizer: Any, name: str, device: torch.device, processing: dict[str, bool], prepend: bool, placed: bool
+) -> Any:  # fmt: skip
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     model = build_bridge_from_module(
-        hf_model,
-        type(hf_model).__name__,
-        hf_config=hf_model.config,
-        tokenizer=None,
-        device=None if placed else str(device),
-        dtype=hf_model.dtype,
-        model_name=name,
-    )
+        hf_model, type(hf_model).__name__, hf_config=hf_model.config, tokenizer=None, dtype=hf_model.dtype,
+        device=None if placed else str(device), model_name=name,
+    )  # fmt: skip
     if tokenizer is not None:
         # subtle: past TransformerLens's property, which reloads a tokenizer with a BOS added, or calls its EOS a BOS
         object.__setattr__(model, "_tokenizer", tokenizer)
@@ -394,13 +350,11 @@ VERIFY_PROMPTS = (
 def _reference(hf_model: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, mask and log-probabilities of the HF model; taken before conversion, which may take the model apart."""
     encoded = [tokenizer(text).input_ids for text in VERIFY_PROMPTS]
-    width = max(map(len, encoded))
-    tokens = torch.tensor(
-        [[0] * (width - len(ids)) + ids for ids in encoded], device=hf_model.device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=hf_model.device
-    )
+    width, device = max(map(len, encoded)), hf_model.device
+    padding = [[0] * (width - len(ids)) for ids in encoded]
+    rows = list(zip(padding, encoded, strict=True))
+    tokens = torch.tensor([pad + ids for pad, ids in rows], device=device)
+    mask = torch.tensor([pad + [1] * len(ids) for pad, ids in rows], device=device)
     with torch.inference_mode():
         # position_ids: HF does not derive them from the mask outside generate()
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -408,21 +362,16 @@ def _reference(hf_model: Any, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, mask, logits.float().log_softmax(-1)
 
 
-def _compare(model: Any, reference: tuple[Tensor, Tensor, Tensor]) -> None:
+def _compare(model: HookedModel, reference: tuple[Tensor, Tensor, Tensor]) -> None:
     tokens, mask, expected = reference
     with torch.inference_mode():
         run = partial(model.run_with_hooks, tokens, attention_mask=mask, return_type="logits")
         logits = checked(model, run(), lambda more: run(fwd_hooks=more), mask)
     if not torch.isfinite(expected[mask.bool()]).all():
-        raise not_finite(
-            "verify: the Hugging Face model's own log-probability", dtype_name(dtype_of(model))
-        )
-    difference = (
-        (logits.float().log_softmax(-1) - expected.to(logits.device))
-        .abs()[mask.bool()]
-        .max()
-        .item()
-    )
+        what = "verify: the Hugging Face model's own log-probability"
+        raise not_finite(what, dtype_name(dtype_of(model)))
+    change = logits.float().log_softmax(-1) - expected.to(logits.device)
+    difference = float(change.abs()[mask.bool()].max())
     # float32 noise of 30 blocks is 5e-5 in log-probability; half precision and activations rounded to 8 bits keep two or three digits
     allowed = 1e-4 if logits.dtype == torch.float32 and not is_quantised(model) else 0.5
     if not difference < allowed:

@@ -17,10 +17,20 @@ HEADROOM = 1.2  # memory asked for beyond the weights: activations, buffers, one
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the one that is used where none is.
+    """Find the device asked for, or the one that is used where none is.
+
+    Args:
+        device: As torch names it; None is "cuda" if there is one, else "cpu".
+
+    Returns:
+        The device, which is on this machine.
 
     Raises:
         ValueError: no such device, or none of it on this machine.
+
+    Example:
+        >>> em.models.check_device("cpu")
+        device(type='cpu')
     """
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
@@ -44,10 +54,8 @@ def placement_options(
 ) -> dict[str, Any]:
     """Options of `from_pretrained`: where accelerate puts the parts of a bridge's model."""
     if device_map is None and n_devices > 1 and backend == "bridge":
-        return {
-            "device_map": "balanced",
-            "max_memory": {i: torch.cuda.mem_get_info(i)[0] for i in range(n_devices)},
-        }
+        free = {i: torch.cuda.mem_get_info(i)[0] for i in range(n_devices)}
+        return {"device_map": "balanced", "max_memory": free}
     return {"device_map": device_map}
 
 
@@ -68,45 +76,28 @@ def chosen_dtype(
 
 
 def check_memory(
-    source: Source,
-    n_bytes: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    n_devices: int,
-    device_map: Any,
-    stored: str = "",
-) -> None:
+    source: Source, n_bytes: int, dtype: torch.dtype, device: torch.device, n_devices: int, device_map: Any, stored: str = "",
+) -> None:  # fmt: skip
     """Refuse a model whose weights cannot fit, before they are downloaded; `stored` says in what they are, if not in `dtype`."""
     if device_map is not None:
         return  # accelerate may spread it over devices, memory and disk
     if device.type == "cuda":
-        free = (
-            sum(torch.cuda.mem_get_info(i)[0] for i in range(n_devices))
-            if n_devices > 1
-            else torch.cuda.mem_get_info(device)[0]
-        )
+        devices = range(n_devices) if n_devices > 1 else (device,)
+        free = sum(torch.cuda.mem_get_info(d)[0] for d in devices)
     else:
         free = psutil.virtual_memory().available
     need = n_bytes * HEADROOM
     if need > free:
         family = source.entry.family if source.entry else None
-        fits = [
-            e
-            for e in CATALOGUE.values()
-            if e.n_parameters * dtype.itemsize <= min(free / HEADROOM, n_bytes - dtype.itemsize)
-        ]
+        most = min(free / HEADROOM, n_bytes - dtype.itemsize)
+        fits = [e for e in CATALOGUE.values() if e.n_parameters * dtype.itemsize <= most]
         fits = [e for e in fits if e.family == family] or fits
         smaller = max(fits, key=lambda e: e.n_parameters, default=None)
-        half = (
-            " (or dtype='bfloat16')"
-            if not stored and dtype.itemsize == 4 and need / 2 <= free
-            else ""
-        )
-        hint = (
-            f"the nearest smaller one that fits is {smaller.alias!r}{half}"
-            if smaller
-            else "no model of the catalogue fits"
-        )
+        halved = not stored and dtype.itemsize == 4 and need / 2 <= free
+        hint = "no model of the catalogue fits"
+        if smaller:
+            half = " (or dtype='bfloat16')" if halved else ""
+            hint = f"the nearest smaller one that fits is {smaller.alias!r}{half}"
         raise MemoryError(
             f"{source.label} needs about {need / 1e9:.1f} GB in {stored or dtype_name(dtype)}, "
             f"{free / 1e9:.1f} GB are free on {device.type}; {hint}"
@@ -117,11 +108,8 @@ def count_weights(hf_config: Any) -> tuple[int, int]:
     """Number of parameters of a config, and how many of them are the matrices of blocks, which quantisation packs."""
     model = unweighted(hf_config)
     head = model.get_output_embeddings()
-    packed = sum(
-        m.weight.numel()
-        for m in model.modules()
-        if isinstance(m, torch.nn.Linear) and m is not head
-    )
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    packed = sum(m.weight.numel() for m in linear)
     return sum(p.numel() for p in model.parameters()), packed
 
 
@@ -146,14 +134,10 @@ def stored_bits(hf_config: Any) -> float | None:
     if method == "gguf":  # transformers unpacks it
         return None
     if says.get("load_in_4bit"):
-        return (
-            4.127 if says.get("bnb_4bit_use_double_quant") else 4.5
-        )  # a float32 for each 64, or a byte
-    bits = (
-        8 if says.get("load_in_8bit") or "fp8" in method else says.get("bits") or says.get("w_bit")
-    )
-    return (
-        (4.25 if "mxfp4" in method else 16)
-        if bits is None
-        else float(bits) + (0.25 if bits < 8 else 0)
-    )
+        # a float32 for each 64, or a byte
+        return 4.127 if says.get("bnb_4bit_use_double_quant") else 4.5
+    eight = says.get("load_in_8bit") or "fp8" in method
+    bits = 8 if eight else says.get("bits") or says.get("w_bit")
+    if bits is None:
+        return 4.25 if "mxfp4" in method else 16
+    return float(bits) + (0.25 if bits < 8 else 0)

@@ -28,16 +28,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies."""
+    """Where a model lies.
 
-    name: str  # as asked for
-    location: str  # hub repository or directory
-    label: str  # what files remember: never a path
+    Attributes:
+        name: As asked for.
+        location: Hub repository or directory.
+        label: What files remember: never a path.
+        revision: Of the hub.
+        gguf_file: Its file in the directory, if it is one.
+        entry: Of the catalogue, if it is there.
+        local: Whether it is on this machine.
+        adapter: What is merged into it.
+    """
+
+    name: str
+    location: str
+    label: str
     revision: str | None = None
     gguf_file: str | None = None
     entry: Entry | None = None
     local: bool = False
-    adapter: str | None = None  # what is merged into it
+    adapter: str | None = None
 
 
 def resolve(given: str | Path, revision: str | None) -> Source:
@@ -104,14 +115,12 @@ def base_source(source: Source, adapter: lora.Adapter) -> Source:
     """Where the model of an adapter is: in the same place, or where the adapter says."""
     if has_file(source, "config.json"):
         return replace(source, name=source.label, adapter=adapter.kind)
+    folder = Path(adapter.base)
     try:
-        base = resolve(
-            Path(adapter.base) if Path(adapter.base).is_dir() else adapter.base, adapter.revision
-        )
+        base = resolve(folder if folder.is_dir() else adapter.base, adapter.revision)
     except (ValueError, OSError) as error:
-        raise type(error)(
-            f"{source.label}: the model of this adapter, by its {lora.CONFIG}: {error}"
-        ) from error
+        message = f"{source.label}: the model of this adapter, by its {lora.CONFIG}: {error}"
+        raise type(error)(message) from error
     return replace(base, name=source.label, adapter=adapter.kind)
 
 
@@ -119,19 +128,14 @@ def has_file(source: Source, file: str) -> bool:
     """Whether a directory or hub repository has a file."""
     from transformers.utils import cached_file
 
-    quietly = {
-        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")
-    }
+    errors = ("missing_entries", "connection_errors")
+    quietly = {f"_raise_exceptions_for_{what}": False for what in errors}
     return cached_file(source.location, file, revision=source.revision, **quietly) is not None
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return (
-        path.is_file()
-        or (path / "config.json").is_file()
-        or (path / lora.CONFIG).is_file()
-        or any(path.glob("*.gguf"))
-    )
+    known = any((path / file).is_file() for file in ("config.json", lora.CONFIG))
+    return path.is_file() or known or any(path.glob("*.gguf"))
 
 
 def _packaged_gguf(entry: Entry) -> tuple[str, str]:
@@ -164,20 +168,13 @@ def read_config(source: Source, header: gguf.Header | None, trust_remote_code: b
 
     with quiet():
         config = AutoConfig.from_pretrained(
-            source.location,
-            revision=source.revision,
-            gguf_file=source.gguf_file,
-            trust_remote_code=trust_remote_code,
-        )
+            source.location, revision=source.revision, gguf_file=source.gguf_file, trust_remote_code=trust_remote_code
+        )  # fmt: skip
     if header is not None:
         header.complete(config)
     if not getattr(config, "architectures", None):  # GGUF files do not name it
-        known = {
-            "llama": "LlamaForCausalLM",
-            "qwen2": "Qwen2ForCausalLM",
-            "gpt_neox": "GPTNeoXForCausalLM",
-        }
-        config.architectures = [known.get(config.model_type, config.model_type)]
+        known = {"llama": "Llama", "qwen2": "Qwen2", "gpt_neox": "GPTNeoX"}.get(config.model_type)
+        config.architectures = [f"{known}ForCausalLM" if known else config.model_type]
     return config
 
 
@@ -191,11 +188,13 @@ def open_tokenizer(source: Source, given: Any, trust_remote_code: bool) -> PreTr
         place = source.location if given is None else str(given)
         try:
             with quiet():
+                own = (
+                    {}
+                    if given is not None
+                    else {"revision": source.revision, "gguf_file": source.gguf_file}
+                )
                 tokenizer = AutoTokenizer.from_pretrained(
-                    place,
-                    revision=source.revision if given is None else None,
-                    gguf_file=source.gguf_file if given is None else None,
-                    trust_remote_code=trust_remote_code,
+                    place, trust_remote_code=trust_remote_code, **own
                 )
         except (OSError, ValueError) as error:
             if given is None and source.local:
@@ -228,9 +227,8 @@ def check_vocabulary(label: str, tokenizer: Any, rows: int) -> None:
     """Refuse a tokenizer that makes tokens for which the embedding has no row."""
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
     if beyond:
-        names = ", ".join(repr(token) for _, token in beyond[:3]) + (
-            " ..." if len(beyond) > 3 else ""
-        )
+        names = ", ".join(repr(token) for _, token in beyond[:3])
+        names += " ..." if len(beyond) > 3 else ""
         raise ValueError(
             f"{label}: the tokenizer has {len(beyond)} tokens beyond the {rows} rows of the embedding ({names}, ids {beyond[0][0]} to "
             f"{beyond[-1][0]}); give the tokenizer that the model was trained with (tokenizer=), or save the checkpoint again after "
@@ -246,11 +244,8 @@ def explained(source: Source) -> Iterator[None]:
 
     try:
         yield
-    except (
-        SafetensorError,
-        struct.error,
-        IndexError,
-    ) as error:  # what the readers raise on a file cut short
+    except (SafetensorError, struct.error, IndexError) as error:
+        # what the readers raise on a file cut short
         raise OSError(
             f"{source.label}: the weights cannot be read, the file is damaged or cut short ({error})"
         ) from error
@@ -259,17 +254,18 @@ def explained(source: Source) -> Iterator[None]:
         while link is not None:
             chain.append(link)
             link = link.__cause__ or link.__context__
-        has = lambda *kinds: any(isinstance(e, kinds) for e in chain)  # noqa: E731  (a name for three lines)
+
+        def has(*kinds: type[BaseException]) -> bool:
+            return any(isinstance(e, kinds) for e in chain)
+
         if source.local:
             if "safetensors" in str(error) and "no file named" in str(error).lower():
                 message = f"{source.label}: no safetensors weights there (pickled weights are not read); convert them first"
                 raise OSError(message) from error
-            if source.gguf_file and "reshape" in str(
-                error
-            ):  # the reader's word for a tensor that ends too early
-                raise OSError(
-                    f"{source.label}: this GGUF file is damaged or cut short ({error})"
-                ) from error
+            # the reader's word for a tensor that ends too early
+            if source.gguf_file and "reshape" in str(error):
+                message = f"{source.label}: this GGUF file is damaged or cut short ({error})"
+                raise OSError(message) from error
             raise
         if has(errors.GatedRepoError):
             raise OSError(
@@ -281,9 +277,8 @@ def explained(source: Source) -> Iterator[None]:
             raise OSError(
                 f"{source.location} is not on the hub, or is private: check the name, or log in with `hf auth login`"
             ) from error
-        if has(
-            errors.LocalEntryNotFoundError, ConnectionError, errors.OfflineModeIsEnabled
-        ) or "connect" in str(error):
+        away = has(errors.LocalEntryNotFoundError, ConnectionError, errors.OfflineModeIsEnabled)
+        if away or "connect" in str(error):
             raise OSError(
                 f"{source.location}: the hub cannot be reached and the files are not in the local cache; "
                 "check the network, or give a local directory or a GGUF file "
@@ -298,11 +293,8 @@ def quiet() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, hub_level, bars = (
-        logging.get_verbosity(),
-        hub_logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-    )
+    level, hub_level = logging.get_verbosity(), hub_logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -17,14 +17,14 @@ from datetime import date
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from emolens._files import whole
-from emolens._typing import HookedModel, Text
+from emolens._typing import HookedModel, Text, typed
 
-DATE = date(
-    2024, 7, 26
-)  # on which every template that asks for today's date is rendered; Llama-3.1's own default
+# on which every template that asks for today's date is rendered; Llama-3.1's own default
+DATE = date(2024, 7, 26)
 _CODES = ("%-d", "%-m", *(f"%{c}" for c in "YymdeBbAaHMSIpjFDcxXUuwZz"))
 SPEAKS = ("assistant", "model")  # roles of the model itself; Gemma's is called "model"
 # scripts written without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, bopomofo, Han; and their punctuation
@@ -35,33 +35,42 @@ _OPENS = "([{<“‘«„‚¿¡"
 _CLOSES = ".,;:!?…%)]}>”’»"
 _STRAIGHT = "\"'"
 _REST = re.compile(r"'(s|t|d|m|re|ve|ll|S|T|D|M|RE|VE|LL)\b")  # of a contraction
-_STARTS = re.compile(
-    r"\.\w|:[-)(]"
-)  # what begins with such a sign and stands by itself: .5, a smiley
-CONTEXTS = (
-    "I felt",
-    "\n",
-    "a",
-)  # what a word follows where no prompt is known, or where it would melt into the prompt
+# what begins with such a sign and stands by itself: .5, a smiley
+_STARTS = re.compile(r"\.\w|:[-)(]")
+# what a word follows where no prompt is known, or where it would melt into the prompt
+CONTEXTS = ("I felt", "\n", "a")
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text as tokens: `ids`, and for each token the span of characters of `text` that it stands for."""
+    """One text as tokens.
+
+    Attributes:
+        text: As it was read; a chat rendered.
+        ids: The number of each token.
+        offsets: For each token the span of characters of `text` that it stands for.
+    """
 
     text: str
     ids: list[int]
     offsets: list[tuple[int, int]]
 
     def pieces(self, tokenizer: Any) -> list[str]:
-        """What each token stands for in the text, spaces included (a decoder may take them off); one that stands for nothing, by its name."""
+        """Show what each token stands for in the text, spaces included (a decoder may take them off).
+
+        Args:
+            tokenizer: The one that made the tokens.
+
+        Returns:
+            A string for each token; one that stands for nothing by its name.
+
+        Example:
+            >>> [e] = em.models.encode(model, ["The door was open."])
+            >>> e.pieces(model.tokenizer)[0], "".join(e.pieces(model.tokenizer)[1:])
+            ('<s>', 'The door was open.')
+        """
         spans = zip(self.ids, self.offsets, strict=True)
         return [self.text[a:b] if b > a else tokenizer.decode([i]) for i, (a, b) in spans]
-
-
-def _short(x: Any) -> str:
-    text = repr(x)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def render(tokenizer: Any, chat: Sequence[Mapping[str, Any]], name: str = "this chat") -> str:
@@ -81,20 +90,16 @@ def render(tokenizer: Any, chat: Sequence[Mapping[str, Any]], name: str = "this 
     if not messages:
         raise ValueError(f"{name} has no messages")
     spoken = messages[-1]["role"] in SPEAKS
-    if (
-        spoken and not messages[-1]["content"] and "tool_calls" not in messages[-1]
-    ):  # nothing yet to be continued
+    # nothing yet to be continued
+    if spoken and not messages[-1]["content"] and "tool_calls" not in messages[-1]:
         messages, spoken = messages[:-1], False
         if not messages:
             raise ValueError(f"{name} has no words")
+    goes_on = {"add_generation_prompt": not spoken, "continue_final_message": spoken}
     try:
         template = _dated(tokenizer.get_chat_template())
         text = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=not spoken,
-            continue_final_message=spoken,
+            messages, chat_template=template, tokenize=False, **goes_on
         )
     except Exception as error:  # a template may raise anything, from any line of its own
         raise ValueError(
@@ -105,18 +110,17 @@ def render(tokenizer: Any, chat: Sequence[Mapping[str, Any]], name: str = "this 
         words = m["content"].strip()
         if not words or m["role"] in SPEAKS:
             continue
-        forms = (words, *map(_quoted(words), (True, False)))
-        if max(map(text.count, forms)) < sum(
-            content.count(words) for content in heard
-        ):  # once may be in another's words
+        # as they are, or quoted by the template as JSON
+        forms = (words, *(json.dumps(words, ensure_ascii=a)[1:-1] for a in (True, False)))
+        # once may be in another's words
+        if max(map(text.count, forms)) < sum(content.count(words) for content in heard):
             raise ValueError(
                 f"the chat template of this model leaves out message {i} of {name} (role {m['role']!r}); {_advice(messages)}"
             )
     return text
 
 
-def _quoted(words: str) -> Any:
-    return lambda ascii_only: json.dumps(words, ensure_ascii=ascii_only)[1:-1]
+_TEXTS = ("text", "input_text", "output_text")  # types of parts that are text
 
 
 def _message(m: Any, name: str) -> dict[str, Any]:
@@ -137,11 +141,7 @@ def _message(m: Any, name: str) -> dict[str, Any]:
         )
     words = []
     for part in content:
-        if isinstance(part, Mapping) and part.get("type", "text") in (
-            "text",
-            "input_text",
-            "output_text",
-        ):
+        if isinstance(part, Mapping) and part.get("type", "text") in _TEXTS:
             part = part.get("text")
         if not isinstance(part, str):
             kind = part.get("type") if isinstance(part, Mapping) else None
@@ -151,6 +151,11 @@ def _message(m: Any, name: str) -> dict[str, Any]:
             )
         words.append(part)
     return {**m, "content": "".join(words)}
+
+
+def _short(x: Any) -> str:
+    text = repr(x)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _advice(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -168,26 +173,30 @@ def _dated(template: str) -> str:
         return template
     forms = "".join(f"|replace({code!r}, {DATE.strftime(code)!r})" for code in _CODES)
     # subtle: the empty expression keeps a line break at the beginning, which the engine takes away after a block
-    return (
-        "{% macro strftime_now(format) %}{{ format" + forms + " }}{% endmacro %}{{ '' }}" + template
-    )
+    macro = "{% macro strftime_now(format) %}{{ format" + forms + " }}{% endmacro %}{{ '' }}"
+    return macro + template
 
 
 def tokenize(
     tokenizer: Any, text: str, *, special: bool = True, prepend_bos: bool | None = None
 ) -> EncodedText:
-    """Tokens of a text, and of what the tokenizer puts before it; never of what it puts behind it.
+    """Turn one text into tokens, with what the tokenizer puts before it and never with what it puts behind it.
 
     Args:
+        tokenizer: Of the model; a fast one.
+        text: The text.
         special: Whether the tokenizer's own tokens stand before the text, as they do for a plain one; a rendered chat has them already.
         prepend_bos: None leaves the BOS to the tokenizer; True or False force it.
+
+    Returns:
+        Its tokens; those that stand before it have an empty span.
+
+    Example:
+        >>> em.models.tokenize(model.tokenizer, "a", prepend_bos=False)
+        EncodedText(text='a', ids=[...], offsets=[(0, 1)])
     """
-    found = tokenizer(
-        text,
-        add_special_tokens=special,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
+    shown = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+    found = tokenizer(text, add_special_tokens=special, **shown)
     ids, offsets = list(found["input_ids"]), [tuple(pair) for pair in found["offset_mapping"]]
     added = list(found["special_tokens_mask"]) if special else [0] * len(ids)
     own = [i for i, extra in enumerate(added) if not extra]  # tokens of the text itself
@@ -209,23 +218,19 @@ def tokenization(tokenizer: Any) -> dict[str, Any]:
         return {}
     template = getattr(tokenizer, "chat_template", None)
     core = tokenizer.backend_tokenizer
-    parts = {
-        name: getattr(core, name) for name in ("normalizer", "pre_tokenizer", "post_processor")
-    }
+    parts = {n: getattr(core, n) for n in ("normalizer", "pre_tokenizer", "post_processor")}
     found = tokenizer("a", return_special_tokens_mask=True)
     added = [bool(extra) for extra in found["special_tokens_mask"]]
     names = tokenizer.convert_ids_to_tokens(found["input_ids"])
     first = added.index(False) if False in added else len(added)
+    behind = zip(names[first:], added[first:], strict=True)
+    special = sorted(tokenizer.special_tokens_map.items())
     return {
         "chat_template": _hash(json.dumps(template, sort_keys=True)) if template else None,
         "template_date": DATE.isoformat(),
-        "special_tokens": {
-            name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())
-        },
+        "special_tokens": {name: str(token) for name, token in special},
         "puts_before": names[:first],
-        "left_off_behind": [
-            name for name, extra in zip(names[first:], added[first:], strict=True) if extra
-        ],
+        "left_off_behind": [name for name, extra in behind if extra],
         **{name: None if part is None else _hash(_state(part)) for name, part in parts.items()},
     }
 
@@ -233,9 +238,8 @@ def tokenization(tokenizer: Any) -> dict[str, Any]:
 def _state(part: Any) -> str:
     try:
         return part.__getstate__().decode()
-    except (
-        Exception
-    ):  # one written in Python, which cannot be written down: its kind is all that is known
+    except Exception:
+        # one written in Python, which cannot be written down: its kind is all that is known
         return type(part).__name__
 
 
@@ -260,10 +264,8 @@ def joined(word: str, prompt: str | None = None) -> str:
     """
     word = word.lstrip(" ")
     last = word[:1] if prompt is None else prompt[-1:]
-    close = prompt is not None and (
-        not last or last.isspace() or last in _OPENS or _opening(prompt)
-    )
-    close = close or _closing(word, prompt or "")
+    opened = not last or last.isspace() or last in _OPENS
+    close = (prompt is not None and (opened or _opening(prompt))) or _closing(word, prompt or "")
     return word if close or _NO_SPACES.match(last) or _NO_SPACES.match(word) else " " + word
 
 
@@ -276,9 +278,8 @@ def _opening(prompt: str) -> bool:
 def _closing(word: str, prompt: str) -> bool:
     """Whether a word belongs to what stands before it: it begins with a sign that closes, or is the rest of a contraction."""
     if word[:1] in _STRAIGHT:  # straight quotes open and close; the second one closes
-        return bool(_REST.match(word)) or (
-            not word[1:2].isalnum() and prompt.count(word[0]) % 2 == 1
-        )
+        closes = not word[1:2].isalnum() and prompt.count(word[0]) % 2 == 1
+        return closes or bool(_REST.match(word))
     return bool(word) and word[0] in _CLOSES and not _STARTS.match(word)
 
 
@@ -296,11 +297,20 @@ def following(tokenizer: Any, continuation: str, prompt: str | None = None) -> l
 
 
 def word_tokens(tokenizer: Any, word: str, prompt: str | None = None) -> list[int]:
-    """The tokens of a word where it follows a prompt; without one, as it stands in a sentence of its own script.
+    """Give the tokens of a word where it follows a prompt; without one, as it stands in a sentence of its own script.
 
     Args:
+        tokenizer: Of the model.
         word: With or without a space before it: `joined` says whether there is one.
         prompt: As text (a chat rendered).
+
+    Returns:
+        Token ids, at least one of a word that is not empty.
+
+    Example:
+        >>> ids = em.models.word_tokens(model.tokenizer, "open", "The door was")
+        >>> model.tokenizer.decode(ids)
+        ' open'
     """
     return following(tokenizer, joined(word, prompt), prompt)
 
@@ -327,9 +337,10 @@ def encode(
     first: int = 0,
     any_length: bool = False,
 ) -> list[EncodedText]:
-    """The one way from texts to tokens.
+    """Turn texts into tokens: the one way from text to ids.
 
     Args:
+        model: With the tokenizer.
         texts: Plain strings, or chat messages, which the model's own template renders to where the model speaks next (and which,
             since a template holds its special tokens already, never get a BOS).
         prepend_bos: None leaves it to the model's tokenizer, as Hugging Face does; True or False force it for plain texts. A text that
@@ -344,8 +355,13 @@ def encode(
         ValueError: no tokenizer, no chat template, a chat that it refuses, no BOS token to prepend, an empty text, or one longer than the
             context.
         TypeError: neither a string nor a list of messages.
+
+    Example:
+        >>> chat = [{"role": "user", "content": "How was it?"}]
+        >>> [e.text for e in em.models.encode(model, ["The door.", chat])]
+        ['The door.', '<s>[user] How was it?</s>[assistant] ']
     """
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: load it with tokenizer=")
     if prepend_bos and tokenizer.bos_token_id is None:
@@ -360,9 +376,8 @@ def encode(
                 f"text {number} is {given!r}: give a string, or a list of chat messages"
             )
         text = render(tokenizer, given, f"chat {number}") if chat else str(given)
-        e = tokenize(
-            tokenizer, whole(text, f"text {number}"), special=not chat, prepend_bos=prepend_bos
-        )
+        text = whole(text, f"text {number}")
+        e = tokenize(tokenizer, text, special=not chat, prepend_bos=prepend_bos)
         if not e.ids:
             raise ValueError(f"text {number} is empty")
         if len(e.ids) > model.cfg.n_ctx and not any_length:
@@ -374,18 +389,44 @@ def encode(
 
 
 def render_chat(model: HookedModel, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Chat messages as the text that the model was trained on, by its own template, to where it speaks next.
+    """Write chat messages as the text that the model was trained on, by its own template, to where it speaks next.
+
+    Args:
+        model: With the tokenizer.
+        messages: Each with "role" and "content"; a last turn of the assistant is left open, to be continued.
+
+    Returns:
+        The text, special tokens included.
 
     Raises:
         ValueError: the tokenizer has no chat template (a base model), or refuses the chat.
+
+    Example:
+        >>> em.models.render_chat(model, [{"role": "user", "content": "How was it?"}])
+        '<s>[user] How was it?</s>[assistant] '
     """
-    return render(getattr(model, "tokenizer", None), messages)
+    return render(model.tokenizer, messages)
 
 
+@typed
 def pad(
-    encoded: Sequence[EncodedText], side: Literal["left", "right"], device: Any
-) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask `[batch pos]`. The mask comes from the lengths, never from pad ids (pad may equal EOS)."""
+    encoded: Sequence[EncodedText], side: Literal["left", "right"], device: torch.device | str
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Put texts of several lengths side by side. The mask comes from the lengths, never from pad ids (pad may equal EOS).
+
+    Args:
+        encoded: At least one.
+        side: On which the shorter ones are filled up.
+        device: Where the batch is made.
+
+    Returns:
+        Token ids, and the attention mask: 1 for real tokens.
+
+    Example:
+        >>> tokens, mask = em.models.pad(em.models.encode(model, ["a", "a a a"]), "left", "cpu")
+        >>> tokens.shape == mask.shape, mask[0].tolist() == sorted(mask[0].tolist())
+        (True, True)
+    """
     width = max(len(e.ids) for e in encoded)
     tokens = torch.zeros((len(encoded), width), dtype=torch.long)
     mask = torch.zeros((len(encoded), width), dtype=torch.long)

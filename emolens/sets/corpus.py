@@ -210,10 +210,10 @@ def open_corpus(
 
 
 def several(texts: Text | Iterable[Text]) -> list[Text]:
-    """One text or several as a list of plain ones: a single string is one text, a list of messages one chat.
+    """One text or prompt or several as a list of plain ones, at least one: a single string is one text, a list of messages one chat.
 
     Raises:
-        ValueError: a text that is missing or empty or no text; a single string that is the name of a file, folder or set.
+        ValueError: no text; one that is missing or empty or no text; a single string that is the name of a file, folder or set.
     """
     if isinstance(texts, str):
         return [plain_text(alone(texts), 0)]
@@ -228,8 +228,10 @@ def several(texts: Text | Iterable[Text]) -> list[Text]:
     if isinstance(texts, Mapping):
         raise ValueError("a single message; a chat is a list of them: put it in [ ]")
     given: list[Any] = list(texts)
+    if not given:
+        raise ValueError("no texts given: one string, or a list of at least one")
     messages = [isinstance(x, Mapping) for x in given]
-    if given and all(messages):
+    if all(messages):
         given = [given]
     elif any(messages):
         i = messages.index(True)

@@ -33,7 +33,7 @@ from emolens.collect.activations import (
 from emolens.collect.collection import begun, joined
 from emolens.collect.forward import collect
 from emolens.collect.pooling import SINK
-from emolens.collect.recipe import check_layers
+from emolens.models.points import check_layers
 from emolens.models.tokens import encode, render_chat
 
 # of very different lengths, so that every batch is padded; one has characters of several tokens

@@ -58,7 +58,7 @@ def test_a_named_device_needs_no_model(toy):
         planning.plan_named("llama-3-8b", toy, "tpu")
     with pytest.raises(ValueError, match="'mine' is not in the catalogue"):
         planning.plan_named("mine", toy, "h100")
-    with pytest.raises(ValueError, match=r"layers \[40\]; this model has layers 0 to 31"):
+    with pytest.raises(ValueError, match=r"layer 40 does not exist; this model has layers 0 to 31"):
         planning.plan_named("llama-3-8b", toy, "h100", layers=[40])
 
 

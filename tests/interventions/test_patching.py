@@ -299,7 +299,7 @@ def test_errors_say_what_is_wrong(model):
     run = partial(P.patch_resid_pre, model, metric=metric)
     with pytest.raises(ValueError, match="patching needs the same count"):
         run(clean="one", corrupted="one two three four")
-    with pytest.raises(ValueError, match=r"layer 7 does not exist; 3 layers are 0\.\.2"):
+    with pytest.raises(ValueError, match=r"layer 7 does not exist; this model has layers 0 to 2"):
         run(clean=CLEAN, corrupted=CORRUPTED, layers=[7])
     with pytest.raises(ValueError, match="position 99 does not exist"):
         run(clean=CLEAN, corrupted=CORRUPTED, positions=[99])

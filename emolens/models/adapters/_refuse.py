@@ -11,11 +11,8 @@ class ConversionError(ValueError):
 
 def rope_type(hf_config: Any, allowed: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """The rope type of a HF config and its parameters; types outside `allowed` are refused."""
-    rope = dict(
-        getattr(hf_config, "rope_parameters", None)
-        or getattr(hf_config, "rope_scaling", None)
-        or {}
-    )
+    given = getattr(hf_config, "rope_parameters", None)
+    rope = dict(given or getattr(hf_config, "rope_scaling", None) or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in allowed:
         raise ConversionError(
@@ -29,18 +26,11 @@ def features(hf_config: Any) -> None:
     """Refuse config features that change the computation and that TransformerLens would silently ignore."""
     quantization = getattr(hf_config, "quantization_config", None)
     if quantization is not None:
-        get = (
-            quantization.get
-            if isinstance(quantization, dict)
-            else lambda k: getattr(quantization, k, None)
-        )
-        method = str(getattr(get("quant_method"), "value", get("quant_method")))
+        says = quantization if isinstance(quantization, dict) else vars(quantization)
+        method = str(getattr(says.get("quant_method"), "value", says.get("quant_method")))
         if method != "gguf":  # a GGUF file is dequantised by transformers at load
-            tried = (
-                ""
-                if method == "bitsandbytes"
-                else f" (tried with bitsandbytes; {method} needs what transformers asks for)"
-            )
+            tried = f" (tried with bitsandbytes; {method} needs what transformers asks for)"
+            tried = "" if method == "bitsandbytes" else tried
             raise ConversionError(
                 f"weights quantised with {method!r} are not converted; use backend='bridge'{tried}"
             )

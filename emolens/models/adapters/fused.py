@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emolens._typing import is_hooked
+from emolens._typing import HookedModel, is_hooked
 
 EDGES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "GPTNeoXForCausalLM")
@@ -32,8 +32,20 @@ UNKNOWN = (
 
 
 @contextmanager
-def fused(model: Any) -> Iterator[None]:
-    """While it lasts, blocks without inner hooks compute their output in fewer and larger steps. For forward passes without gradients."""
+def fused(model: HookedModel) -> Iterator[None]:
+    """Let blocks without inner hooks compute their output in fewer and larger steps while it lasts; for passes without gradients.
+
+    Args:
+        model: On either backend; it is as before when the context is left.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> with torch.no_grad(), em.models.fused(model):
+        ...     model(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 320])
+    """
     if is_hooked(model):
         blocks, rotary = [b for b in model.blocks if _known(b)], _Rotary()
         forwards = [(b, partial(_forward, b, b.forward, _inner(b, EDGES), rotary)) for b in blocks]
@@ -91,12 +103,8 @@ def _points(part: Any, edges: tuple[str, ...]) -> list[Any]:
 
 
 def _unwatched(
-    inner: list[Any],
-    forward: Callable[..., Any],
-    original: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
+    inner: list[Any], forward: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:  # fmt: skip
     return (original if _watched(inner) else forward)(*args, **kwargs)
 
 
@@ -109,11 +117,14 @@ def _bridged_attention(attn: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
     return attn.hook_out(attn_out), *others
 
 
+KINDS = {
+    "Attention", "GroupedQueryAttention", "GatedMLP", "MLP", "BiasedGatedMLP", "RMSNorm", "LayerNorm"
+}  # fmt: skip
+
+
 def _known(block: Any) -> bool:
-    cfg, kinds = (
-        block.cfg,
-        {type(part).__name__ for part in (block.attn, block.mlp, block.ln1, block.ln2)},
-    )
+    cfg = block.cfg
+    kinds = {type(part).__name__ for part in (block.attn, block.mlp, block.ln1, block.ln2)}
     return (
         type(block).__name__ == "TransformerBlock"
         and "forward" not in vars(block)
@@ -123,16 +134,7 @@ def _known(block: Any) -> bool:
         and not block.attn._attention_dir_override
         and not any(getattr(cfg, name, None) for name in UNKNOWN)
         and not getattr(cfg, "attn_scores_soft_cap", -1) > 0
-        and kinds
-        <= {
-            "Attention",
-            "GroupedQueryAttention",
-            "GatedMLP",
-            "MLP",
-            "BiasedGatedMLP",
-            "RMSNorm",
-            "LayerNorm",
-        }
+        and kinds <= KINDS
         and not any("forward" in vars(part) for part in block.modules())
     )
 
@@ -183,16 +185,15 @@ def _forward(
     past_kv_cache_entry: Any = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    too_long = (
-        resid_pre.shape[1] > block.attn.rotary_cos.shape[0]
-    )  # TransformerLens extends the angles itself
-    other = (
+    # TransformerLens extends the angles itself
+    too_long = resid_pre.shape[1] > block.attn.rotary_cos.shape[0]
+    more = past_kv_cache_entry is not None or shortformer_pos_embed is not None
+    if (
         _watched(inner)
         or too_long
-        or past_kv_cache_entry is not None
-        or shortformer_pos_embed is not None
-    )
-    if other or rotary.of(block.attn, resid_pre, attention_mask).holes:
+        or more
+        or rotary.of(block.attn, resid_pre, attention_mask).holes
+    ):
         return original(
             resid_pre,
             shortformer_pos_embed=shortformer_pos_embed,

@@ -44,11 +44,8 @@ _ROPE = {
 _LIKE_GPT2 = {
     "default", "gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone",
 }  # fmt: skip
-_LLAMA3 = {
-    "llama3",
-    "llama-v3",
-    "llama-bpe",
-}  # to which llama.cpp adds a BOS where the file does not say
+# to which llama.cpp adds a BOS where the file does not say
+_LLAMA3 = {"llama3", "llama-v3", "llama-bpe"}
 # those that transformers splits by their own rule
 _SPLIT = {
     "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "megrez", "qwen35", "gpt-4o",
@@ -121,13 +118,11 @@ class Header:
             ConversionError: a key or tensor that is neither known nor without effect, by name.
         """
         keys, arch = self.keys, self.arch
-        if (
-            self.stops
-        ):  # end of turn as well as end of text, of which transformers reads the first only
+        # end of turn as well as end of text, of which transformers reads the first only
+        if self.stops:
             config.eos_token_id = self.stops
-        d_head = (
-            keys.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-        )
+        by_width = config.hidden_size // config.num_attention_heads
+        d_head = keys.get("attention.key_length") or by_width
         if arch in _BIASES:
             config.head_dim = d_head
             known = _READ
@@ -189,9 +184,8 @@ def read(path: Path) -> Header:
             raise ConversionError(
                 f"{path.name}: {arch}.{several[0]} differs between layers, which is not converted"
             )
-        if (
-            "attention.head_count_kv" not in keys
-        ):  # transformers would then leave q and k in llama.cpp's order
+        # transformers would then leave q and k in llama.cpp's order
+        if "attention.head_count_kv" not in keys:
             raise ConversionError(
                 f"{path.name}: {arch}.attention.head_count_kv is missing; convert the checkpoint again"
             )

@@ -127,9 +127,8 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 def _process(model: Any, process_weights: dict[str, bool]) -> None:
     """Run TransformerLens's processing and restore the fast layout, which its re-computed tensors have lost."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    for name, parameter in list(
-        model.named_parameters()
-    ):  # its loader copies into place: give it memory of its own
+    # its loader copies into place: give it memory of its own
+    for name, parameter in list(model.named_parameters()):
         _assign(model, name, torch.empty_like(parameter))
     model.load_and_process_state_dict(state, **process_weights)
     for name, parameter in list(model.named_parameters()):

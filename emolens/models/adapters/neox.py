@@ -53,9 +53,8 @@ def parameters(hf_model: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{block}{ln}.w", norm.weight
             yield f"{block}{ln}.b", norm.bias
         fused = attn.query_key_value
-        weight = fused.weight.detach().unflatten(
-            0, (n_heads, 3, -1)
-        )  # [head, qkv, d_head, d_model]
+        # [head, qkv, d_head, d_model]
+        weight = fused.weight.detach().unflatten(0, (n_heads, 3, -1))
         bias = None if fused.bias is None else fused.bias.detach().unflatten(0, (n_heads, 3, -1))
         for k, name in enumerate("QKV"):
             yield f"{block}attn.W_{name}", weight[:, k].contiguous().transpose(1, 2)
