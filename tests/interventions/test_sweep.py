@@ -490,7 +490,7 @@ def test_running_out_of_memory_halves_the_batch_and_is_recorded(model, v, monkey
 def test_bad_requests_are_refused_before_any_run(model, v, change, message):
     with pytest.raises(ValueError, match=message):
         sweep(model, STEMS, v, **({"target_words": WORDS, "layers": [1]} | change))
-    with pytest.raises(ValueError, match="prompts"):
+    with pytest.raises(ValueError, match="no texts given"):
         sweep(model, [], v, target_words=WORDS)
     with pytest.raises(ValueError, match="needs max_new_tokens="):
         sweep(model, STEMS, v, layers=[1], target_words=WORDS, read=v)
