@@ -100,7 +100,7 @@ class Work:
         return em.sets.load_pairs()[0]
 
     def patch_ours(self) -> torch.Tensor:
-        p, metric = self.pair(), em.logit_difference(" happy", " sad")
+        p, metric = self.pair(), em.logit_diff(" happy", " sad")
         found = em.patch_resid_pre(
             self.model, clean=p.clean, corrupted=p.corrupted, metric=metric, layers=PATCHED_LAYERS
         )

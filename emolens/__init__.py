@@ -28,11 +28,11 @@ _NAMES = {
     """,
     "readout": "LogitLens Scores logit_lens score",
     "interventions": """
-        Agreement Attribution Baked Check DoseCalibration Generations Patching Stream Sweep
+        Agreement Attribution Baked Check Decoding DoseCalibration Generations Patching Stream Sweep
         ablate_attn_out ablate_mlp_out ablate_resid_mid ablate_resid_post ablate_resid_pre
         ablate_stream agreement attribute attribution_patching bake calibrate_dose
         clamp_attn_out clamp_mlp_out clamp_resid_mid clamp_resid_post clamp_resid_pre
-        collect_stream logit_difference projection prompt_baseline rotate_attn_out
+        collect_stream logit_diff projection prompt_baseline rotate_attn_out
         rotate_mlp_out rotate_resid_mid rotate_resid_post rotate_resid_pre steer_attn_out
         steer_mlp_out steer_resid_mid steer_resid_post steer_resid_pre
     """,
@@ -130,6 +130,7 @@ if TYPE_CHECKING:
         Attribution,
         Baked,
         Check,
+        Decoding,
         DoseCalibration,
         Generations,
         Patching,
@@ -152,7 +153,7 @@ if TYPE_CHECKING:
         clamp_resid_post,
         clamp_resid_pre,
         collect_stream,
-        logit_difference,
+        logit_diff,
         projection,
         prompt_baseline,
         rotate_attn_out,

@@ -9,12 +9,15 @@ A table of results (`_table.Table`) holds plain numbers.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
+    Concatenate,
     Literal,
+    ParamSpec,
     Protocol,
     SupportsIndex,
     TypeVar,
@@ -37,11 +40,52 @@ Text = str | Sequence[Mapping[str, Any]]  # plain, or chat messages with "role" 
 Blocks = SupportsIndex | Iterable[SupportsIndex]  # one layer or several: of Python, numpy or torch
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+_PLACES = {
+    "embed": "the token embeddings",
+    "resid_pre": "the residual stream before the block",
+    "resid_mid": "the stream between attention and MLP",
+    "resid_post": "the stream after the block",
+    "attn_out": "the output of attention",
+    "mlp_out": "the output of the MLP",
+    "z": "what each head read, before W_O",
+    "q": "the queries of each head",
+    "k": "the keys of each head (of each group, with grouped queries)",
+    "v": "the values of each head (of each group, with grouped queries)",
+}
 
 
 def typed(function: F) -> F:
     """Check the annotations of `function`, tensor shapes included, at every call."""
     return jaxtyped(typechecker=beartype)(function)
+
+
+def at_hook_point(
+    function: Callable[Concatenate[Any, P], R], hook_point: HookPoint | HeadPoint
+) -> Callable[P, R]:
+    """`function` with its first argument, the hook point, filled in: a public call of its own name, signature and docstring.
+
+    >>> def _read(hook_point, layer):
+    ...     '''Read a layer.
+    ...
+    ...     Args: layer, a block.'''
+    ...     return hook_name(hook_point, layer)
+    >>> read_z = at_hook_point(_read, "z")
+    >>> read_z(3), read_z.__name__, inspect.signature(read_z), inspect.getdoc(read_z)[:45]
+    ('blocks.3.attn.hook_z', 'read_z', <Signature (layer)>, 'Read a layer: what each head read, before W_O')
+    """
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(hook_point, *args, **kwargs)
+
+    call.__name__ = call.__qualname__ = f"{function.__name__.strip('_')}_{hook_point}"
+    call.__module__ = function.__module__
+    signature = inspect.signature(function)
+    call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # for help()
+    first, rest = inspect.cleandoc(function.__doc__ or "").split("\n", 1)
+    call.__doc__ = f"{first.rstrip('.')}: {_PLACES[hook_point]}.\n{rest}"
+    return call
 
 
 class Weights(Protocol):

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from emolens import __version__
 from emolens._files import Name, Strict, Word, here, read_jsonl, unknown
 from emolens._typing import HookedModel
 from emolens.collect.progress import progress_bar
-from emolens.interventions.generate import generate
+from emolens.interventions.generate import Decoding, generate
 from emolens.models.identity import present_info
 from emolens.models.tokens import tokenization
 from emolens.sets.emotion_sets import EmotionSet, Person, Story
@@ -53,6 +53,7 @@ SELF = {
 }
 QUOTED = re.compile(r"[\"“„「][^\"”“」]*[\"”“」]")
 LENGTHS = {False: (60, 150), True: (100, 400)}  # words; characters for Chinese and Japanese
+SAMPLED = Decoding(max_new_tokens=220, temperature=0.9, top_p=0.95)
 # share of three-word runs (eight-character runs) that occurred before in the same text
 REPEATED = 0.25
 
@@ -185,32 +186,29 @@ def export_prompts(
 def write_stories(
     model: HookedModel,
     s: EmotionSet | str,
-    out: str | Path,
     *,
     per_topic: int = 1,
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
     lengths: tuple[int, int] | None = None,
-    max_new_tokens: int = 220,
-    temperature: float | int = 0.9,
-    top_p: float | int = 0.95,
+    decoding: Decoding = SAMPLED,
     batch_size: int = 16,
-    seed: int = 0,
     progress: bool | None = None,
+    out: str | Path,
 ) -> Written:
     """Let the loaded model write the stories of a set, and make a set of them.
 
     Args:
         model: Any model of `load_model`; one with a chat template is asked as a chat, a base model gets the prompt as text.
         s: The set whose prompts and topics are used, or its name.
-        out: A folder: ``manifest.json``, ``texts/`` (one file a batch), ``dropped.jsonl`` and, at the end, ``set/``.
         per_topic: Stories asked for, for each emotion and topic, at least 1.
         emotions: Some of the set's, by name; None takes all.
         topics: Likewise.
         lengths: Least and most words of a story (characters for Chinese and Japanese); a longer one is cut at a sentence.
-        max_new_tokens, temperature, top_p, seed: Of the sampling.
+        decoding: How many tokens of a story at most, and how they are chosen: `em.Decoding`, by default 220 sampled ones.
         batch_size: Prompts at once, at least 1; part of the plan, since a batch may change the last digits of a probability.
-        progress: Show a bar.
+        progress: Whether to show a bar; None shows one where it lasts and somebody can see it.
+        out: A folder: ``manifest.json``, ``texts/`` (one file a batch), ``dropped.jsonl`` and, at the end, ``set/``.
 
     Returns:
         The set and what was dropped for which reason. A run that was interrupted goes on; a finished one is read again.
@@ -223,7 +221,9 @@ def write_stories(
     Example:
         >>> import tempfile
         >>> some = {"emotions": ["glimmer", "tarrow"], "topics": ["train"], "progress": False}
-        >>> written = em.write_stories(model, stories, tempfile.mkdtemp(), max_new_tokens=4, **some)
+        >>> written = em.write_stories(
+        ...     model, stories, decoding=em.Decoding(4), out=tempfile.mkdtemp(), **some
+        ... )
         >>> written.counts["asked"], written.emotions is None  # four tokens are no story
         (2, True)
 
@@ -244,11 +244,8 @@ def write_stories(
         "stop_tokens": info.stop_tokens,
         "stop_strings": info.stop_strings,
         "prompts": hashlib.sha256(requests.encode()).hexdigest()[:16],
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
+        **asdict(decoding),
         "batch_size": batch_size,
-        "seed": seed,
         "emolens": __version__,
     }
     folder = _begin(out, spec)
@@ -259,10 +256,8 @@ def write_stories(
         asked = [
             [{"role": "user", "content": p.prompt}] if chat else p.prompt + "\n\n" for p in batch
         ]
-        made = generate(
-            model, asked, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-            items=range(start, start + len(batch)),
-        )  # fmt: skip
+        items = range(start, start + len(batch))
+        made = generate(model, asked, decoding=decoding, items=items)
         return list(made.texts)
 
     starts = range(0, len(prompts), batch_size)
@@ -270,20 +265,20 @@ def write_stories(
         batch = prompts[start : start + batch_size]
         made = kept.get(f"{start // batch_size:05d}", lambda: write(start, batch))  # noqa: B023  # called at once
         texts |= {p.id: text for p, text in zip(batch, made, strict=True)}
-    writer = f"{info.name} (weights {info.fingerprint[:12]}), temperature {temperature}, top_p {top_p}, seed {seed}"
+    writer = f"{info.name} (weights {info.fingerprint[:12]}), temperature {decoding.temperature}, top_p {decoding.top_p}, seed {decoding.seed}"
     return _finish(folder, s, prompts, texts, lengths, writer, spec)
 
 
 def import_texts(
     path: str | Path,
     s: EmotionSet | str,
-    out: str | Path,
     *,
     writer: str,
     per_topic: int = 1,
     emotions: Sequence[str] | None = None,
     topics: Sequence[str] | None = None,
     lengths: tuple[int, int] | None = None,
+    out: str | Path,
 ) -> Written:
     """Make a set of texts that another engine wrote to exported prompts.
 

@@ -103,11 +103,11 @@ EDITS: tuple[Edit, ...] = (
     Edit("circumplex of dominance", "experiments/drawing.py", "[n.valence, n.arousal] for n in found", "[n.valence, n.dominance] for n in found", P),
     Edit("similarity of layers is zeros", "experiments/geometry.py", "for r in found], [r.value for r in found], color=INK", "for r in found], [0 for r in found], color=INK", P),
     # --- summaries
-    Edit("the weakest cells on top", "interventions/metrics.py", "np.argsort(-r, axis=None)[:k]", "np.argsort(r, axis=None)[:k]", S),
-    Edit("negative cells never on top", "interventions/metrics.py", "np.nan_to_num(np.abs(self.recovery), nan=-1.0)", "np.nan_to_num(self.recovery, nan=-1.0)", S),
-    Edit("the smallest writers on top", "interventions/attribution.py", "np.argsort(-np.abs(self.mean))[:k]", "np.argsort(np.abs(self.mean))[:k]", S),
-    Edit("base and target swapped", "interventions/metrics.py", '(self.corrupted, self.clean) if self.direction == "denoise"', '(self.clean, self.corrupted) if self.direction == "denoise"', S),
-    Edit("a missing cell weighs in its gap", "interventions/metrics.py", "np.where(np.isnan(change), 0, (target - base)[rows, None, None]).sum(0)", "((target - base)[rows, None, None] + 0 * np.nan_to_num(change)).sum(0)", S),
+    Edit("the weakest cells on top", "interventions/metrics.py", "argsort(descending=True, stable=True)[:k]", "argsort(stable=True)[:k]", S),
+    Edit("negative cells never on top", "interventions/metrics.py", "self.recovery.abs().nan_to_num(nan=-1.0)", "self.recovery.nan_to_num(nan=-1.0)", S),
+    Edit("the smallest writers on top", "interventions/attribution.py", "argsort(descending=True, stable=True)[:k]", "argsort(stable=True)[:k]", S),
+    Edit("base and target swapped", "interventions/metrics.py", "base, target = self.corrupted, self.clean", "base, target = self.clean, self.corrupted", S),
+    Edit("a missing cell weighs in its gap", "interventions/metrics.py", "torch.where(change.isnan(), 0, (target - base)[:, None, None]).sum(0)", "((target - base)[:, None, None] + 0 * change.nan_to_num()).sum(0)", S),
     Edit("the lowest scores on top", "readout/scores.py", "self.values.topk(min(index(k), len(self.emotions)), dim=1)", "self.values.topk(min(index(k), len(self.emotions)), dim=1, largest=False)", S),
     Edit("the neutral band is ignored", "readout/scores.py", "~(self.values <= self.band[:, None])", "self.values > -99", S),
     Edit("what was written reads lowest first", "interventions/generate.py", "mean.argsort(descending=True)[:k]", "mean.argsort()[:k]", S),
@@ -193,14 +193,14 @@ EDITS: tuple[Edit, ...] = (
     Edit("a dose above its budget", "interventions/dose.py", "if kl <= budget:", "if kl > budget:", f"{SWEEPS} -k calib"),
     Edit("a dose reported where it was chosen", "interventions/dose.py", "kl = damage(runs[1], low)", "kl = damage(runs[0], low)", f"{SWEEPS} -k calib"),
     Edit("one half is the whole", "interventions/dose.py", "[texts[i] for i in order[half:]]", "[texts[i] for i in order]", f"{SWEEPS} -k calib"),
-    Edit("a dose in units of one", "interventions/measure.py", "return c.dose * float(v.norm_median[slot])", "return c.dose * 1.0", f"{SWEEPS} -k equals_one_run"),
+    Edit("a dose in units of one", "interventions/measure.py", "size = c.dose * float(directions.norm_median[directions.slot(c.layer)])", "size = c.dose", f"{SWEEPS} -k equals_one_run"),
     # --- causal tests
     Edit('ablation before the refit is nothing', "experiments/refitting.py", 'with model.hooks(fwd_hooks=hooks):\n                    rows', 'with model.hooks(fwd_hooks=[]):\n                    rows', f'{C} -k what_was_planted'),
     Edit("clean and corrupted swapped in the map", "experiments/causal.py", "clean=[p.clean for p in here], corrupted=[p.corrupted for p in here]", "clean=[p.corrupted for p in here], corrupted=[p.clean for p in here]", f"{C} -k map_puts"),
     Edit("the gap lost is the gap", "experiments/causal.py", 'return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))', "return gap", f"{C} -k what_was_planted"),
     Edit('nothing is subtracted for random directions (pairs)', 'experiments/causal.py', 'share(own - null)', 'share(own)', f'{C} -k difference_of_its_sides'),
     Edit('the corrupted stream is patched in', 'experiments/causal.py', 'patch_resid_post(kept["clean"]', 'patch_resid_post(kept["corrupted"]', f'{C} -k what_was_planted'),
-    Edit("resid_mid patches attn_out", "interventions/patching.py", '_stream("resid_mid", "the residual stream between', '_stream("attn_out", "the residual stream between', O),
+    Edit("resid_mid patches attn_out", "interventions/patching.py", 'at_hook_point(_patch, "resid_mid")', 'at_hook_point(_patch, "attn_out")', O),
 )  # fmt: skip
 
 

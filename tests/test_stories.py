@@ -22,6 +22,9 @@ GOOD = (
 )
 
 
+SHORT = em.Decoding(12, temperature=0.9, top_p=0.95)
+
+
 @pytest.fixture
 def toy(toy_set: Path) -> EmotionSet:
     return load_emotion_set(toy_set)
@@ -33,8 +36,9 @@ def _write(model: Any, toy: EmotionSet, out: Path, **more: Any) -> generation.Wr
         "topics": ["kitchen", "train"],
         "per_topic": 2,
         "batch_size": 3,
+        "decoding": SHORT,
     }
-    return em.write_stories(model, toy, out, max_new_tokens=12, progress=False, **(options | more))
+    return em.write_stories(model, toy, out=out, progress=False, **(options | more))
 
 
 def test_prompts_name_topic_person_and_feeling_and_run_nothing(toy: EmotionSet) -> None:
@@ -126,7 +130,7 @@ def test_a_broken_batch_is_written_again_and_another_run_is_refused(
     with pytest.raises(
         FileExistsError, match=r"already holds another run \(differs in: seed, temperature\)"
     ):
-        _write(tiny_model, toy, tmp_path / "run", seed=1, temperature=0.5)
+        _write(tiny_model, toy, tmp_path / "run", decoding=em.Decoding(12, 0.5, 0.95, seed=1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x", encoding="utf-8")
     with pytest.raises(FileExistsError, match="is not empty and holds no run of this kind"):
@@ -136,14 +140,10 @@ def test_a_broken_batch_is_written_again_and_another_run_is_refused(
 def test_an_item_has_the_same_noise_in_any_batch(tiny_model: Any) -> None:
     prompts = ["The door", "He had counted", "I put"]
     together = em.generate(
-        tiny_model, prompts, max_new_tokens=8, temperature=1.0, seed=3, items=[4, 9, 2]
+        tiny_model, prompts, decoding=em.Decoding(8, 1.0, seed=3), items=[4, 9, 2]
     )
-    alone = em.generate(
-        tiny_model, prompts[1], max_new_tokens=8, temperature=1.0, seed=3, items=[9]
-    )
-    other = em.generate(
-        tiny_model, prompts[1], max_new_tokens=8, temperature=1.0, seed=3, items=[1]
-    )
+    alone = em.generate(tiny_model, prompts[1], decoding=em.Decoding(8, 1.0, seed=3), items=[9])
+    other = em.generate(tiny_model, prompts[1], decoding=em.Decoding(8, 1.0, seed=3), items=[1])
     assert together.tokens[1] == alone.tokens[0] != other.tokens[0]
     with pytest.raises(
         ValueError, match=r"items=\[1\]: one number, 0 or more, for each of the 3 prompts"
@@ -174,7 +174,7 @@ def test_every_text_is_counted_once_and_the_set_is_balanced(
         "topics": ["kitchen", "train"],
     }
     made = em.import_texts(
-        file, toy, tmp_path / "out", writer="an engine", lengths=(20, 120), **options
+        file, toy, out=tmp_path / "out", writer="an engine", lengths=(20, 120), **options
     )
     assert made.counts == {
         "asked": 8, "kept": 2, "refusal": 1, "set aside": 1, "names the emotion": 1, "too short": 1, "missing": 1, "duplicate": 1,
@@ -204,7 +204,12 @@ def test_where_nothing_is_usable_there_is_no_set_but_the_reasons(
     file = tmp_path / "texts.jsonl"
     file.write_text('{"id": "glimmer-kitchen-1", "text": ""}\n', encoding="utf-8")
     made = em.import_texts(
-        file, toy, tmp_path / "out", writer="x", emotions=["glimmer", "brindle"], topics=["kitchen"]
+        file,
+        toy,
+        out=tmp_path / "out",
+        writer="x",
+        emotions=["glimmer", "brindle"],
+        topics=["kitchen"],
     )
     assert made.emotions is None
     assert made.counts == {"asked": 2, "too short": 1, "missing": 1}
@@ -232,7 +237,7 @@ def test_texts_that_were_not_asked_for_are_named(
     file = tmp_path / "texts.jsonl"
     file.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        em.import_texts(file, toy, tmp_path / "out", writer="x")
+        em.import_texts(file, toy, out=tmp_path / "out", writer="x")
 
 
 def test_exported_prompts_come_back_by_their_ids(toy: EmotionSet, tmp_path: Path) -> None:
@@ -292,7 +297,7 @@ def test_a_story_in_the_other_person_is_dropped_and_speech_does_not_count(toy: E
 @pytest.mark.real
 def test_smollm2_writes_english_to_a_prompt_of_core(real_model: Any, tmp_path: Path) -> None:
     made = em.write_stories(
-        real_model, "core", tmp_path / "own", emotions=["joy", "fear"], topics=["supper"], max_new_tokens=60, lengths=(20, 60), progress=False
+        real_model, "core", out=tmp_path / "own", emotions=["joy", "fear"], topics=["supper"], decoding=em.Decoding(60, 0.9, 0.95), lengths=(20, 60), progress=False
     )  # fmt: skip
     assert made.counts["asked"] == 2
     assert sum(made.counts.values()) == 4  # each of the two has one fate

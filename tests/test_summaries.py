@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from emolens import stats
 from emolens.directions.value import EmotionDirections
@@ -26,15 +28,16 @@ NAN = float("nan")
 
 def patched(recovery: list[list[float]], **more: Any) -> Patching:
     """One pair whose gap is 1, so that the values are the recoveries."""
-    values = np.array(recovery)[None]
+    values = torch.tensor(recovery)[None]
     given: dict[str, Any] = {
-        "direction": "denoise",
-        "clean": np.array([1.0]),
-        "corrupted": np.array([0.0]),
+        "values": values,
+        "mode": "denoise",
+        "clean": torch.tensor([1.0]),
+        "corrupted": torch.tensor([0.0]),
     }
     labels = tuple(f"{i}: t{i}" for i in range(values.shape[2]))
     layers = tuple(range(0, 2 * values.shape[1], 2))
-    return Patching("resid_pre", layers=layers, labels=labels, values=values, **(given | more))
+    return Patching("resid_pre", layers=layers, labels=labels, **(given | more))
 
 
 TABLE = [[0.1, -0.9, NAN], [0.5, 0.0, 0.95]]
@@ -73,8 +76,8 @@ def test_a_table_of_patches_prints_its_cells_in_their_place():
 
 def test_recovery_is_a_ratio_of_means_over_the_pairs_that_have_the_cell():
     """Denoising: 0 is the corrupted run and 1 the clean one; noising the other way round."""
-    values = np.array([[[2.0, NAN]], [[5.0, 6.0]]])
-    clean, corrupted = np.array([4.0, 10.0]), np.array([0.0, 2.0])
+    values = torch.tensor([[[2.0, NAN]], [[5.0, 6.0]]], dtype=torch.float64)
+    clean, corrupted = (torch.tensor(x, dtype=torch.float64) for x in ([4.0, 10.0], [0.0, 2.0]))
     r = Patching("resid_pre", "denoise", (0,), ("a", "b"), values, clean, corrupted)
     assert r.recovery.tolist() == [[(2 + 3) / (4 + 8), 4 / 8]]
     r = Patching("resid_pre", "noise", (0,), ("a", "b"), values, clean, corrupted)
@@ -84,9 +87,43 @@ def test_recovery_is_a_ratio_of_means_over_the_pairs_that_have_the_cell():
     assert low[0, 0] < r.recovery[0, 0] < high[0, 0]
 
 
+def test_values_whose_axes_do_not_agree_are_refused():
+    one, two, table = torch.ones(1), torch.ones(2), torch.ones(1, 2, 3)
+    for wrong in ({"clean": two}, {"clean": one[0]}, {"values": table[0]}):
+        with pytest.raises(TypeCheckError):
+            patched(TABLE, **wrong)
+    with pytest.raises(
+        ValueError, match=r"\[1, 2, 3\] are \[pair layer column\], for 2 layers and 1"
+    ):
+        Patching("resid_pre", "denoise", (0, 1), ("a",), table, one, one)
+    a = attribution()
+    with pytest.raises(TypeCheckError):
+        replace(a, total=torch.ones(3))
+    with pytest.raises(
+        ValueError, match=r"\[2, 5\] are \[entry\] or \[token entry\], for 1 labels"
+    ):
+        replace(a, labels=("embed",))
+    s = a_sweep()
+    for wrong in (
+        {"baseline": torch.zeros(3, 3)},
+        {"kl": torch.zeros(2, 2)},
+        {"kl": torch.zeros(3)},
+    ):
+        with pytest.raises(TypeCheckError):
+            replace(s, **wrong)
+    with pytest.raises(
+        ValueError, match=r"\[3, 2, 3\] is .* for 3 cells, 1 prompts and 3 emotions"
+    ):
+        replace(s, prompts=("a",))
+    with pytest.raises(TypeCheckError):
+        Written((("x",),), torch.ones(1, 1), torch.ones(1, 2), torch.ones(1, 1))
+    with pytest.raises(TypeCheckError):
+        Generations(("a",), ("b",), ((3,),), ("joy",), (torch.ones(1),))
+
+
 def attribution() -> Attribution:
     labels = ("embed", "L0H0", "L0H1", "L0 mlp", "L0 bias")
-    values = np.array([[0.1, 0.5, -0.2, -3.0, 0.0], [0.3, 0.7, -0.4, -1.0, 0.0]])
+    values = torch.tensor([[0.1, 0.5, -0.2, -3.0, 0.0], [0.3, 0.7, -0.4, -1.0, 0.0]])
     return Attribution("joy", 0, labels, values, values.sum(1), 1e-7, 2, ("a", "b"))
 
 
@@ -163,7 +200,8 @@ def test_the_bars_of_a_text_are_its_scores_highest_first():
 
 def test_generations_name_the_emotions_that_rise_highest():
     g = Generations(("He",), (" ran",), ((1, 2),), ("joy", "fear", "anger"), (torch.tensor([[1.0, 4.0, -2.0], [3.0, 2.0, -4.0]]),))  # fmt: skip
-    assert g.top(0, 2) == "fear +3.0, joy +2.0"
+    assert g.top(0, 2).rows == (("fear", 3.0), ("joy", 2.0))
+    assert g.mood(0, 2) == "fear +3.0, joy +2.0"
     assert repr(g) == "'He' -> ' ran'  (fear +3.0, joy +2.0, anger -3.0)"
 
 

@@ -144,7 +144,7 @@ written = em.sweep(
     v[["joy", "sadness"]],
     doses=(0.1, 0.2, 0.8),
     target_words=words,
-    write=20,
+    max_new_tokens=20,
     read=v,
     progress=False,
 )
@@ -225,7 +225,7 @@ patching = em.patch_resid_pre(
     model,
     clean=pair.clean,
     corrupted=pair.corrupted,
-    metric=em.logit_difference(" happy", " sad"),
+    metric=em.logit_diff(" happy", " sad"),
     layers=list(range(0, model.cfg.n_layers, 5)),
 )
 patching

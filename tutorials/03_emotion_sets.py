@@ -103,8 +103,8 @@ print((folder / "set.yaml").read_text()[:900], "...")
 # %%
 model = em.load_model("smollm2-135m-instruct-q4")
 written = em.write_stories(
-    model, "core", folder.parent / "own", emotions=["joy", "fear"], topics=["supper"], per_topic=3, max_new_tokens=110,
-    lengths=(30, 90), progress=False,
+    model, "core", out=folder.parent / "own", emotions=["joy", "fear"], topics=["supper"], per_topic=3,
+    decoding=em.Decoding(110, temperature=0.9, top_p=0.95), lengths=(30, 90), progress=False,
 )  # fmt: skip
 assert sum(written.counts.values()) == 2 * written.counts["asked"]  # each text has one fate
 written.counts

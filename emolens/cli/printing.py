@@ -54,7 +54,7 @@ def print_side_by_side(
         console.print(Text(prompt, style="bold"))
         cells = []
         for made in written.values():
-            top = made.top(i) if read and made.tokens[i] else ""
+            top = made.mood(i) if read and made.tokens[i] else ""
             cells.append(Group(Text(made.texts[i].strip()), Text(top, style="dim")))
         if console.width < 100:
             for title, cell in zip(written, cells, strict=True):

@@ -110,7 +110,7 @@ def steer(
     from emolens.cli.printing import print_side_by_side
     from emolens.directions.controls import random_directions
     from emolens.directions.value import load_directions
-    from emolens.interventions.generate import generate
+    from emolens.interventions.generate import Decoding, generate
     from emolens.models.loading import load_model
     from emolens.sets.corpus import several
     from emolens.sets.records import names_a_file
@@ -150,8 +150,8 @@ def steer(
     for title, hooks in runs.items():
         shown = watch and title == steered
         written[title] = generate(
-            loaded, prompts, hooks, max_new_tokens=max_new_tokens, stop=stop or (), temperature=temperature,
-            seed=seed, read=read, layer=at, watch=shown, allow_other_model=allow_other_model,
+            loaded, prompts, hooks, stop=stop or (), decoding=Decoding(max_new_tokens, temperature, seed=seed),
+            read=read, layer=at, watch=shown, allow_other_model=allow_other_model,
         )  # fmt: skip
         if shown:
             typer.echo(err=True)

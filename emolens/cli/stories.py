@@ -75,6 +75,7 @@ def write_stories(
     Example: emolens write-stories --set core --emotions joy,fear,anger --topics supper,clinic --per-topic 8 --out own
     """
     from emolens import stories as generation
+    from emolens.interventions.generate import Decoding
     from emolens.models.loading import load_model
     from emolens.models.placement import check_device
     from emolens.sets import load_emotion_set
@@ -100,13 +101,13 @@ def write_stories(
                 "--import-texts needs --writer: who wrote the texts (model, engine, sampling)"
             )
         made = generation.import_texts(
-            import_texts, s, out, writer=writer, per_topic=per_topic, emotions=chosen, topics=told, lengths=lengths
+            import_texts, s, writer=writer, per_topic=per_topic, emotions=chosen, topics=told, lengths=lengths, out=out
         )  # fmt: skip
     else:
         loaded = load_model(model, device=device, dtype=dtype, revision=revision)
         made = generation.write_stories(
-            loaded, s, out, per_topic=per_topic, emotions=chosen, topics=told, lengths=lengths, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_p=top_p, batch_size=batch_size, seed=seed,
+            loaded, s, per_topic=per_topic, emotions=chosen, topics=told, lengths=lengths, batch_size=batch_size,
+            decoding=Decoding(max_new_tokens, temperature, top_p, seed), out=out,
         )  # fmt: skip
     typer.echo(repr(made))
     if made.emotions is None:

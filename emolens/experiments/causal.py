@@ -142,7 +142,7 @@ def triad(inputs: Inputs, stream: Stream, layer: int, dose: float) -> tuple[list
     kept: dict[str, Tensor] = {}
     d = {kind: read(prompts[kind], keep=(layer, kind, kept)) for kind in prompts}
     gap = d["clean"] - d["corrupted"]
-    used = torch.from_numpy(passing(d["clean"].numpy(), d["corrupted"].numpy(), MIN_GAP))
+    used = passing(d["clean"], d["corrupted"], MIN_GAP)
     n_used = int(used.sum())
     if n_used < MIN_PAIRS:
         few = row(
@@ -340,7 +340,7 @@ def where(inputs: Inputs, pairs: list[Pair]) -> list[Row]:
     out = []
     for i, layer in enumerate(layers):
         for j, span in enumerate(whole.labels):
-            if not np.isfinite(whole.recovery[i, j]):
+            if whole.recovery[i, j].isnan():
                 continue
             low, high = (float(b[i, j]) for b in bounds) if bounds is not None else (None, None)
             out.append(

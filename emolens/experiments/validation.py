@@ -242,7 +242,7 @@ def _written(
     )
     random = random_directions(writes[few], len(few), seed=inputs.seed)
     return sweep(
-        inputs.model, openings, writes[few], target_words=words, controls={RANDOM: random}, write=16,
+        inputs.model, openings, writes[few], target_words=words, controls={RANDOM: random}, max_new_tokens=16,
         read=replace(reads, layer=inputs.layer), **at,
     )  # fmt: skip
 
@@ -325,7 +325,7 @@ def _texts(
 ) -> Shown:
     """One opening continued with nothing, with each emotion, with a random direction, and with twice the dose."""
     s = sweep(
-        inputs.model, [OPENING], v, layers=[layer], doses=[dose, 2 * dose], target_words=words, write=24, read=inputs.directions,
+        inputs.model, [OPENING], v, layers=[layer], doses=[dose, 2 * dose], target_words=words, max_new_tokens=24, read=inputs.directions,
         controls={"random": random_directions(v, 1, seed=inputs.seed)}, seed=inputs.seed, progress=False,
     )  # fmt: skip
     assert s.written is not None

@@ -8,15 +8,15 @@ from emolens.interventions.attribution import Attribution, attribute
 from emolens.interventions.baking import Baked, bake
 from emolens.interventions.check import Check, validate
 from emolens.interventions.dose import DoseCalibration, calibrate_dose, prompt_baseline
-from emolens.interventions.generate import Generations
+from emolens.interventions.generate import Decoding, Generations
 from emolens.interventions.hooks import Hook, Hooks, Spec
 from emolens.interventions.metrics import (
     Agreement,
-    LogitDifference,
+    LogitDiff,
     Patching,
     Projection,
     agreement,
-    logit_difference,
+    logit_diff,
     passing,
     projection,
 )
@@ -63,11 +63,12 @@ __all__ = [
     "Attribution",
     "Baked",
     "Check",
+    "Decoding",
     "DoseCalibration",
     "Generations",
     "Hook",
     "Hooks",
-    "LogitDifference",
+    "LogitDiff",
     "Patching",
     "Positions",
     "Projection",
@@ -92,7 +93,7 @@ __all__ = [
     "clamp_resid_post",
     "clamp_resid_pre",
     "collect_stream",
-    "logit_difference",
+    "logit_diff",
     "orthonormal",
     "passing",
     "patch_attn_out",

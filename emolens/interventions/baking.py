@@ -82,12 +82,12 @@ class Baked:
 def bake(
     name_or_path: str | Path,
     hooks: Hooks,
-    out: str | Path,
     *,
     revision: str | None = None,
     prompts: Text | Sequence[Text] = VERIFY_PROMPTS,
     dtype: str | torch.dtype | None = None,
     overwrite: bool = False,
+    out: str | Path,
 ) -> Baked:
     """Save a copy of a model that behaves as if the hooks were always on.
 
@@ -98,11 +98,11 @@ def bake(
     Args:
         name_or_path: As in `load_model`, GGUF files included (their weights are saved dequantised).
         hooks: `steer_*` with one row, `ablate_attn_out` and `ablate_mlp_out`, all with ``positions="all"``.
-        out: Directory to make: safetensors, config, tokenizer.
         revision: As in `load_model`.
-        prompts: One text or chat, or several, to compare on.
+        prompts: A list of texts or chats to compare on.
         dtype: Of the saved weights; None is that in which `load_model` opens the model.
         overwrite: Replace a checkpoint that is at `out`. The new one is moved into place only when it is complete and measured.
+        out: Directory to make: safetensors, config, tokenizer.
 
     Returns:
         `Baked`, with the measured difference in nats.
@@ -113,7 +113,13 @@ def bake(
         RuntimeError: the float32 copy does not do what the hooks do.
 
     Example:
-        ``em.bake("pythia-160m", em.steer_resid_post(v["joy"], layer=8, dose=0.1), "joyful")``
+        >>> from tempfile import TemporaryDirectory
+        >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.5)
+        >>> loaded_from = model.tokenizer.name_or_path
+        >>> with TemporaryDirectory() as folder:
+        ...     baked = em.bake(loaded_from, hooks, out=f"{folder}/glimmering")
+        >>> baked.difference < 1e-4 < baked.moved
+        True
     """
     out = vacant_folder(out)
     _vacant(out, name_or_path, overwrite)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from emolens._typing import HookedModel, Text, hook_name
+from emolens._typing import HookedModel, Text, hook_name, typed
 from emolens.interventions.hooks import Hook, Hooks
 from emolens.interventions.positions import Positions, Window
 from emolens.interventions.stream import stream_points
@@ -35,12 +35,22 @@ def validate(
     """Refuse hooks that cannot do what they say on this model and batch, before any forward pass.
 
     Args:
+        model: That they will run in.
+        hooks: A list of ``(hook_name, function)``, ours or anyone's.
         encoded: The prompts that they will run on; None where they are not known yet.
+        allow_other_model: Take directions of another model with the same shape; None asks for no more than the shape that is read.
 
     Raises:
         KeyError: a hook point that the model lacks (one backend would ignore it in silence).
         ValueError: another model's directions, another width, rows or positions of other prompts.
         TypeError: not a list of (name, function).
+
+    Example:
+        >>> from emolens.interventions import validate
+        >>> validate(model, em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1))
+        >>> validate(model, [("blocks.1.hook_resid_pots", lambda act, hook: act)])
+        Traceback (most recent call last):
+        KeyError: "this model has no hook point 'blocks.1.hook_resid_pots'; did you mean 'blocks.1.hook_resid_po...'?"
     """
     points = model.hook_dict  # one look: a bridge makes it anew at each
     known: list[Mapping[str, Any]] = []  # models that were compared with this one
@@ -94,6 +104,7 @@ def validate(
         )
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Check:
     """What hooks did to one prompt.
@@ -168,7 +179,11 @@ def check(
     """Run one prompt and report which hooks fired, which tokens they changed, and by how much.
 
     Args:
+        model: From `em.load_model`, or your own.
         hooks: From the factories here, or anyone's; hooks with one row for each prompt are shown for their first row.
+        prompt: One text or chat.
+        prepend_bos: As in `em.score`.
+        allow_other_model: Take directions of another model with the same shape.
 
     Returns:
         `Check`; it prints as the text with the changed tokens in brackets, and shows itself in Jupyter.
@@ -178,7 +193,10 @@ def check(
         FloatingPointError: NaN or infinity, with the layer and the type.
 
     Example:
-        ``em.check(model, em.steer_resid_post(v["joy"], layer=18, dose=0.1), "He feels")``
+        >>> p = em.positions(model, "He feels", "last")
+        >>> found = em.check(model, em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1, positions=p), "He feels")
+        >>> found.marked.endswith("]"), found.steered.tolist().count(True)
+        (True, 1)
     """
     texts = several(prompt)
     if len(texts) > 1:
@@ -206,15 +224,11 @@ def check(
             x, y = (
                 rearrange(t.detach().float().cpu(), "1 pos ... -> pos (...)") for t in (old, new)
             )
-            norm, step = (
-                torch.linalg.vector_norm(x, dim=-1),
-                torch.linalg.vector_norm(y - x, dim=-1),
-            )
+            norm, size, step = (torch.linalg.vector_norm(t, dim=-1) for t in (x, y, y - x))
             changed = step > 0
             steered.logical_or_(changed)
-            size = torch.linalg.vector_norm(y, dim=-1)
-            median = lambda t: float(t[changed].median()) if changed.any() else 0.0  # noqa: E731  (used twice in one line)
-            seen[k].append((int(changed.sum()), median(step / norm), median(size / norm)))
+            ratios = torch.stack([step / norm, size / norm])[:, changed]
+            seen[k].append((int(changed.sum()), *_medians(ratios)))
             return new
 
         return hook
@@ -241,3 +255,9 @@ def check(
         steered,
         tuple(fired),
     )
+
+
+def _medians(values: Float[Tensor, "ratio pos"]) -> tuple[float, float]:
+    """Of the two rows; 0 where nothing was changed."""
+    step, norm = values.median(-1).values.tolist() if values.shape[1] else (0.0, 0.0)
+    return step, norm

@@ -30,10 +30,15 @@ class DoseCalibration:
     """A dose chosen on half of the texts (and prompts); everything here was measured on the other half.
 
     Attributes:
-        budget: Of the KL divergence; `perplexity_budget` that of the ratio, where prompts were given.
-        kl: Nats a token on neutral texts.
+        direction, layer: What was added, and after which block.
+        dose: In median residual norms.
+        budget: Of the KL divergence, in nats a token.
+        kl: Nats a token on the neutral texts.
+        n_texts: How many those are.
+        perplexity_budget: Of the ratio, where prompts were given.
         perplexity_ratio: Of what is written, geometric mean over prompts.
         distinct, length: Of what is written, means over prompts.
+        n_prompts: That were written from.
     """
 
     direction: str
@@ -67,7 +72,7 @@ def calibrate_dose(
     budget: float = 0.1,
     prompts: Sequence[Text] = (),
     perplexity_budget: float = 1.5,
-    write: int = 24,
+    max_new_tokens: int = 24,
     max_dose: float = 1.0,
     neutral_tokens: int = 64,
     seed: int = 0,
@@ -78,17 +83,30 @@ def calibrate_dose(
     times that one are tried on half of them, and the largest within its budget is taken. Reported on the other halves, with intervals.
 
     Args:
+        model: From `em.load_model`, or your own.
         direction: One emotion.
         neutral: At least four texts.
+        layer: Block; None is the directions' default.
         budget: Mean KL(unsteered || steered) in nats a token.
         prompts: At least four, to write from; without any only the KL counts.
         perplexity_budget: Perplexity of what is written under the unsteered model, in units of that of its own text.
-        write: New tokens a prompt, at most.
+        max_new_tokens: To write for each prompt, at most.
         max_dose: Where to stop looking, in median residual norms.
+        neutral_tokens: Of each neutral text the first so many count.
+        seed: Of the halves.
+
+    Returns:
+        `DoseCalibration`.
 
     Raises:
         ValueError: several directions, fewer than four texts or prompts, a budget that is not positive (of perplexity: not above 1), KL that
             falls as the dose grows, or no dose within the budget of perplexity.
+
+    Example:
+        >>> texts = ["The door was open.", "He counted the steps.", "The kettle was on.", "A dog barked.", "It rained."]
+        >>> found = em.calibrate_dose(model, directions["glimmer"], texts, layer=1, budget=0.05)
+        >>> found.direction, found.layer, 0 < found.dose <= 1, found.n_texts
+        ('glimmer', 1, True, 3)
     """
     if len(direction.emotions) != 1:
         raise ValueError(f"one direction, as in v['joy'], not {len(direction.emotions)}")
@@ -96,9 +114,9 @@ def calibrate_dose(
         raise ValueError(
             f"{len(neutral)} texts, budget={budget}, max_dose={max_dose}: at least four texts, both above zero"
         )
-    if prompts and (len(prompts) < 4 or not perplexity_budget > 1 or write < 1):
+    if prompts and (len(prompts) < 4 or not perplexity_budget > 1 or max_new_tokens < 1):
         raise ValueError(
-            f"{len(prompts)} prompts, perplexity_budget={perplexity_budget}, write={write}: at least four prompts, above one, at least one token"
+            f"{len(prompts)} prompts, perplexity_budget={perplexity_budget}, max_new_tokens={max_new_tokens}: at least four prompts, above one, at least one token"
         )
     layer = direction.layer if layer is None else block_number(layer)
     validate(
@@ -138,7 +156,8 @@ def calibrate_dose(
     text: dict[str, Any] = {}
     if prompts:
         writers = [
-            Run(model, encode(model, part), [], {}, write=write) for part in _halves(prompts, rng)
+            Run(model, encode(model, part), [], {}, max_new_tokens=max_new_tokens)
+            for part in _halves(prompts, rng)
         ]
 
         def writes(run: Run, dose: float) -> tuple[Written, Tensor]:
@@ -192,11 +211,24 @@ def prompt_baseline(
     `calibrate_dose` with the KL of the instruction as its budget gives the dose to compare at.
 
     Args:
+        model: From `em.load_model`, or your own.
+        prompts: Texts or chats that end where the word would come.
+        emotions: A set, whose adjectives are said and whose target words are read.
         names: Which emotions are said; None is all with an adjective.
+        neutral: Texts to measure the damage on.
+        neutral_tokens: Of each the first so many count.
         template: Put before every prompt and neutral text; in a chat before its first message.
 
     Returns:
         `Sweep` with control "prompt", layer -1 and dose 0.
+
+    Raises:
+        ValueError: no prompt, or an emotion without an adjective.
+
+    Example:
+        >>> found = em.prompt_baseline(model, "Today she felt", stories, names=["glimmer"])
+        >>> found.change.shape, found.cells[0].control
+        (torch.Size([1, 1, 4]), 'prompt')
     """
     asked = several(prompts)
     words = {e.name: e.target_words for e in emotions.emotions if e.target_words}
@@ -217,14 +249,8 @@ def prompt_baseline(
             kl.append(_told_damage(model, run, said))
     cells = tuple(Cell(n, "prompt", -1, 0.0) for n in names)
     plain = tuple(e.text for e in run.encoded)
-    return Sweep(
-        cells,
-        plain,
-        tuple(words),
-        torch.stack(change),
-        run.baseline,
-        torch.stack(kl) if kl else None,
-    )
+    damage = torch.stack(kl) if kl else None
+    return Sweep(cells, plain, tuple(words), torch.stack(change), run.baseline, damage)
 
 
 def _said_before(said: str, prompt: Text) -> Text:
@@ -247,11 +273,8 @@ def _told_damage(model: HookedModel, run: Run, said: str) -> Float[Tensor, " tex
             model.tokenizer.bos_token_id is not None and e.ids[:1] == [model.tokenizer.bos_token_id]
         )
         ids = torch.tensor([before.ids + e.ids[bos:]], device=run.device)
-        log = (
-            unembed(model, run_to(model, ids, torch.ones_like(ids), model.cfg.n_layers))[0]
-            .float()
-            .log_softmax(-1)
-        )
+        resid = run_to(model, ids, torch.ones_like(ids), model.cfg.n_layers)
+        log = unembed(model, resid)[0].float().log_softmax(-1)
         n = len(e.ids)
         base, told = run.neutral_log[i, 1:n], log[-(n - 1) :]
         out.append((base.exp() * (base - told)).sum(-1).mean())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emolens._typing import HookedModel, Text, hook_name
+from emolens._table import Table
+from emolens._typing import HookedModel, Text, hook_name, typed
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.check import validate
 from emolens.interventions.hooks import Hook, Hooks
@@ -30,6 +31,40 @@ from emolens.models.tokens import EncodedText, encode, pad, text_after
 from emolens.sets.corpus import several
 
 Stop = str | int | Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How many tokens are written at most, and how each is chosen.
+
+    Attributes:
+        max_new_tokens: At least 1.
+        temperature: 0 takes the likeliest token; above, samples.
+        top_p: Sample from the smallest set of tokens with this probability, above 0 and at most 1.
+        seed: Of the noise, which is keyed by (seed, item, step).
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> em.Decoding(max_new_tokens=60, temperature=0.8)
+        Decoding(max_new_tokens=60, temperature=0.8, top_p=1.0, seed=0)
+    """
+
+    max_new_tokens: int = 40
+    temperature: float | int = 0.0
+    top_p: float | int = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens}, temperature={self.temperature}, top_p={self.top_p}: "
+                "at least 1, at least 0, in (0, 1]"
+            )
+
+
+GREEDY = Decoding()
 
 
 @dataclass(frozen=True)
@@ -63,10 +98,12 @@ class Ends:
 
 
 def ends(model: HookedModel, stop: Stop = ()) -> Ends:
-    """Where generation ends: at the model's own stop tokens and strings (`stop_tokens` and `stop_strings` of `model_info(model)`, and its
-    tokenizer's EOS as it is now), and at what is given.
+    """Where generation ends: at the model's own stop tokens and strings, and at what is given.
+
+    Its own are `stop_tokens` and `stop_strings` of `model_info(model)`, and its tokenizer's EOS as it is now.
 
     Args:
+        model: That writes.
         stop: Token numbers, and strings; the name of a special token is that token.
 
     Raises:
@@ -91,6 +128,7 @@ def ends(model: HookedModel, stop: Stop = ()) -> Ends:
 ReadWith = Literal["unsteered", "as generated"]
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Generations:
     """What a model wrote.
@@ -108,22 +146,58 @@ class Generations:
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
     emotions: tuple[str, ...] = ()
-    scores: tuple[Float[Tensor, "token emotion"], ...] = ()
+    scores: tuple[Float[Tensor, "_ emotion"], ...] = ()
     read_with: ReadWith = "unsteered"
 
     def __repr__(self) -> str:
         lines = []
         for i, (prompt, text) in enumerate(zip(self.prompts, self.texts, strict=True)):
-            lines.append(f"{prompt!r} -> {text!r}" + (f"  ({self.top(i)})" if self.scores else ""))
+            lines.append(f"{prompt!r} -> {text!r}" + (f"  ({self.mood(i)})" if self.scores else ""))
         return "\n".join(lines)
 
-    def top(self, row: int, k: int = 3) -> str:
-        """The emotions with the highest mean score over the new tokens of a prompt."""
+    def top(self, row: int, k: int = 3) -> Table:
+        """The emotions with the highest mean score over the new tokens of a prompt.
+
+        Args:
+            row: Number of the prompt.
+            k: How many at most.
+
+        Returns:
+            `Table` of emotion and z (standard deviations of neutral text), the highest first.
+
+        Raises:
+            ValueError: nothing was read.
+
+        Example:
+            >>> written = em.generate(model, "She", max_new_tokens=2, read=directions)
+            >>> sorted(written.top(0, k=4)["emotion"])
+            ['brindle', 'glimmer', 'gloamer', 'tarrow']
+        """
         if not self.scores:
             raise ValueError("no scores: generate(..., read=directions)")
         mean = self.scores[row].mean(0)
         best = mean.argsort(descending=True)[:k].tolist()
-        return ", ".join(f"{self.emotions[i]} {mean[i]:+.1f}" for i in best)
+        return Table(("emotion", "z"), tuple((self.emotions[i], float(mean[i])) for i in best))
+
+    def mood(self, row: int, k: int = 3) -> str:
+        """`top` on one line.
+
+        Args:
+            row: Number of the prompt.
+            k: How many at most.
+
+        Returns:
+            Such as "fear +3.0, joy +2.0".
+
+        Raises:
+            ValueError: nothing was read.
+
+        Example:
+            >>> z = torch.tensor([[2.0, 3.0], [2.0, 3.0]])
+            >>> em.Generations(("She",), (" ran off",), ((5, 7),), ("joy", "fear"), (z,)).mood(0)
+            'fear +3.0, joy +2.0'
+        """
+        return ", ".join(f"{emotion} {z:+.1f}" for emotion, z in self.top(row, k))
 
 
 def generate(
@@ -131,11 +205,9 @@ def generate(
     prompts: Text | Sequence[Text],
     hooks: Hooks | None = None,
     *,
-    max_new_tokens: int = 40,
+    max_new_tokens: int | None = None,
+    decoding: Decoding = GREEDY,
     stop: Stop = (),
-    temperature: float | int = 0.0,
-    top_p: float | int = 1.0,
-    seed: int = 0,
     items: Sequence[int] | None = None,
     read: EmotionDirections | None = None,
     read_with: ReadWith = "unsteered",
@@ -150,12 +222,13 @@ def generate(
     Prompts are padded on the left with their mask, on either backend; a row does not depend on the others in its batch.
 
     Args:
+        model: From `em.load_model`, or your own.
         prompts: One or several texts or chats. After a turn of the user the assistant begins; a last turn of the assistant is continued.
         hooks: From `steer_resid_post` and its siblings, or anyone's (which see each step: the prompt, then one token at a time).
-        max_new_tokens: At most; a row ends before any of the model's own ends (`stop_tokens` and `stop_strings` of ``em.model_info(model)``).
+        max_new_tokens: At most, in place of what `decoding` says; a row ends before any of the model's own ends (`stop_tokens` and
+            `stop_strings` of ``em.model_info(model)``).
+        decoding: How many tokens, and how they are chosen: `em.Decoding`, by default 40 greedily.
         stop: More ends: token numbers or strings, before the first of which the text is cut; the name of a special token is that token.
-        temperature: 0 takes the likeliest token; above, samples. The noise is keyed by (seed, item, step).
-        top_p: Sample from the smallest set of tokens with this probability.
         items: Number of each prompt in the key of the noise, where the prompts are a part of more; None counts from 0.
         read: Directions to score every new token with.
         read_with: "unsteered" reads the finished text with no hook, so that what is scored is the text; "as generated" reads the stream that
@@ -164,6 +237,8 @@ def generate(
         watch: Show the text of the first prompt and its score as it is written, or call a function with both (slower: hooks are taken off
             at each step, and the unsteered model reads the text so far).
         cache: Keep keys and values; without, every step reads the whole text again (same result, slow).
+        prepend_bos: As in `em.score`.
+        allow_other_model: Take directions of another model with the same shape.
 
     Returns:
         `Generations`.
@@ -174,20 +249,22 @@ def generate(
         FloatingPointError: NaN or infinity, with the layer and the type: half precision overflows, or a dose is too large.
 
     Example:
-        ``em.generate(model, "I opened the door and", em.steer_resid_post(v["joy"], dose=0.1), read=v)``
+        >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1)
+        >>> written = em.generate(model, ["I opened the door and", "She"], hooks, max_new_tokens=4, read=directions)
+        >>> [len(ids) for ids in written.tokens], written.top(0).columns
+        ([4, 4], ('emotion', 'z'))
+        >>> sampled = em.generate(model, "She", decoding=em.Decoding(max_new_tokens=4, temperature=0.8, seed=1))
     """
     hooks = list(hooks or [])
     texts = several(prompts)
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: at least 1, at least 0, in (0, 1]"
-        )
+    if max_new_tokens is not None:
+        decoding = replace(decoding, max_new_tokens=max_new_tokens)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
     end = ends(model, stop)
     longest = max(len(e.ids) for e in encoded)
-    if longest + max_new_tokens > model.cfg.n_ctx:
+    if longest + decoding.max_new_tokens > model.cfg.n_ctx:
         raise ValueError(
-            f"{longest} tokens of prompt and {max_new_tokens} new ones; this model reads {model.cfg.n_ctx}"
+            f"{longest} tokens of prompt and {decoding.max_new_tokens} new ones; this model reads {model.cfg.n_ctx}"
         )
     validate(model, hooks, encoded=encoded, allow_other_model=allow_other_model)
     if read_with not in get_args(ReadWith):
@@ -222,10 +299,8 @@ def generate(
         return dict(zip(v.emotions, z.tolist(), strict=True))
 
     show = _line(watch, encoded[0].ids, end)
-    ids = decode(
-        model, encoded, hooks, max_new_tokens, end=end, temperature=temperature, top_p=top_p, seed=seed, items=numbers, reader=reader,
-        cache=cache, tell=show and (lambda row: show(row, now(row))),
-    )  # fmt: skip
+    tell = show and (lambda row: show(row, now(row)))
+    ids = decode(model, encoded, hooks, decoding, end=end, items=numbers, reader=reader, cache=cache, tell=tell)  # fmt: skip
     scores: list[Tensor] = []
     if v is not None:
         scores = (
@@ -248,7 +323,7 @@ def read_written(
     model: HookedModel,
     encoded: Sequence[EncodedText],
     new: Int[Tensor, "row token"],
-    v: EmotionDirections | None = None,
+    directions: EmotionDirections | None = None,
     *,
     to: int | None = None,
 ) -> tuple[Float[Tensor, "row token d_model"], Float[Tensor, "row token emotion"]]:
@@ -257,8 +332,8 @@ def read_written(
     Args:
         encoded: The prompts.
         new: What was written after each, -1 behind its end (where the result means nothing).
-        v: Directions of one layer; without, the scores have no emotion.
-        to: The block before which the pass ends; None is the first that `v` needs no more.
+        directions: Of one layer; without, the scores have no emotion.
+        to: The block before which the pass ends; None is the first that the directions need no more.
 
     Returns:
         The stream there at the token before each new one, for its probability; and z of each new token at its position.
@@ -268,50 +343,54 @@ def read_written(
     whole, seen = torch.cat([tokens, new.clamp_min(0)], 1), torch.cat([mask, (new >= 0).long()], 1)
     kept: list[Tensor] = []
     listen = []
-    if v is not None:
-        name = hook_name(v.hook_point, v.layer)
+    if directions is not None:
+        name = hook_name(directions.hook_point, directions.layer)
         listen = [(name, lambda act, hook: kept.append(act[:, -width:].float().cpu()))]
-        to = v.layer + 1 if to is None else to
+        to = directions.layer + 1 if to is None else to
     with model.hooks(fwd_hooks=listen):
-        resid = run_to(model, whole, seen, model.cfg.n_layers if to is None else to)[
-            :, -width - 1 : -1
-        ]
-    if v is None:
+        resid = run_to(model, whole, seen, model.cfg.n_layers if to is None else to)
+        resid = resid[:, -width - 1 : -1]
+    if directions is None:
         return resid, torch.zeros((*new.shape, 0))
     at = mask.sum(-1).cpu()[:, None] + torch.arange(width)
-    z = v.token_z(kept[0].flatten(0, 1)[:, None], at.flatten())[..., 0]
+    z = directions.token_z(kept[0].flatten(0, 1)[:, None], at.flatten())[..., 0]
     return resid, z.unflatten(0, at.shape)
 
 
 class _Reader:
     """Scores each token when the model has read it, as it is generated: the hook of one layer, after every other hook there."""
 
-    def __init__(self, v: EmotionDirections, encoded: list[EncodedText]) -> None:
-        self.v = v
+    def __init__(self, directions: EmotionDirections, encoded: list[EncodedText]) -> None:
+        self.directions = directions
         self.lengths = torch.tensor([len(e.ids) for e in encoded])
         self.seen: list[Tensor] = []
-        self.hook = (hook_name(v.hook_point, v.layer), self)
+        self.hook = (hook_name(directions.hook_point, directions.layer), self)
 
     def __call__(self, act: Tensor, hook: Any) -> None:
         last = act[:, -1:].detach().float().cpu()
-        z = self.v.token_z(last, self.lengths - 1 + len(self.seen))[
-            :, :, 0
-        ]  # the first call reads the prompt's last token
-        self.seen.append(z)
+        # the first call reads the prompt's last token
+        z = self.directions.token_z(last, self.lengths - 1 + len(self.seen))
+        self.seen.append(z[:, :, 0])
 
     def rows(self, row: int, n: int) -> Tensor:
-        return (
-            torch.stack([z[row] for z in self.seen[1 : n + 1]])
-            if n
-            else torch.zeros((0, len(self.v.emotions)))
-        )
+        if not n:
+            return torch.zeros((0, len(self.directions.emotions)))
+        return torch.stack([z[row] for z in self.seen[1 : n + 1]])
 
 
 @torch.no_grad()
 def decode(
-    model: HookedModel, encoded: Sequence[EncodedText], hooks: Hooks, max_new_tokens: int, *, end: Ends, temperature: float = 0.0, top_p: float = 1.0,
-    seed: int = 0, items: Sequence[int] | None = None, reader: _Reader | None = None, cache: bool = True, tell: Callable[[list[int]], None] | None = None,
-) -> list[list[int]]:  # fmt: skip
+    model: HookedModel,
+    encoded: Sequence[EncodedText],
+    hooks: Hooks,
+    decoding: Decoding,
+    *,
+    end: Ends,
+    items: Sequence[int] | None = None,
+    reader: _Reader | None = None,
+    cache: bool = True,
+    tell: Callable[[list[int]], None] | None = None,
+) -> list[list[int]]:
     """The new tokens of each row up to its end, for a caller that has checked what it asks for (`generate`, `em.sweep`)."""
     tokens, mask = pad(encoded, "left", device_of(model))
     window = Window(tokens.shape[1])
@@ -324,25 +403,20 @@ def decode(
     alone = tell is not None and reader is None and bool(hooks)
     with nullcontext() if alone else model.hooks(fwd_hooks=bound):
         x = tokens
-        for step in range(
-            max_new_tokens + (reader is not None)
-        ):  # a reader sees a token one step after it was written
+        # a reader sees a token one step after it was written
+        for step in range(decoding.max_new_tokens + (reader is not None)):
             with model.hooks(fwd_hooks=bound) if alone else nullcontext():
                 if cache:
                     logits = decoder(x)
                     window.start += x.shape[1]
                 else:
-                    grown = torch.cat(
-                        [mask, mask.new_ones((len(mask), whole.shape[1] - mask.shape[1]))], 1
-                    )
-                    logits = Decoder(model, grown)(whole, keep=False)
+                    new = mask.new_ones((len(mask), whole.shape[1] - mask.shape[1]))
+                    logits = Decoder(model, torch.cat([mask, new], 1))(whole, keep=False)
             if tell is not None and reader is not None and step:
                 tell(out[0])
-            if step == max_new_tokens or all(done):
+            if step == decoding.max_new_tokens or all(done):
                 break
-            chosen = _choose(
-                logits.float(), temperature, top_p, seed, items or range(len(encoded)), step
-            )
+            chosen = _choose(logits.float(), decoding, items or range(len(encoded)), step)
             for row, token in enumerate(chosen):
                 done[row] = done[row] or token in end.tokens
                 if not done[row]:
@@ -359,24 +433,17 @@ def decode(
     ]
 
 
-def _choose(
-    logits: Tensor, temperature: float, top_p: float, seed: int, items: Sequence[int], step: int
-) -> list[int]:
+def _choose(logits: Tensor, decoding: Decoding, items: Sequence[int], step: int) -> list[int]:
     """The next token of each row: the likeliest, or the inverse of the distribution function at noise keyed by (seed, item, step)."""
-    if temperature == 0:
+    if decoding.temperature == 0:
         return logits.argmax(-1).tolist()
-    p, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    p, order = (logits / decoding.temperature).softmax(-1).sort(-1, descending=True)
     total = p.cumsum(-1)
-    kept = total[:, :1].clone()
-    inside = total - p < top_p  # the first token always is
+    inside = total - p < decoding.top_p  # the first token always is
     kept = torch.where(inside, total, 0).amax(-1)
-    keys = [np.random.Philox(key=seed, counter=[item, step, 0, 0]) for item in items]
-    u = (
-        torch.tensor(
-            [np.random.Generator(k).random() for k in keys], dtype=total.dtype, device=total.device
-        )
-        * kept
-    )
+    keys = [np.random.Philox(key=decoding.seed, counter=[item, step, 0, 0]) for item in items]
+    noise = [np.random.Generator(key).random() for key in keys]
+    u = torch.tensor(noise, dtype=total.dtype, device=total.device) * kept
     index = (total < u[:, None]).sum(-1).clamp_max(p.shape[-1] - 1)
     return order.gather(1, index[:, None])[:, 0].tolist()
 

@@ -14,7 +14,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from emolens._typing import HeadPoint, HookPoint
+from emolens._typing import HeadPoint, HookPoint, hook_name
 from emolens.interventions.positions import Positions, Where, Window
 
 DoseUnit = Literal["median", "mean", "raw"]
@@ -63,6 +63,10 @@ class Hook:
         edit: Called with the activation and `tensors`; returns the changed activation.
         tensors: Each `[row ...]` with one row, or one for each row of the batch.
         positions: "all", "generation" (the last prompt token and every new one), or `Positions`.
+        window: Of the loop that it runs in; None in a raw run.
+
+    Raises:
+        ValueError: when it fires on an activation of another width, or on another number of rows or columns.
     """
 
     spec: Spec
@@ -122,7 +126,19 @@ class Hook:
         return out
 
     def take(self, rows: Sequence[int]) -> Hook:
-        """The hook for some rows of its batch."""
+        """The hook for some rows of its batch.
+
+        Args:
+            rows: Their numbers.
+
+        Returns:
+            A new `Hook`.
+
+        Example:
+            >>> [(name, hook)] = em.steer_resid_post(directions[["glimmer", "tarrow"]], layer=1, dose=0.1)
+            >>> print(hook.take([1]).spec)
+            steer tarrow at blocks.1.hook_resid_post (dose 0.1 median norms)
+        """
         here = (
             self.positions.take(rows) if isinstance(self.positions, Positions) else self.positions
         )
@@ -138,7 +154,21 @@ class Hook:
         return replace(self, spec=spec, tensors=tensors, positions=here, _cast={})
 
     def within(self, window: Window) -> Hook:
-        """The hook as the loop that owns `window` uses it."""
+        """The hook as a loop uses it that shows the model a few columns at a time.
+
+        Args:
+            window: Of the loop, which moves it.
+
+        Returns:
+            A new `Hook`.
+
+        Example:
+            >>> from emolens.interventions import Window
+            >>> [(name, hook)] = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1, positions="generation")
+            >>> prompt = torch.zeros(1, 5, 32)
+            >>> hook.within(Window(width=5))(prompt).any(-1).tolist()  # the last token of the prompt, and later each new one
+            [[False, False, False, False, True]]
+        """
         return replace(self, window=window)
 
 
@@ -189,24 +219,38 @@ def replace_along(x: Tensor, source: Tensor, v: Tensor) -> Tensor:
     return x32 + ((source.float() - x32) * v).sum(-1, keepdim=True) * v
 
 
-@dataclass(frozen=True)
-class Replace:
-    """Of a patch: whole activations, or some heads."""
+def replace_where(x: Tensor, source: Tensor, here: Tensor) -> Tensor:
+    """The entries of another run where `here` `[row pos ...]` is true, the same along the axes that it lacks."""
+    if source.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"patch: the source is {list(source.shape)}, this activation {list(x.shape)}"
+        )
+    return torch.where(
+        here.reshape(*here.shape, *(1,) * (x.ndim - here.ndim)), source.to(x.dtype), x
+    )
 
-    heads: tuple[int, ...] | None
 
-    def __call__(self, x: Tensor, source: Tensor) -> Tensor:
-        if source.shape[1:] != x.shape[1:]:
-            raise ValueError(
-                f"patch: the source is {list(source.shape)}, this activation {list(x.shape)}"
-            )
-        source = source.expand_as(x).to(x.dtype)
-        if self.heads is None:
-            return source.clone()
-        if not all(0 <= h < x.shape[2] for h in self.heads):
-            raise ValueError(
-                f"heads {list(self.heads)}: this hook point has heads 0 to {x.shape[2] - 1}"
-            )
-        new = x.clone()
-        new[:, :, list(self.heads)] = source[:, :, list(self.heads)]
-        return new
+EVERYWHERE = torch.ones(1, 1, dtype=torch.bool)
+
+
+def replacing(
+    hook_point: HookPoint | HeadPoint,
+    layer: int,
+    source: Tensor,
+    here: Tensor = EVERYWHERE,
+    *,
+    what: str | None = None,
+    positions: Where | Positions = "all",
+) -> tuple[str, Hook]:
+    """The hook that puts the activation of another run in place of one's own.
+
+    Args:
+        hook_point, layer: Where.
+        source: `[row pos ...]`, one row or one for each of the batch.
+        here: `[row pos ...]`, which entries are replaced; an axis of one, or one that is left out, stands for all.
+        what: As the hook says it; None is the hook point.
+        positions: As of `Hook`.
+    """
+    name, rows = hook_name(hook_point, layer), max(len(source), len(here))
+    spec = Spec("patch", hook_point, layer, name, (what or hook_point,), "from another run", source.shape[-1], rows)  # fmt: skip
+    return name, Hook(spec, replace_where, (source, here), positions)

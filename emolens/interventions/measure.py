@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._typing import HookedModel, hook_name
+from emolens._typing import HookedModel, hook_name, typed
 from emolens.directions.value import EmotionDirections
-from emolens.interventions.generate import Stop, decode, ends, read_written
+from emolens.interventions.generate import Decoding, Stop, decode, ends, read_written
 from emolens.interventions.hooks import Hook, Hooks
-from emolens.interventions.positions import Window
+from emolens.interventions.positions import Where, Window
 from emolens.interventions.verbs import steer_at
 from emolens.models.points import device_of
 from emolens.models.running import (
@@ -35,7 +36,14 @@ TargetWords = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing added: a direction of an emotion (control None) or of a control, at a layer, with a dose."""
+    """One thing added: a direction of an emotion (control None) or of a control, at a layer, with a dose.
+
+    Attributes:
+        direction: Name of the emotion, or of the control's own direction.
+        control: Name of the control; None for an emotion.
+        layer: Block.
+        dose: In median residual norms.
+    """
 
     direction: str
     control: str | None
@@ -43,6 +51,7 @@ class Cell:
     dose: float
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Written:
     """What was written with each cell in place, greedily, and how the unsteered model reads it.
@@ -66,7 +75,14 @@ class Written:
     emotions: tuple[str, ...] = ()
 
     def take(self, cells: Sequence[int]) -> Written:
-        """Some of the cells."""
+        """Some of the cells.
+
+        Args:
+            cells: Their numbers.
+
+        Returns:
+            A new `Written`.
+        """
         kept = list(cells)
         return replace(
             self,
@@ -78,10 +94,10 @@ class Written:
         )
 
 
-def vector_of(v: EmotionDirections, c: Cell) -> Tensor:
+def vector_of(directions: EmotionDirections, c: Cell) -> Float[Tensor, " d_model"]:
     """What a cell adds: dose m v."""
-    slot = v.slot(c.layer)
-    return c.dose * float(v.norm_median[slot]) * v.unit(c.layer)[v.index(c.direction)]
+    size = c.dose * float(directions.norm_median[directions.slot(c.layer)])
+    return size * directions.unit(c.layer)[directions.index(c.direction)]
 
 
 def cut_prompt(e: EncodedText, n: int) -> EncodedText:
@@ -94,23 +110,19 @@ class Run:
 
     def __init__(
         self, model: HookedModel, encoded: list[EncodedText], neutral: list[EncodedText], words: dict[str, list[str]],
-        positions: Literal["all", "generation"] = "all", batch_tokens: int = 4096, write: int = 0, reader: EmotionDirections | None = None,
+        positions: Where = "all", batch_tokens: int = 4096, max_new_tokens: int = 0, reader: EmotionDirections | None = None,
         layers: Sequence[int] = (), stop: Stop = (),
     ) -> None:  # fmt: skip
-        self.model, self.encoded, self.neutral, self.batch_tokens = (
-            model,
-            encoded,
-            neutral,
-            batch_tokens,
-        )
-        self.write, self.reader, self.end = write, reader, ends(model, stop)
-        self.positions: Literal["all", "generation"] = positions
+        self.model, self.encoded, self.neutral = model, encoded, neutral
+        self.batch_tokens, self.max_new_tokens = batch_tokens, max_new_tokens
+        self.reader, self.end, self.positions = reader, ends(model, stop), positions
         self.device = device_of(model)
         self.splits = 0
-        tokenize = lambda w: [tuple(word_tokens(model.tokenizer, w, e.text)) for e in encoded]  # noqa: E731  (used once)
+        # the tokens of each word after each prompt
         self.words = {
-            e: [tokenize(w) for w in ws] for e, ws in words.items()
-        }  # the tokens of each word after each prompt
+            e: [[tuple(word_tokens(model.tokenizer, w, p.text)) for p in encoded] for w in ws]
+            for e, ws in words.items()
+        }
         every = [ids for ws in self.words.values() for w in ws for ids in w]
         self.prefixes = sorted(
             {ids[:k] for ids in every for k in range(1, len(ids))}, key=lambda p: (len(p), p)
@@ -129,15 +141,16 @@ class Run:
             if words:
                 tokens, mask = pad(encoded, "left", self.device)
                 decoder = Decoder(model, mask)
-                keep = lambda act, hook: self.stream[hook.layer()].append(act)  # noqa: E731  (one line of a list)
-                with model.hooks(
-                    fwd_hooks=[(hook_name("resid_pre", k), keep) for k in self.stream]
-                ):
+
+                def keep(act: Tensor, hook: Any) -> None:
+                    self.stream[hook.layer()].append(act)
+
+                listen = [(hook_name("resid_pre", k), keep) for k in self.stream]
+                with model.hooks(fwd_hooks=listen):
                     logs: dict[tuple[int, ...], Any] = {(): self._logs((), decoder(tokens))}
                     for p in self.prefixes:
-                        logs[p] = self._logs(
-                            p, decoder(self._repeated(p, len(encoded)), keep=False)
-                        )
+                        again = self._repeated(p, len(encoded))
+                        logs[p] = self._logs(p, decoder(again, keep=False))
                 self.baseline = self._emotions(logs)
             if neutral:
                 tokens, mask = pad(neutral, "right", self.device)
@@ -145,7 +158,7 @@ class Run:
                 self.neutral_log = unembed(model, resid).float().log_softmax(-1)
                 self.neutral_mask = mask.float()
                 self.neutral_mask[:, 0] = 0
-        if write:
+        if max_new_tokens:
             self.unsteered = self.text(None, "resid_post", 0)
 
     def _repeated(self, prefix: tuple[int, ...], rows: int) -> Tensor:
@@ -179,24 +192,30 @@ class Run:
         self, vectors: Float[Tensor, "cell d_model"], hook_point: Any, layer: int
     ) -> dict[str, Tensor]:
         """Every readout `[cell ...]` of some cells of one layer; a batch that memory has no room for is halved."""
-        out = self._halving(
-            lambda part: {"change": self._next_words(part, hook_point, layer)}, vectors
-        )
+
+        def words(part: Tensor) -> dict[str, Tensor]:
+            return {"change": self._next_words(part, hook_point, layer)}
+
+        def damage(part: Tensor) -> dict[str, Tensor]:
+            return {"kl": self.damage(part, hook_point, layer)}
+
+        def text(part: Tensor) -> dict[str, Tensor]:
+            return self.text(part, hook_point, layer)
+
+        out = self._halving(words, vectors)
         if self.neutral:
-            damage = lambda part: {"kl": self.damage(part, hook_point, layer)}  # noqa: E731  (a name for one line)
             out |= self._batches(damage, vectors, int(self.neutral_mask.numel()))
-        if self.write:
-            rows = len(self.encoded) * (max(len(e.ids) for e in self.encoded) + self.write)
-            out |= self._batches(lambda part: self.text(part, hook_point, layer), vectors, rows)
+        if self.max_new_tokens:
+            longest = max(len(e.ids) for e in self.encoded) + self.max_new_tokens
+            out |= self._batches(text, vectors, len(self.encoded) * longest)
         return out
 
     def _batches(
         self, run: Callable[[Tensor], dict[str, Tensor]], vectors: Tensor, tokens: int
     ) -> dict[str, Tensor]:
         """A readout of many cells, each of which is so many tokens."""
-        parts = [
-            self._halving(run, part) for part in vectors.split(max(1, self.batch_tokens // tokens))
-        ]
+        batches = vectors.split(max(1, self.batch_tokens // tokens))
+        parts = [self._halving(run, part) for part in batches]
         return {readout: torch.cat([part[readout] for part in parts]) for readout in parts[0]}
 
     def _halving(
@@ -215,9 +234,8 @@ class Run:
         self, vectors: Tensor, hook_point: Any, layer: int, window: Window | None, where: Any
     ) -> list[tuple[str, Hook]]:
         size = torch.linalg.vector_norm(vectors, dim=-1)
-        unit = torch.where(
-            size[:, None] > 0, vectors, torch.ones_like(vectors)
-        )  # dose 0 points anywhere
+        # dose 0 points anywhere
+        unit = torch.where(size[:, None] > 0, vectors, torch.ones_like(vectors))
         hooks = steer_at(hook_point, unit, dose=size, layer=layer, dose_unit="raw", positions=where)
         return hooks if window is None else [(name, h.within(window)) for name, h in hooks]
 
@@ -229,7 +247,7 @@ class Run:
         tokens, mask = pad(self.encoded, "left", self.device)
         cells = len(vectors)
         each = repeat(vectors, "cell d_model -> (cell prompt) d_model", prompt=n)
-        many = lambda t: repeat(t, "prompt ... -> (cell prompt) ...", cell=cells)  # noqa: E731  (used three times)
+        many = partial(repeat, pattern="prompt ... -> (cell prompt) ...", cell=cells)
         skip = layer in self.stream
         window = Window(tokens.shape[1])
         decoder = Decoder(model, many(mask), layer if skip else 0)
@@ -249,20 +267,16 @@ class Run:
         tokens, mask = pad(self.neutral, "right", self.device)
         cells = len(vectors)
         each = repeat(vectors, "cell d_model -> (cell text) d_model", text=n)
-        many = lambda t: repeat(t, "text ... -> (cell text) ...", cell=cells)  # noqa: E731  (used four times)
+        many = partial(repeat, pattern="text ... -> (cell text) ...", cell=cells)
         with model.hooks(fwd_hooks=self._hooks(each, hook_point, layer, None, "all")):
             if can_start_at_layer(model) and layer > 0:
-                if layer not in self.neutral_stream:
-                    self.neutral_stream[layer] = run_to(
-                        model, tokens, mask, layer
-                    )  # stops before the hook
+                if layer not in self.neutral_stream:  # stops before the hook
+                    self.neutral_stream[layer] = run_to(model, tokens, mask, layer)
                 resid = run_from(model, many(self.neutral_stream[layer]), many(mask), layer)
             else:
                 resid = run_to(model, many(tokens), many(mask), model.cfg.n_layers)
         out = []
-        for part in resid.split(
-            n
-        ):  # the logits of one cell at a time: they are the largest tensor here
+        for part in resid.split(n):  # the logits of one cell at a time are the largest tensor here
             steered = unembed(model, part).float().log_softmax(-1)
             kl = (self.neutral_log.exp() * (self.neutral_log - steered)).sum(-1)
             out.append((kl * self.neutral_mask).sum(-1) / self.neutral_mask.sum(-1))
@@ -280,20 +294,18 @@ class Run:
             each = repeat(vectors, "cell d_model -> (cell prompt) d_model", prompt=n)
             hooks = self._hooks(each, hook_point, layer, None, self.positions)
         encoded = self.encoded * cells
-        ids = decode(model, encoded, hooks, self.write, end=self.end)
-        new = torch.tensor(
-            [row + [-1] * (self.write - len(row)) for row in ids], device=self.device
-        )
+        most = self.max_new_tokens
+        ids = decode(model, encoded, hooks, Decoding(most), end=self.end)
+        new = torch.tensor([row + [-1] * (most - len(row)) for row in ids], device=self.device)
         there = (new >= 0).float()
         resid, z = read_written(model, encoded, new, self.reader, to=model.cfg.n_layers)
         nll = []
-        for part, ids_of in zip(
-            resid.split(n), new.split(n), strict=True
-        ):  # the logits of one cell at a time
+        for part, ids_of in zip(resid.split(n), new.split(n), strict=True):  # one cell at a time
             log = unembed(model, part).float().log_softmax(-1)
             nll.append(-log.gather(-1, ids_of.clamp_min(0)[..., None])[..., 0])
-        mean = lambda x: (x * there).sum(-1) / there.sum(-1)  # noqa: E731  (0 / 0 of an empty text is NaN)
-        out = {"tokens": new, "log_perplexity": mean(torch.cat(nll))}
+        # 0 / 0 of an empty text is NaN
+        log_perplexity = (torch.cat(nll) * there).sum(-1) / there.sum(-1)
+        out = {"tokens": new, "log_perplexity": log_perplexity}
         if self.reader is not None:
             there = there.cpu()[..., None]
             out["score"] = (z * there).sum(1) / there.sum(1)
@@ -303,14 +315,10 @@ class Run:
         """The text and its measures from what `text` found."""
         ids = [[[t for t in row if t >= 0] for row in cell] for cell in of["tokens"].tolist()]
         pairs = [[list(pairwise(row)) for row in cell] for cell in ids]
-        distinct = [
-            [len(set(row)) / len(row) if row else math.nan for row in cell] for cell in pairs
-        ]
+        distinct = [[len(set(p)) / len(p) if p else math.nan for p in cell] for cell in pairs]
+        before = [e.ids for e in self.encoded]
         return Written(
-            texts=tuple(
-                tuple(self.end.text(e.ids, row) for e, row in zip(self.encoded, cell, strict=True))
-                for cell in ids
-            ),
+            texts=tuple(tuple(map(self.end.text, before, cell)) for cell in ids),
             length=(of["tokens"] >= 0).sum(-1).float(),
             distinct=torch.tensor(distinct),
             log_perplexity=of["log_perplexity"],

@@ -1,23 +1,22 @@
-"""Where is an emotion computed, and who writes it: activation patching, its gradient approximation, and direct attribution.
+"""Where is an emotion computed: activation patching and its gradient approximation.
 
 Patching runs one prompt (the base) with one activation of another (the source) put in its place and reads a metric:
 ``recovery = mean(patched - base) / mean(target - base)``, 0 where nothing changes and 1 where the cell carries all of it: the mean is over
 pairs with clean - corrupted above `min_gap` (`passing`), since pairs that differ the other way round would cancel.
 Denoising puts clean into corrupted (target: clean, what suffices); noising puts corrupted into clean (what is necessary).
-Attribution splits the residual stream into what each embedding, head and MLP added: a sum, hence exact, but blind to indirect
-effects. Not done here: path patching, MLP neurons.
+Not done here: who writes a direction (`attribution`), path patching, MLP neurons.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
-from einops import einsum, repeat
+from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,15 +26,17 @@ from emolens._typing import (
     HookedModel,
     HookPoint,
     Text,
+    at_hook_point,
     hook_name,
 )
 from emolens.collect.progress import progress_bar
+from emolens.interventions.hooks import replacing
 from emolens.interventions.metrics import (
     NONE_PASSES,
     SPANS,
-    Direction,
-    LogitDifference,
+    LogitDiff,
     Metric,
+    Mode,
     Patching,
     Projection,
     passing,
@@ -57,6 +58,11 @@ class _Pair:
     corrupted: Tensor
     columns: dict[str, list[int]]
 
+    def sides(self, mode: Mode) -> tuple[Tensor, Tensor]:
+        """The run that is patched, and the one that its activations come from."""
+        base, source = self.corrupted, self.clean
+        return (base, source) if mode == "denoise" else (source, base)
+
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
@@ -71,11 +77,11 @@ class _Reader:
         if isinstance(self.metric, Projection):
             check_model(self.model, self.metric.model, allow_other_model=None)
             _check_point(self.model, self.metric.hook_point, [self.metric.layer])
-        elif isinstance(self.metric, LogitDifference):
+        elif isinstance(self.metric, LogitDiff):
             object.__setattr__(self, "sides", self.metric.ids(self.model.tokenizer, self.prompts))
         elif not callable(self.metric):
             raise TypeError(
-                f"metric is a callable, logit_difference(...) or projection(...), not {self.metric!r}"
+                f"metric is a callable, logit_diff(...) or projection(...), not {self.metric!r}"
             )
 
     def ahead(self, hook_point: str, layer: int) -> int:
@@ -118,7 +124,7 @@ class _Reader:
             if hooked
             else checked(model, out[:, -1], again)
         )
-        if isinstance(metric, LogitDifference):
+        if isinstance(metric, LogitDiff):
             a, b = self.sides
             return logits[:, a].mean(-1) - logits[:, b].mean(-1)
         values = metric(logits)
@@ -211,9 +217,7 @@ def _pairs(
                 raise ValueError(
                     f"positions of several pairs, and those given by name, are the spans {SPANS}, not {unknown[0]!r}"
                 )
-            columns = {
-                s: columns[s] for s in (SPANS if positions is None else cast(Any, positions))
-            }
+            columns = {s: columns[s] for s in map(str, SPANS if positions is None else positions)}
         ids = [torch.tensor([e.ids], device=device) for e in (x, y)]
         out.append(_Pair(ids[0], ids[1], columns))
     if not out:
@@ -238,219 +242,196 @@ def cache_of(model: HookedModel, tokens: Tensor, names: Sequence[str]) -> dict[s
     def keep(act: Tensor, hook: Any, name: str) -> None:
         kept[name] = act.detach()
 
-    hooks = [(name, lambda act, hook, name=name: keep(act, hook, name)) for name in names]
-    options = (
-        {"stop_at_layer": model.cfg.n_layers}
-        if can_start_at_layer(model)
-        else {"logits_to_keep": 1}
-    )
-    model.run_with_hooks(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        return_type="logits",
-        fwd_hooks=hooks,
-        **options,
-    )
+    hooks = [(name, partial(keep, name=name)) for name in names]
+    end: dict[str, Any] = {"logits_to_keep": 1}
+    if can_start_at_layer(model):
+        end = {"stop_at_layer": model.cfg.n_layers}
+    mask = torch.ones_like(tokens)
+    model.run_with_hooks(tokens, attention_mask=mask, return_type="logits", fwd_hooks=hooks, **end)
     return kept
 
 
-def _put(cells: list[tuple[list[int], int | None]], source: Tensor) -> Callable[..., Tensor]:
-    """A hook that replaces, in row i, the positions (and the head) of cell i by those of `source` `[1 pos ...]`."""
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a sweep does to each pair."""
 
-    def hook(act: Tensor, hook: Any) -> Tensor:
-        act = act.clone()
-        for row, (where, head) in enumerate(cells):
-            if head is None:
-                act[row, where] = source[0, where]
-            else:
-                act[row, where, head] = source[0, where, head]
-        return act
+    model: HookedModel
+    hook_point: HookPoint | HeadPoint
+    layers: list[int]
+    mode: Mode
+    read: _Reader
 
-    return hook
+    @property
+    def by_head(self) -> bool:
+        return self.hook_point in get_args(HeadPoint)
+
+    @property
+    def names(self) -> list[str]:
+        return [hook_name(self.hook_point, layer) for layer in self.layers]
+
+    @property
+    def reached(self) -> list[int]:
+        """Rows of the layers that the metric lies behind."""
+        return [row for row, k in enumerate(self.layers) if self.read.reaches(self.hook_point, k)]
+
+
+_Cells = Callable[[_Plan, _Pair, float], tuple[tuple[str, ...], Float[Tensor, "layer column"]]]
 
 
 def _sweep(
-    model: HookedModel,
+    cells: _Cells, model: HookedModel, hook_point: HookPoint | HeadPoint, *, clean: Prompts, corrupted: Prompts, metric: Metric,
+    layers: Blocks | None = None, positions: Sequence[int | str] | None = None, mode: Mode = "denoise", min_gap: float = 0.0,
+    progress: bool | None = None, approximate: bool = False,
+) -> Patching:  # fmt: skip
+    """The table of every pair that passes, whichever way its cells are found; what can be refused is, before the first pass."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is 'denoise' or 'noise', not {mode!r}")
+    wanted = list(_check_point(model, hook_point, layers))
+    encoded = _encoded(model, clean, corrupted)
+    read = _Reader(model, metric, tuple(e.text for side in encoded for e in side))
+    plan = _Plan(model, hook_point, wanted, mode, read)
+    pairs, dropped = _pairs(model, *encoded, positions, plan.by_head)
+    labels, values = (), []
+    with torch.no_grad():
+        each = [(float(read(pair.clean)), float(read(pair.corrupted))) for pair in pairs]
+        ends = torch.tensor(each, dtype=torch.float64)
+        kept = passing(ends[:, 0], ends[:, 1], min_gap)
+        if not kept.any():
+            raise ValueError(NONE_PASSES.format(len(pairs), min_gap))
+        for i in progress_bar(kept.nonzero()[:, 0].tolist(), "pair", progress):
+            labels, table = cells(plan, pairs[i], float(ends[i, 1 if mode == "denoise" else 0]))
+            values.append(table)
+    trivial = tuple(layer for layer in wanted if read.ahead(hook_point, layer) == 0)
+    return Patching(
+        hook_point, mode, tuple(wanted), labels, torch.stack(values), ends[kept, 0], ends[kept, 1], dropped,
+        int((~kept).sum()), trivial, approximate,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def _exact(
+    plan: _Plan, pair: _Pair, value: float, *, batch_tokens: int, skip: bool = True
+) -> tuple[tuple[str, ...], Float[Tensor, "layer column"]]:
+    """One cell a row: the base prompt repeated, started before the patched layer where the backend really skips."""
+    model, (base, source) = plan.model, pair.sides(plan.mode)
+    skip = skip and can_start_at_layer(model)
+    starts = [hook_name("resid_pre", layer) for layer in plan.layers] if skip else []
+    sources, before = cache_of(model, source, plan.names), cache_of(model, base, starts)
+    if plan.by_head:
+        n_heads = sources[plan.names[0]].shape[2]
+        labels = tuple(f"H{head}" for head in range(n_heads))
+        here = rearrange(torch.eye(n_heads, dtype=torch.bool), "cell head -> cell 1 head")
+    else:
+        labels = tuple(pair.columns)
+        here = torch.zeros(len(labels), base.shape[1], dtype=torch.bool)
+        for cell, where in enumerate(pair.columns.values()):
+            here[cell, where] = True
+    table = torch.full((len(plan.layers), len(labels)), math.nan, dtype=torch.float64)
+    present = here.flatten(1).any(1).nonzero()[:, 0]
+    for row in plan.reached:
+        layer, name = plan.layers[row], plan.names[row]
+        x = before[starts[row]] if skip else base
+        for some in present.split(max(1, batch_tokens // base.shape[1])):
+            rows = repeat(x, "1 ... -> batch ...", batch=len(some))
+            hook = replacing(plan.hook_point, layer, sources[name], here[some])
+            table[row, some] = plan.read(rows, layer if skip else None, [hook]).double().cpu()
+    return labels, table
+
+
+def _by_gradient(
+    plan: _Plan, pair: _Pair, value: float
+) -> tuple[tuple[str, ...], Float[Tensor, "layer column"]]:
+    """All cells at once: the metric of the base, and its change along the difference of the activations."""
+    base, source = pair.sides(plan.mode)
+    sources = cache_of(plan.model, source, plan.names)
+    kept: dict[str, Tensor] = {}
+
+    def keep(act: Tensor, hook: Any, name: str) -> Tensor:
+        # frozen weights leave the first activation outside any graph: begin one there
+        kept[name] = act if act.requires_grad else act.detach().requires_grad_()
+        return kept[name]
+
+    reached = [plan.names[row] for row in plan.reached]
+    table = torch.full((len(plan.layers), len(pair.columns)), math.nan, dtype=torch.float64)
+    if not reached:
+        return tuple(pair.columns), table
+    with torch.enable_grad():
+        there = plan.read(base, None, [(name, partial(keep, name=name)) for name in reached])
+        grads = torch.autograd.grad(there.sum(), [kept[name] for name in reached])
+    for row, name, grad in zip(plan.reached, reached, grads, strict=True):
+        change = sources[name] - kept[name].detach()
+        effect = einsum(change, grad, "one pos d_model, one pos d_model -> pos")
+        effect = checked(plan.model, effect).cpu()
+        for column, where in enumerate(pair.columns.values()):
+            if where:
+                table[row, column] = value + float(effect[where].sum())
+    return tuple(pair.columns), table
+
+
+def _patch(
     hook_point: HookPoint | HeadPoint,
+    model: HookedModel,
     *,
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
-    layers: Blocks | None,
-    positions: Sequence[int | str] | None,
-    direction: Direction,
-    batch_tokens: int,
-    min_gap: float,
-    progress: bool | None,
-    skip: bool = True,
+    layers: Blocks | None = None,
+    positions: Sequence[int | str] | None = None,
+    mode: Mode = "denoise",
+    batch_tokens: int = 4096,
+    min_gap: float = 0.0,
+    progress: bool | None = None,
 ) -> Patching:
-    """Patch one cell a row: the base prompt repeated, started before the patched layer where the backend really skips."""
-    by_head = hook_point in get_args(HeadPoint)
-    pairs, dropped, wanted, read = _prepare(
-        model, hook_point, clean, corrupted, metric, layers, positions, direction, by_head
-    )
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be at least 1, given {batch_tokens}")
-    skip = skip and can_start_at_layer(model)
-    names = [hook_name(hook_point, layer) for layer in wanted]
-    starts = [hook_name("resid_pre", layer) for layer in wanted] if skip else []
-    values, labels = [], ()
-    with torch.inference_mode():
-        pairs, ends, excluded = _passing(pairs, read, min_gap)
-        for pair in progress_bar(pairs, "pair", progress):
-            base, source = (
-                (pair.corrupted, pair.clean)
-                if direction == "denoise"
-                else (pair.clean, pair.corrupted)
-            )
-            sources, before = (
-                cache_of(model, source, names),
-                cache_of(model, base, starts) if skip else {},
-            )
-            everywhere = list(range(base.shape[1]))
-            if by_head:
-                n_heads = sources[names[0]].shape[2]
-                cells = [(everywhere, head) for head in range(n_heads)]
-                labels = tuple(f"H{head}" for head in range(n_heads))
-            else:
-                cells = [(where, None) for where in pair.columns.values()]
-                labels = tuple(pair.columns)
-            table = np.full((len(wanted), len(cells)), np.nan)
-            present = [i for i, (where, _) in enumerate(cells) if where]
-            step = max(1, batch_tokens // base.shape[1])
-            for row, layer in enumerate(wanted):
-                if not read.reaches(hook_point, layer):
-                    continue
-                for at in range(0, len(present), step):
-                    some = present[at : at + step]
-                    hook = (names[row], _put([cells[i] for i in some], sources[names[row]]))
-                    x = before[starts[row]] if skip else base
-                    x = repeat(x, "1 ... -> batch ...", batch=len(some))
-                    table[row, some] = (
-                        read(x, layer if skip else None, [hook]).float().cpu().numpy()
-                    )
-            values.append(table)
-    return _result(
-        hook_point, direction, wanted, labels, values, ends, dropped, excluded, False, read
-    )
-
-
-def _passing(
-    pairs: list[_Pair], read: _Reader, min_gap: float
-) -> tuple[list[_Pair], Float[np.ndarray, "pair end"], int]:
-    """The pairs that pass, their metric on clean and corrupted, and how many were left out."""
-    ends = np.array([(float(read(pair.clean)), float(read(pair.corrupted))) for pair in pairs])
-    kept = passing(ends[:, 0], ends[:, 1], min_gap)
-    if not kept.any():
-        raise ValueError(NONE_PASSES.format(len(pairs), min_gap))
-    return [pair for pair, k in zip(pairs, kept, strict=True) if k], ends[kept], int((~kept).sum())
-
-
-def _prepare(
-    model: HookedModel, hook_point: HookPoint | HeadPoint, clean: Prompts, corrupted: Prompts, metric: Metric, layers: Blocks | None,
-    positions: Sequence[int | str] | None, direction: str, by_head: bool,
-) -> tuple[list[_Pair], int, list[int], _Reader]:  # fmt: skip
-    """Everything that can be refused before the first forward pass."""
-    if direction not in get_args(Direction):
-        raise ValueError(f"direction is 'denoise' or 'noise', not {direction!r}")
-    wanted = list(_check_point(model, hook_point, layers))
-    encoded = _encoded(model, clean, corrupted)
-    read = _Reader(model, metric, tuple(e.text for side in encoded for e in side))
-    pairs, dropped = _pairs(model, *encoded, positions, by_head)
-    return pairs, dropped, wanted, read
-
-
-def _result(
-    hook_point: str, direction: Direction, layers: list[int], labels: tuple[str, ...], values: list[np.ndarray],
-    ends: Float[np.ndarray, "pair end"], dropped: int, excluded: int, approximate: bool, read: _Reader,
-) -> Patching:  # fmt: skip
-    c, k = ends.T
-    trivial = tuple(layer for layer in layers if read.ahead(hook_point, layer) == 0)
-    return Patching(
-        hook_point,
-        direction,
-        tuple(layers),
-        labels,
-        np.stack(values),
-        c,
-        k,
-        dropped,
-        excluded,
-        trivial,
-        approximate,
-    )
-
-
-def _stream(hook_point: HookPoint, what: str) -> Callable[..., Patching]:
-    def patch(
-        model: HookedModel,
-        *,
-        clean: Prompts,
-        corrupted: Prompts,
-        metric: Metric,
-        layers: Blocks | None = None,
-        positions: Sequence[int | str] | None = None,
-        direction: Direction = "denoise",
-        batch_tokens: int = 4096,
-        min_gap: float = 0.0,
-        progress: bool | None = None,
-    ) -> Patching:
-        return _sweep(
-            model, hook_point, clean=clean, corrupted=corrupted, metric=metric, layers=layers, positions=positions,
-            direction=direction, batch_tokens=batch_tokens, min_gap=min_gap, progress=progress,
-        )  # fmt: skip
-
-    patch.__name__ = patch.__qualname__ = f"patch_{hook_point}"
-    patch.__doc__ = f"""Patch {what}, layer by position (by span for several pairs).
+    """Patch layer by position (by span for several pairs; z, q, k and v by head, at all positions at once).
 
     Args:
-        clean: One prompt or several; `corrupted` as many, each with as many tokens as its partner.
-        metric: `logit_difference(...)`, `projection(...)`, or a callable from last-token logits `[batch d_vocab]` to `[batch]`.
-        layers: None takes all of them.
-        positions: Token indices of a single pair, or names of spans (before, changed, after, last) of one or several.
-        direction: "denoise" puts clean into corrupted; "noise" the other way round.
+        model: From `em.load_model`, or your own.
+        clean: One prompt or several.
+        corrupted: As many, each with as many tokens as its partner.
+        metric: `em.logit_diff(...)`, `em.projection(...)`, or a callable from last-token logits `[batch d_vocab]` to `[batch]`.
+        layers: Blocks to patch; None takes all of them.
+        positions: Token indices of a single pair, or names of spans (before, changed, after, last) of one or several; not for heads.
+        mode: "denoise" puts clean into corrupted (what suffices); "noise" corrupted into clean (what is necessary).
         batch_tokens: Most tokens in one forward pass.
-        min_gap: Of several pairs those with clean - corrupted not above this (or not above 0) are excluded and counted; a pair alone
-            may have either sign.
+        min_gap: Of several pairs those with clean - corrupted not above this (or not above 0) are excluded and counted, in the
+            metric's units; a pair alone may have either sign.
+        progress: Whether to show a bar over pairs; None shows one where it lasts and somebody can see it.
+
+    Returns:
+        `Patching`, with `values` `[pair layer column]` in the metric's units and `recovery` `[layer column]`, 0 to 1 mostly.
 
     Raises:
-        KeyError, ValueError: the model lacks the hook point; no such layer or position, unequal token counts, or no pair that passes.
+        KeyError: the model lacks the hook point.
+        ValueError: no such layer or position, unequal token counts, positions of heads, or no pair that passes.
+
+    Example:
+        >>> found = em.patch_resid_pre(
+        ...     model, clean="He lost 3 cats.", corrupted="He lost 7 cats.", metric=em.logit_diff("a", "b"), layers=[0, 1]
+        ... )
+        >>> found.values.shape == (1, 2, len(found.labels)), found.top(1).columns
+        (True, ('layer', 'column', 'recovery'))
     """
-    return patch
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, given {batch_tokens}")
+    if positions is not None and hook_point in get_args(HeadPoint):
+        raise ValueError(
+            f"patch_{hook_point} takes all positions at once; positions= is of the stream"
+        )
+    return _sweep(
+        partial(_exact, batch_tokens=batch_tokens), model, hook_point, clean=clean, corrupted=corrupted, metric=metric, layers=layers,
+        positions=positions, mode=mode, min_gap=min_gap, progress=progress,
+    )  # fmt: skip
 
 
-def _heads(hook_point: HeadPoint, what: str) -> Callable[..., Patching]:
-    def patch(
-        model: HookedModel,
-        *,
-        clean: Prompts,
-        corrupted: Prompts,
-        metric: Metric,
-        layers: Blocks | None = None,
-        direction: Direction = "denoise",
-        batch_tokens: int = 4096,
-        min_gap: float = 0.0,
-        progress: bool | None = None,
-    ) -> Patching:
-        return _sweep(
-            model, hook_point, clean=clean, corrupted=corrupted, metric=metric, layers=layers, positions=None,
-            direction=direction, batch_tokens=batch_tokens, min_gap=min_gap, progress=progress,
-        )  # fmt: skip
-
-    patch.__name__ = patch.__qualname__ = f"patch_{hook_point}"
-    patch.__doc__ = f"Patch {what}, layer by head, at all positions at once; arguments as for `patch_resid_pre`."
-    return patch
-
-
-patch_resid_pre = _stream("resid_pre", "the residual stream before each block")
-patch_resid_mid = _stream("resid_mid", "the residual stream between attention and MLP")
-patch_resid_post = _stream("resid_post", "the residual stream after each block")
-patch_attn_out = _stream("attn_out", "what each attention layer writes")
-patch_mlp_out = _stream("mlp_out", "what each MLP writes")
-patch_z = _heads("z", "the output of each head before W_O")
-patch_q = _heads("q", "the queries of each head")
-patch_k = _heads("k", "the keys of each head (of each group, with grouped queries)")
-patch_v = _heads("v", "the values of each head (of each group, with grouped queries)")
+patch_resid_pre = at_hook_point(_patch, "resid_pre")
+patch_resid_mid = at_hook_point(_patch, "resid_mid")
+patch_resid_post = at_hook_point(_patch, "resid_post")
+patch_attn_out = at_hook_point(_patch, "attn_out")
+patch_mlp_out = at_hook_point(_patch, "mlp_out")
+patch_z = at_hook_point(_patch, "z")
+patch_q = at_hook_point(_patch, "q")
+patch_k = at_hook_point(_patch, "k")
+patch_v = at_hook_point(_patch, "v")
 
 
 def attribution_patching(
@@ -461,56 +442,32 @@ def attribution_patching(
     metric: Metric,
     hook_point: HookPoint = "resid_pre",
     layers: Blocks | None = None,
-    direction: Direction = "denoise",
+    mode: Mode = "denoise",
     min_gap: float = 0.0,
 ) -> Patching:
     """First-order patching of all cells from two forward passes and one backward: (source - base) . d metric / d base.
 
+    Args:
+        model, clean, corrupted, metric, layers, mode, min_gap: As for `em.patch_resid_pre`.
+        hook_point: What is patched, by TransformerLens's name without "hook_".
+
+    Returns:
+        `Patching`, marked `approximate`; `em.agreement` compares it with the exact one.
+
+    Raises:
+        KeyError: the model lacks the hook point.
+        ValueError: no such layer, unequal token counts, or no pair that passes.
+
+    Example:
+        >>> em.attribution_patching(
+        ...     model, clean="He lost 3 cats.", corrupted="He lost 7 cats.", metric=em.logit_diff("a", "b"), layers=[1, 2]
+        ... ).approximate
+        True
+
     Reference:
-        Nanda 2023, *Attribution patching*; compare with exact patching by `agreement`.
+        Nanda 2023, *Attribution patching*.
     """
-    pairs, dropped, wanted, read = _prepare(
-        model, hook_point, clean, corrupted, metric, layers, None, direction, False
-    )
-    names = [hook_name(hook_point, layer) for layer in wanted]
-    values = []
-    with torch.no_grad():
-        pairs, ends, excluded = _passing(pairs, read, min_gap)
-    for pair, (c, k) in zip(pairs, ends, strict=True):
-        with torch.no_grad():
-            base, source = (
-                (pair.corrupted, pair.clean)
-                if direction == "denoise"
-                else (pair.clean, pair.corrupted)
-            )
-            sources = cache_of(model, source, names)
-        kept: dict[str, Tensor] = {}
-
-        def keep(act: Tensor, hook: Any, name: str, kept: dict[str, Tensor] = kept) -> Tensor:
-            # frozen weights leave the first activation outside any graph: begin one there
-            kept[name] = act if act.requires_grad else act.detach().requires_grad_()
-            return kept[name]
-
-        reached = [row for row, layer in enumerate(wanted) if read.reaches(hook_point, layer)]
-        table = np.full((len(wanted), len(pair.columns)), np.nan)
-        if reached:
-            hooks = [
-                (names[r], lambda act, hook, name=names[r]: keep(act, hook, name)) for r in reached
-            ]
-            with torch.enable_grad():
-                value = read(base, None, hooks)
-                grads = torch.autograd.grad(value.sum(), [kept[names[r]] for r in reached])
-            for row, grad in zip(reached, grads, strict=True):
-                change = sources[names[row]] - kept[names[row]].detach()
-                effect = einsum(change, grad, "one pos d_model, one pos d_model -> pos")
-                effect = checked(model, effect).float().cpu().numpy()
-                for column, where in enumerate(pair.columns.values()):
-                    if where:
-                        table[row, column] = (k if direction == "denoise" else c) + effect[
-                            where
-                        ].sum()
-        values.append(table)
-    labels = tuple(pairs[0].columns)
-    return _result(
-        hook_point, direction, wanted, labels, values, ends, dropped, excluded, True, read
-    )
+    return _sweep(
+        _by_gradient, model, hook_point, clean=clean, corrupted=corrupted, metric=metric, layers=layers, mode=mode,
+        min_gap=min_gap, approximate=True,
+    )  # fmt: skip

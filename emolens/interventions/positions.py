@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -29,12 +29,22 @@ class Positions:
         chosen: For each prompt the chosen tokens, counted over its real tokens.
         padding_side: Of the batch that a raw run will use; `em.generate` and `em.sweep` pad for themselves.
         device: Where `tokens` and `attention_mask` are made.
+
+    Raises:
+        ValueError: choices for another number of prompts, or a token that a prompt does not have.
     """
 
     encoded: tuple[EncodedText, ...]
     chosen: tuple[tuple[int, ...], ...]
     padding_side: Literal["left", "right"] = "right"
     device: Any = "cpu"
+
+    def __post_init__(self) -> None:
+        if len(self.chosen) != len(self.encoded):
+            raise ValueError(f"tokens of {len(self.chosen)} prompts, here are {len(self.encoded)}")
+        for i, (e, chosen) in enumerate(zip(self.encoded, self.chosen, strict=True)):
+            if wrong := [k for k in chosen if not 0 <= k < len(e.ids)]:
+                raise ValueError(f"prompt {i} has tokens 0 to {len(e.ids) - 1}, not {wrong[0]}")
 
     @property
     def tokens(self) -> Int[Tensor, "batch pos"]:
@@ -65,7 +75,18 @@ class Positions:
         return out
 
     def take(self, rows: Sequence[int]) -> Positions:
-        """The same for some of the prompts."""
+        """The same for some of the prompts.
+
+        Args:
+            rows: Their numbers.
+
+        Returns:
+            `Positions` of these.
+
+        Example:
+            >>> em.positions(model, ["A walk?", "How would you feel?"], [0, -1]).take([1])
+            Positions(2 tokens of 1 prompts)
+        """
         return replace(
             self,
             encoded=tuple(self.encoded[i] for i in rows),
@@ -87,6 +108,7 @@ def positions(
     """Choose tokens of prompts exactly, for the `positions` of a hook.
 
     Args:
+        model: From `em.load_model`, or your own.
         prompts: One or several texts or chats.
         where: "prompt" (every real token), "last" (the last real one), token numbers (the same for every prompt; negative ones count
             from the end), or `em.char_span([...])` (the tokens of some characters or words), `em.every_token(skip=1)` (all but the first).
@@ -100,7 +122,14 @@ def positions(
         ValueError: a token past the end; a span that lies nowhere.
 
     Example:
-        ``p = em.positions(model, "How would you feel about a walk?", em.char_span(["a walk"]))``
+        >>> p = em.positions(model, ["A walk?", "How would you feel about a walk?"], "last")
+        >>> p, p.mask.sum(-1).tolist(), p.tokens.shape == p.attention_mask.shape
+        (Positions(2 tokens of 2 prompts), [1, 1], True)
+        >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1, positions=p)
+        >>> with model.hooks(fwd_hooks=hooks):
+        ...     logits = model(p.tokens, attention_mask=p.attention_mask)
+        >>> em.positions(model, "A walk, then?", em.char_span(["walk"]))
+        Positions(... tokens of 1 prompts)
     """
     texts = several(prompts)
     encoded = encode(model, texts, prepend_bos=prepend_bos)
@@ -129,8 +158,21 @@ def positions(
     return Positions(tuple(encoded), tuple(chosen), padding_side, device_of(model))
 
 
+def check_where(positions: Any) -> None:
+    """Refuse what is no choice of tokens for a hook."""
+    if not isinstance(positions, Positions) and positions not in get_args(Where):
+        raise ValueError(
+            f"positions={positions!r}; allowed: 'all', 'generation', or em.positions(model, prompts, ...)"
+        )
+
+
 class Window:
-    """Which columns of the whole left-padded sequence the model is looking at; moved by the loop that owns it."""
+    """Which columns of the whole left-padded sequence the model is looking at; moved by the loop that owns it.
+
+    Args:
+        width: Of the prompts, padded.
+        start: Of the current call.
+    """
 
     def __init__(self, width: int, start: int = 0) -> None:
-        self.width, self.start = width, start  # of the prompts; of the current call
+        self.width, self.start = width, start

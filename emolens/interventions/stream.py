@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from emolens._typing import HookedModel, HookPoint
@@ -15,8 +14,9 @@ from emolens.collect.activations import Activations, TextInfo, is_main
 from emolens.collect.forward import collect
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.hooks import Hooks
+from emolens.interventions.places import Direction, resolve_places
 from emolens.interventions.positions import Positions, Where
-from emolens.interventions.verbs import Direction, orthonormal, removed_from, resolve_places
+from emolens.interventions.verbs import basis_of, removed_from
 from emolens.models.points import check_layers, layers_with
 from emolens.shards import same_weights
 
@@ -25,6 +25,17 @@ def stream_points(model: HookedModel) -> dict[HookPoint, tuple[int, ...]]:
     """Where the residual stream is read or left: before block 0, between attention and MLP, and after every block.
 
     A parallel model, whose MLP reads what attention reads, has no second place. (Before block k + 1 is after block k.)
+
+    Args:
+        model: From `em.load_model`, or your own.
+
+    Returns:
+        For each hook point its blocks.
+
+    Example:
+        >>> from emolens.interventions import stream_points
+        >>> stream_points(model)
+        {'resid_pre': (0,), 'resid_mid': (0, 1, 2), 'resid_post': (0, 1, 2)}
     """
     middle = layers_with(model, "resid_mid")
     between: dict[HookPoint, tuple[int, ...]] = {"resid_mid": middle} if middle else {}
@@ -34,6 +45,9 @@ def stream_points(model: HookedModel) -> dict[HookPoint, tuple[int, ...]]:
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Pooled activations of the same texts at every place of `stream_points`: what `ablate_stream` takes its references from.
+
+    Attributes:
+        sites: `Activations` of one model, one for each hook point.
 
     Raises:
         ValueError: places of another model, a place that is missing, or one that is no place of the stream.
@@ -61,11 +75,32 @@ class Stream:
             )
 
     def select(self, keep: Callable[[TextInfo], bool]) -> Stream:
-        """The texts for which `keep` is true, at every place."""
+        """The texts for which `keep` is true, at every place.
+
+        Args:
+            keep: Asked for each text.
+
+        Returns:
+            A new `Stream`.
+
+        Example:
+            >>> stream = em.collect_stream(model, stories, progress=False)
+            >>> {t.emotion for t in stream.select(lambda t: t.emotion == "glimmer").sites[0].texts}
+            {'glimmer'}
+        """
         return Stream(tuple(a.select(keep) for a in self.sites))
 
     def places(self) -> Iterator[tuple[Activations, int, int]]:
-        """Each place in the order of the model: the activations that have it, the block, and its slot there."""
+        """Go through the places in the order of the model.
+
+        Returns:
+            Of each: the activations that have it, the block, and its slot there.
+
+        Example:
+            >>> stream = em.collect_stream(model, stories, progress=False)
+            >>> [(acts.hook_point, layer) for acts, layer, slot in stream.places()][:3]
+            [('resid_pre', 0), ('resid_mid', 0), ('resid_post', 0)]
+        """
         order = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
         found = [
             (layer, order[a.hook_point], a, k)
@@ -80,10 +115,20 @@ def collect_stream(model: HookedModel, texts: Any, **options: Any) -> Stream:
     """Read texts at every place where a block reads the residual stream or leaves it (`stream_points`): one pass for each hook point.
 
     Args:
-        texts: An emotion set, or plain texts; `options` as for `em.collect_resid_post`, but without `layers`.
+        model: From `em.load_model`, or your own.
+        texts: An emotion set, or plain texts.
+        options: As for `em.collect_resid_post`, but without `layers`.
 
     Returns:
         `Stream`, for `ablate_stream`; the mean of its texts at each place is what the ablation keeps.
+
+    Raises:
+        ValueError: as `em.collect_resid_post`.
+
+    Example:
+        >>> stream = em.collect_stream(model, stories, progress=False)
+        >>> [(acts.hook_point, acts.layers) for acts in stream.sites]
+        [('resid_pre', (0,)), ('resid_mid', (0, 1, 2)), ('resid_post', (0, 1, 2))]
     """
     found = stream_points(model)
     return Stream(
@@ -125,7 +170,10 @@ def ablate_stream(
         ValueError: directions and stream of two models; no text to take the mean of.
 
     Example:
-        ``hooks = em.ablate_stream(v["fear"], em.collect_stream(model, emotions), direction_from=18)``
+        >>> stream = em.collect_stream(model, stories, progress=False)
+        >>> hooks = em.ablate_stream(directions["tarrow"], stream, direction_from=1)
+        >>> [name for name, _ in hooks][:3]
+        ['blocks.0.hook_resid_pre', 'blocks.0.hook_resid_mid', 'blocks.0.hook_resid_post']
     """
     if method not in ("affine", "zero", "mean"):
         raise ValueError(f"method={method!r}; allowed: 'affine', 'zero', 'mean'")
@@ -148,17 +196,12 @@ def ablate_stream(
         raise ValueError(
             f"a direction of width {given.unit.shape[-1]} for a stream of width {width}"
         )
-    basis = (
-        rearrange(given.unit, "row d_model -> row 1 d_model")
-        if per_row
-        else orthonormal(given.unit)[None]
-    )
-    out = []
+    basis, out = basis_of(given.unit, per_row), []
     for acts, layer, slot in stream.places():
         r = torch.zeros_like(given.unit[0]) if method == "zero" else _mean_of(acts, slot, method)
-        place = replace(given, layer=layer, norm={"median": float(acts.norm_median[slot])})
-        at: HookPoint = acts.hook_point  # type: ignore[assignment]  # a place of the stream
-        name, hook = removed_from(at, place, basis, r, method, positions, sinks)
+        norm = {"median": float(acts.norm_median[slot])}
+        place = replace(given, hook_point=acts.hook_point, layer=layer, norm=norm)
+        name, hook = removed_from(place, basis, r, method, positions, sinks)
         out.append((name, replace(hook, spec=replace(hook.spec, stream=True))))
     return out
 

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._typing import Blocks, HookedModel, Text, block_numbers
+from emolens._typing import Blocks, HookedModel, Text, block_numbers, typed
 from emolens.collect.progress import progress_bar
 from emolens.directions.controls import random_directions
 from emolens.directions.value import EmotionDirections
@@ -43,17 +43,25 @@ from emolens.sets.corpus import several
 from emolens.shards import Kept
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """What each cell did to each prompt.
 
     Attributes:
+        cells: What was added.
+        prompts: As they were read.
+        emotions: That have target words.
         change: `[cell prompt emotion]`, log-probability of each emotion's target words (mean over its words) minus the unsteered one, nats.
         baseline: `[prompt emotion]`, the unsteered one.
         kl: `[cell text]`, KL(unsteered || steered) in nats a token on neutral texts; None without them.
         written: The new texts of every cell; None unless asked for.
         unsteered: Those of the unsteered model, as one cell.
         info: Options, and in how many batches memory ran out and the batch was halved (`splits`).
+
+    Raises:
+        jaxtyping.TypeCheckError: tensors whose axes do not agree.
+        ValueError: another number of cells, prompts or emotions than `change` has.
     """
 
     cells: tuple[Cell, ...]
@@ -66,6 +74,13 @@ class Sweep:
     unsteered: Written | None = None
     info: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        named = len(self.cells), len(self.prompts), len(self.emotions)
+        if tuple(self.change.shape) != named:
+            raise ValueError(
+                f"change {list(self.change.shape)} is [cell prompt emotion], for {named[0]} cells, {named[1]} prompts and {named[2]} emotions"
+            )
+
     def select(
         self,
         *,
@@ -73,7 +88,22 @@ class Sweep:
         layer: SupportsIndex | None = None,
         dose: float | None = None,
     ) -> Sweep:
-        """The cells of one control (None: the emotions' own directions), layer or dose."""
+        """The cells of one control, layer or dose.
+
+        Args:
+            control: Its name; None for the emotions' own directions.
+            layer: Block; None takes all.
+            dose: In median residual norms; None takes all.
+
+        Returns:
+            A new `Sweep`.
+
+        Example:
+            >>> words = {e.name: e.target_words for e in stories.emotions}
+            >>> found = em.sweep(model, "She felt", directions, doses=[0.1, 0.2], target_words=words, progress=False)
+            >>> len(found.cells), len(found.select(dose=0.2).cells), len(found.select(control=None).cells)
+            (24, 12, 8)
+        """
         kept = [
             i
             for i, c in enumerate(self.cells)
@@ -81,13 +111,8 @@ class Sweep:
         ]
         kl = None if self.kl is None else self.kl[kept]
         written = None if self.written is None else self.written.take(kept)
-        return replace(
-            self,
-            cells=tuple(self.cells[i] for i in kept),
-            change=self.change[kept],
-            kl=kl,
-            written=written,
-        )
+        cells = tuple(self.cells[i] for i in kept)
+        return replace(self, cells=cells, change=self.change[kept], kl=kl, written=written)
 
     @property
     def perplexity_ratio(self) -> Float[Tensor, "cell prompt"]:
@@ -97,17 +122,27 @@ class Sweep:
             ValueError: a sweep that wrote nothing.
         """
         if self.written is None or self.unsteered is None:
-            raise ValueError("nothing was written: sweep(..., write=24)")
+            raise ValueError("nothing was written: sweep(..., max_new_tokens=24)")
         return (self.written.log_perplexity - self.unsteered.log_perplexity).exp()
 
     @property
     def margin(self) -> Float[Tensor, "cell prompt emotion"]:
-        """Change of each emotion's words minus the mean change of the others'."""
+        """Change of each emotion's words minus the mean change of the others', in nats."""
         k = self.change.shape[-1]
         return self.change - (self.change.sum(-1, keepdim=True) - self.change) / (k - 1)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary for each cell, prompt and emotion."""
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One dictionary for each cell, prompt and emotion, as `pandas.DataFrame` takes them.
+
+        Returns:
+            What was added (direction, control, layer, dose), to which prompt, and for which emotion's words the change is, in nats; of
+            what was written the text, its measures and its score.
+
+        Example:
+            >>> found = em.prompt_baseline(model, "Today she felt", stories, names=["glimmer"])
+            >>> {key: value for key, value in found.to_dicts()[0].items() if key != "change"}
+            {'direction': 'glimmer', 'control': 'prompt', 'layer': -1, 'dose': 0.0, 'prompt': 'Today she felt', 'emotion': 'glimmer'}
+        """
         out = []
         for i, c in enumerate(self.cells):
             for j, prompt in enumerate(self.prompts):
@@ -160,8 +195,19 @@ class Sweep:
 
 
 def shortest_words(tokenizer: Any, target_words: TargetWords) -> dict[str, list[str]]:
-    """Of each emotion the target words with the fewest tokens: like is compared with like, and a sweep is several times faster."""
-    count = lambda w: len(word_tokens(tokenizer, w))  # noqa: E731  (used twice)
+    """Of each emotion the target words with the fewest tokens: like is compared with like, and a sweep is several times faster.
+
+    Args:
+        tokenizer: Of the model.
+        target_words: For each emotion its words.
+
+    Returns:
+        The same with fewer words; an emotion without any is left out.
+    """
+
+    def count(word: str) -> int:
+        return len(word_tokens(tokenizer, word))
+
     return {
         e: [w for w in ws if count(w) == min(map(count, ws))]
         for e, ws in target_words.items()
@@ -181,15 +227,15 @@ def sweep(
     positions: Literal["all", "generation"] = "all",
     neutral: Sequence[str] | None = None,
     neutral_tokens: int = 64,
-    write: int = 0,
+    max_new_tokens: int = 0,
     stop: Stop = (),
     read: EmotionDirections | None = None,
     seed: int = 0,
     batch_tokens: int = 4096,
-    out: str | Path | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool | None = None,
+    out: str | Path | None = None,
 ) -> Sweep:
     """Add every direction at every layer with every dose to every prompt, and read what the next word would be.
 
@@ -197,6 +243,7 @@ def sweep(
     change_e = mean_w [ log P(w | prompt, x + dose m v) - log P(w | prompt) ].
 
     Args:
+        model: From `em.load_model`, or your own.
         prompts: Texts or chats that end where the word would come.
         directions: One or more emotions.
         layers: Blocks; None is the directions' default.
@@ -205,12 +252,16 @@ def sweep(
             put where their script and the end of the prompt have one (`tokens.joined`).
         controls: Further directions by name; None is eight random ones ("random directions"), {} none.
         positions: "all" tokens, or "generation": the last prompt token and what follows.
-        neutral: Texts to measure the damage on (the first `neutral_tokens` tokens of each, but the first one).
-        write: Also continue every prompt by this many tokens at most, greedily, and read what was written (`Written`).
+        neutral: Texts to measure the damage on.
+        neutral_tokens: The first so many tokens of each count, but the first one.
+        max_new_tokens: Also continue every prompt by this many tokens at most, greedily, and read what was written (`Written`).
         stop: Where to end beside the model's own stop tokens, as in `em.generate`.
         read: Directions that score what was written; the unsteered model reads it.
         seed: Of the random directions.
         batch_tokens: Of one batch; halved when memory runs out.
+        prepend_bos: As in `em.score`.
+        allow_other_model: Take directions of another model with the same shape.
+        progress: Whether to show a bar over cells; None shows one where it lasts and somebody can see it.
         out: A folder for finished cells, a file each; an interrupted sweep goes on from it.
 
     Returns:
@@ -220,6 +271,16 @@ def sweep(
         ValueError: no prompts, a layer without directions, no target words, a dose that is not finite.
         FileExistsError: `out` holds another sweep, or something else.
         FloatingPointError: NaN or infinity, with the layer and the type.
+
+    Example:
+        >>> words = {e.name: e.target_words for e in stories.emotions}
+        >>> found = em.sweep(
+        ...     model, "Today she felt", directions["glimmer"], doses=[0.1, 0.2], target_words=words, max_new_tokens=4, progress=False
+        ... )
+        >>> found.change.shape, sorted({c.control for c in found.cells}, key=str), found.written.length.shape
+        (torch.Size([18, 1, 4]), [None, 'random directions'], torch.Size([18, 1]))
+        >>> found.select(control=None, dose=0.2).to_dicts()[0]["direction"]
+        'glimmer'
     """
     texts = several(prompts)
     doses = [float(d) for d in doses]
@@ -234,9 +295,9 @@ def sweep(
         raise ValueError(
             f"{unknown[0]!r} has no target words; there are words for: {', '.join(words)}"
         )
-    if write < 0 or (read is not None and not write):
+    if max_new_tokens < 0 or (read is not None and not max_new_tokens):
         raise ValueError(
-            f"write={write}: how many tokens to write; read= scores what was written and needs write=24 or so"
+            f"max_new_tokens={max_new_tokens}: how many to write; read= scores what was written and needs max_new_tokens=24 or so"
         )
     if neutral_tokens < 2:
         raise ValueError(
@@ -263,16 +324,19 @@ def sweep(
         if neutral
         else []
     )
-    if write and (longest := max(len(e.ids) for e in encoded)) + write > model.cfg.n_ctx:
+    longest = max(len(e.ids) for e in encoded)
+    if max_new_tokens and longest + max_new_tokens > model.cfg.n_ctx:
         raise ValueError(
-            f"{longest} tokens of prompt and {write} new ones; this model reads {model.cfg.n_ctx}"
+            f"{longest} tokens of prompt and {max_new_tokens} new ones; this model reads {model.cfg.n_ctx}"
         )
     reader = None
     if read is not None:
         check_model(model, read.info["model"], allow_other_model=allow_other_model)
         reader = read.at(read.layer)
         reader.scale("token")
-    run = Run(model, encoded, cut, words, positions, batch_tokens, write, reader, layers, stop)
+    run = Run(
+        model, encoded, cut, words, positions, batch_tokens, max_new_tokens, reader, layers, stop
+    )
 
     cells = [
         Cell(e, control, layer, dose)
@@ -288,7 +352,7 @@ def sweep(
         doses,
         run.words,
         positions,
-        write,
+        max_new_tokens,
         [sorted(run.end.tokens), run.end.strings],
         present_info(model).fingerprint,
     ]
@@ -310,7 +374,7 @@ def sweep(
         for layer in layers:
             todo = [c for c in cells if c.layer == layer and c not in done]
             bar.update(sum(c.layer == layer for c in cells) - len(todo))
-            per_batch = max(1, batch_tokens // (len(encoded) * max(len(e.ids) for e in encoded)))
+            per_batch = max(1, batch_tokens // (len(encoded) * longest))
             for start in range(0, len(todo), per_batch):
                 chunk = todo[start : start + per_batch]
                 vectors = torch.stack([vector_of(groups[c.control], c) for c in chunk])
@@ -326,16 +390,8 @@ def sweep(
         "splits": run.splits,
         "key": kept.made_by,
     }
-    written = run.written(of) if write else None
-    unsteered = run.written(run.unsteered) if write else None
+    written = run.written(of) if max_new_tokens else None
+    unsteered = run.written(run.unsteered) if max_new_tokens else None
     return Sweep(
-        tuple(cells),
-        tuple(e.text for e in encoded),
-        tuple(words),
-        of["change"],
-        run.baseline,
-        of.get("kl"),
-        written,
-        unsteered,
-        info,
-    )
+        tuple(cells), tuple(e.text for e in encoded), tuple(words), of["change"], run.baseline, of.get("kl"), written, unsteered, info
+    )  # fmt: skip

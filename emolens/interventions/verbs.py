@@ -5,221 +5,65 @@ With v the unit direction, mu the reference mean and m the median norm of ordina
 ``rotate`` x turned towards v by an angle, its norm kept;   ``patch``  x replaced by the activation of another run;
 ``ablate_stream``  ablation wherever a block reads the stream or leaves it, with the mean of each of these places.
 Each call returns a list of ``(hook_name, hook)``, to be added to other lists and given to `model.hooks`, `run_with_hooks`, `em.generate`
-or `em.sweep`. A hook returns a new tensor and never writes in place. Nothing runs a model here but `check`.
+or `em.sweep`. A hook returns a new tensor and never writes in place. Nothing runs a model here.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Concatenate, Literal, ParamSpec, SupportsIndex, TypeVar
+from collections.abc import Sequence
+from typing import SupportsIndex
 
-import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._typing import Blocks, HeadPoint, HookPoint, block_numbers, hook_name
+from emolens._typing import Blocks, Cache, HeadPoint, HookPoint, at_hook_point, hook_name
 from emolens.collect.activations import Activations
-from emolens.collect.pooling import SINK
-from emolens.directions.value import EmotionDirections
 from emolens.interventions.hooks import (
+    EVERYWHERE,
     AblationMethod,
     DoseUnit,
     Hook,
     Hooks,
-    Replace,
-    Spec,
     add_vector,
     replace_along,
+    replacing,
     set_projection,
     turn_towards,
 )
-from emolens.interventions.positions import Positions, Where
-
-Direction = EmotionDirections | Float[Tensor, "*row d_model"] | Float[np.ndarray, "*row d_model"]
-Layers = Blocks | Literal["all"] | None
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _named(
-    function: Callable[Concatenate[Any, P], R], hook_point: str, what: str
-) -> Callable[P, R]:
-    """The public call of a verb at one hook point, with its own name, signature and docstring."""
-
-    def named(*args: P.args, **kwargs: P.kwargs) -> R:
-        return function(hook_point, *args, **kwargs)
-
-    verb = function.__name__.strip("_")
-    named.__name__ = named.__qualname__ = f"{verb}_{hook_point}"
-    signature = inspect.signature(function)
-    named.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]  # for help()
-    first, rest = inspect.cleandoc(function.__doc__ or "").split("\n", 1)
-    named.__doc__ = f"{first.rstrip('.')}: {what}.\n{rest}"
-    return named
-
-
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """One layer of an intervention: unit directions `[row d_model]` and what the formulas need."""
-
-    layer: int
-    unit: Tensor
-    norm: dict[str, float]  # dose unit -> size
-    v: EmotionDirections | None
-    slot: int | None  # of the layer in v, where v has it
-
-
-def resolve_places(
-    kind: str,
-    hook_point: HookPoint,
-    direction: Direction,
-    layer: Layers,
-    direction_from: SupportsIndex | None,
-) -> list[_Place]:
-    """Where a direction is to act: its vector, reference and norms for each layer asked for."""
-    if isinstance(direction, np.ndarray):
-        direction = torch.from_numpy(direction)
-    if isinstance(direction, Tensor):
-        if direction.ndim not in (1, 2) or not torch.isfinite(direction).all():
-            raise ValueError(
-                f"a bare direction is a finite tensor [d_model] or [row d_model], got {list(direction.shape)}"
-            )
-        if direction_from is not None or layer is None or isinstance(layer, str):
-            raise ValueError(
-                "a bare tensor knows no layers: give layer= as a block number or several"
-            )
-        rows = direction.detach().float().reshape(-1, direction.shape[-1])
-        size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        if (size == 0).any():
-            raise ValueError("a direction that is zero points nowhere")
-        return [_Place(k, rows / size, {}, None, None) for k in _numbers(layer)]
-    if not isinstance(direction, EmotionDirections):
-        raise TypeError(
-            f"a direction is v['joy'], or a tensor or array [d_model], not a {type(direction).__name__}"
-        )
-    v = direction
-    if v.hook_point != hook_point and direction_from is None:
-        raise ValueError(
-            f"{kind}_{hook_point} with directions of {v.hook_point}: collect them at {hook_point}, or say direction_from= "
-            f"(and dose_unit='raw' where there is a dose) to use those of one {v.hook_point} layer there"
-        )
-    every = isinstance(layer, str) and layer == "all"
-    chosen = [v.layer] if layer is None else list(v.layers) if every else _numbers(layer)
-    out = []
-    for k in chosen:
-        known = v.hook_point == hook_point and k in v.layers
-        if direction_from is None and not known:
-            v.slot(k)  # says which layers there are
-        slot = v.layers.index(k) if known else None
-        norm = (
-            {"median": float(v.norm_median[slot]), "mean": float(v.norm_mean[slot])}
-            if slot is not None
-            else {}
-        )
-        out.append(
-            _Place(
-                k, v.unit(k if direction_from is None else direction_from).float(), norm, v, slot
-            )
-        )
-    return out
-
-
-def _numbers(layer: Any) -> list[int]:
-    wrong = ": layers are block numbers from 0 on, or 'all'"
-    chosen = list(block_numbers(layer, wrong))
-    for k in chosen:
-        if k < 0:
-            raise ValueError(f"layer {k}{wrong}")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"layer={layer!r}: give each block once, at least one")
-    return chosen
+from emolens.interventions.places import (
+    Direction,
+    Layers,
+    Place,
+    for_rows,
+    layers_once,
+    resolve_places,
+)
+from emolens.interventions.positions import Positions, Where, check_where
 
 
 def orthonormal(
     directions: Float[Tensor, "direction d_model"],
 ) -> Float[Tensor, "component d_model"]:
-    """An orthonormal basis of what directions span; as many rows as they have rank (centred directions have one less than their number).
+    """An orthonormal basis of what directions span.
 
-    >>> orthonormal(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).abs().tolist()
-    [[1.0, 0.0]]
+    Args:
+        directions: `[direction d_model]`, of any length.
+
+    Returns:
+        `[component d_model]` in float32, as many rows as the directions have rank (centred ones have one less than their number).
+
+    Example:
+        >>> from emolens.interventions import orthonormal
+        >>> orthonormal(torch.tensor([[1.0, 0.0], [2.0, 0.0]])).abs().tolist()
+        [[1.0, 0.0]]
     """
     _, size, axes = torch.linalg.svd(directions.double(), full_matrices=False)
     return axes[size > 1e-5 * size[0]].float()
 
 
-def _per_row(name: str, values: float | int | Sequence[float] | Tensor, rows: int) -> Tensor:
-    """`[row]` from a number or one for each row; the number of rows may come from here."""
-    out = torch.as_tensor(values, dtype=torch.float32).reshape(-1)
-    if not len(out) or not torch.isfinite(out).all():
-        raise ValueError(f"{name}={values!r}: a finite number, or one for each row")
-    if len(out) != rows and 1 not in (len(out), rows):
-        raise ValueError(
-            f"{len(out)} values of {name} for {rows} directions; give one, or one for each"
-        )
-    return out
-
-
-def _size(place: _Place, unit: DoseUnit, hook_point: str) -> float:
-    if unit not in ("median", "mean", "raw"):
-        raise ValueError(f"dose_unit={unit!r}; allowed: 'median', 'mean', 'raw'")
-    if unit == "raw":
-        return 1.0
-    size = place.norm.get(unit, math.nan)
-    if not math.isfinite(size):
-        raise ValueError(
-            f"the {unit} residual norm at {hook_point} of layer {place.layer} is not known to these directions; "
-            "collect them there, or give dose_unit='raw' (the residual stream's own units)"
-        )
-    return size
-
-
-def _reference(
-    place: _Place, which: Literal["reference", "neutral_mean"], hook_point: str
-) -> Tensor:
-    if place.v is None or place.slot is None:
-        raise ValueError(
-            f"the mean at {hook_point} of layer {place.layer} is not known here: use directions collected there, or method='zero'"
-        )
-    if which == "reference":
-        return place.v.centre(place.v.layers[place.slot]).float()
-    mean = place.v.neutral_mean[place.slot].float()
-    if not torch.isfinite(mean).all():
-        raise ValueError(
-            "method='mean' needs neutral texts, and these directions were made without any"
-        )
-    return mean
-
-
-def _limit(place: _Place, hook_point: str, sinks: bool) -> Tensor:
-    """`[row=1]`, the norm from which on a token is an attention sink and is left alone."""
-    known = math.isfinite(place.norm.get("median", math.nan)) and hook_point.startswith("resid")
-    return torch.tensor([SINK * place.norm["median"] if known and not sinks else math.inf])
-
-
-def _hook(
-    kind: str, hook_point: HookPoint | HeadPoint, place: _Place, edit: Callable[..., Tensor], tensors: tuple[Tensor, ...], amount: str, positions: Where | Positions
-) -> tuple[str, Hook]:  # fmt: skip
-    if not isinstance(positions, Positions) and positions not in ("all", "generation"):
-        raise ValueError(
-            f"positions={positions!r}; allowed: 'all', 'generation', or em.positions(model, prompts, ...)"
-        )
-    rows = max(len(t) for t in tensors)
-    if isinstance(positions, Positions) and rows not in (1, len(positions.encoded)):
-        raise ValueError(
-            f"{rows} rows of directions for the positions of {len(positions.encoded)} prompts"
-        )
-    name = hook_name(hook_point, place.layer)
-    what = place.v.emotions if place.v is not None else ("direction",) * len(place.unit)
-    model = place.v.info["model"] if place.v is not None else None
-    spec = Spec(
-        kind, hook_point, place.layer, name, what, amount, place.unit.shape[-1], rows, model
-    )
-    return name, Hook(spec, edit, tensors, positions)
+_UNITS = {"median": "median norms", "mean": "mean norms", "raw": "raw"}
 
 
 def _text(values: Tensor) -> str:
@@ -256,17 +100,23 @@ def _steer(
         ValueError: a layer without directions, a dose that is not finite, rows that do not match, directions of another hook point.
 
     Example:
-        ``hooks = em.steer_resid_post(v["joy"], layer=18, dose=0.1)``
+        >>> hooks = em.steer_resid_post(directions["glimmer"], layer=1, dose=0.1)
+        >>> [name for name, _ in hooks]
+        ['blocks.1.hook_resid_post']
+        >>> print(hooks[0][1].spec)
+        steer glimmer at blocks.1.hook_resid_post (dose 0.1 median norms)
+        >>> with model.hooks(fwd_hooks=hooks):
+        ...     logits = model(torch.tensor([[1, 2, 3]]))
 
     Reference:
         Turner et al. 2023, *Activation Addition*, arXiv 2308.10248; the unit is that of Anthropic 2026 with the median for the mean.
     """
     out = []
     for place in resolve_places("steer", hook_point, direction, layer, direction_from):
-        doses = _per_row("dose", dose, len(place.unit))
-        vector = rearrange(doses * _size(place, dose_unit, hook_point), "row -> row 1") * place.unit
-        amount = f"dose {_text(doses)} {'raw' if dose_unit == 'raw' else dose_unit + ' norms'}"
-        out.append(_hook("steer", hook_point, place, add_vector, (vector,), amount, positions))
+        doses = for_rows("dose", dose, len(place.unit))
+        vector = rearrange(doses * place.size(dose_unit), "row -> row 1") * place.unit
+        amount = f"dose {_text(doses)} {_UNITS[dose_unit]}"
+        out.append(place.hook(add_vector, (vector,), amount, positions))
     return out
 
 
@@ -307,6 +157,11 @@ def _ablate(
     Raises:
         ValueError: a mean that the directions do not know, directions of another hook point, a layer they do not have.
 
+    Example:
+        >>> [(name, hook)] = em.ablate_resid_post(directions[["glimmer", "tarrow"]], layer=1)
+        >>> print(hook.spec)
+        ablate glimmer, tarrow at blocks.1.hook_resid_post (rank 2, affine)
+
     Reference:
         Arditi et al. 2024, arXiv 2406.11717 (to zero); Marshall et al. 2024, *Refusal is an affine function*, arXiv 2411.09003.
     """
@@ -318,43 +173,35 @@ def _ablate(
         )
     out = []
     for place in resolve_places("ablate", hook_point, direction, layer, direction_from):
-        basis = (
-            rearrange(place.unit, "row d_model -> row 1 d_model")
-            if per_row
-            else orthonormal(place.unit)[None]
-        )
         if method == "zero":
             r = torch.zeros_like(place.unit[0])
-        elif method == "resample":
-            assert source is not None
+        elif source is not None:
             if source.hook_point != hook_point or place.layer not in source.layers:
                 have = f"{source.hook_point} of layers {list(source.layers)}"
                 raise ValueError(f"source has {have}, not {hook_point} of layer {place.layer}")
-            drawn = int(
-                torch.randint(len(source.rows), (1,), generator=torch.Generator().manual_seed(seed))
-            )
+            generator = torch.Generator().manual_seed(seed)
+            drawn = int(torch.randint(len(source.rows), (1,), generator=generator))
             r = source.rows[drawn, source.layers.index(place.layer)].float()
         else:
-            r = _reference(place, "reference" if method == "affine" else "neutral_mean", hook_point)
-        out.append(removed_from(hook_point, place, basis, r, method, positions, sinks))
+            r = place.mean("reference" if method == "affine" else "neutral_mean")
+        out.append(removed_from(place, basis_of(place.unit, per_row), r, method, positions, sinks))
     return out
 
 
+def basis_of(
+    unit: Float[Tensor, "row d_model"], per_row: bool
+) -> Float[Tensor, "row component d_model"]:
+    """What is taken out: of each row its own direction, or of every row the subspace of all."""
+    return rearrange(unit, "row d_model -> row 1 d_model") if per_row else orthonormal(unit)[None]
+
+
 def removed_from(
-    hook_point: HookPoint, place: _Place, basis: Tensor, r: Tensor, method: str, positions: Where | Positions, sinks: bool
-) -> tuple[str, Hook]:  # fmt: skip
+    place: Place, basis: Tensor, r: Tensor, method: str, positions: Where | Positions, sinks: bool
+) -> tuple[str, Hook]:
     """The hook that sets the projections on a basis to those of r."""
     target = einsum(basis, r, "row component d_model, d_model -> row component")
-    tensors = (basis, target, _limit(place, hook_point, sinks))
-    return _hook(
-        "ablate",
-        hook_point,
-        place,
-        set_projection,
-        tensors,
-        f"rank {basis.shape[1]}, {method}",
-        positions,
-    )
+    amount = f"rank {basis.shape[1]}, {method}"
+    return place.hook(set_projection, (basis, target, place.limit(sinks)), amount, positions)
 
 
 def _clamp(
@@ -383,31 +230,22 @@ def _clamp(
 
     Raises:
         ValueError: as `steer_resid_post`.
+
+    Example:
+        >>> [(name, hook)] = em.clamp_resid_post(directions["glimmer"], layer=1, value=0.2)
+        >>> print(hook.spec)
+        clamp glimmer at blocks.1.hook_resid_post (value 0.2 median norms)
     """
     out = []
     for place in resolve_places("clamp", hook_point, direction, layer, direction_from):
-        values = _per_row("value", value, len(place.unit))
-        mu = (
-            torch.zeros_like(place.unit[0])
-            if place.v is None
-            else _reference(place, "reference", hook_point)
-        )
-        at = einsum(place.unit, mu, "row d_model, d_model -> row") + values * _size(
-            place, dose_unit, hook_point
-        )
+        values = for_rows("value", value, len(place.unit))
+        zero = torch.zeros_like(place.unit[0])
+        mu = zero if place.directions is None else place.mean("reference")
+        at = einsum(place.unit, mu, "row d_model, d_model -> row") + values * place.size(dose_unit)
         basis = rearrange(place.unit, "row d_model -> row 1 d_model")
-        amount = f"value {_text(values)} {'raw' if dose_unit == 'raw' else dose_unit + ' norms'}"
-        out.append(
-            _hook(
-                "clamp",
-                hook_point,
-                place,
-                set_projection,
-                (basis, at[:, None], _limit(place, hook_point, sinks)),
-                amount,
-                positions,
-            )
-        )
+        tensors = (basis, rearrange(at, "row -> row 1"), place.limit(sinks))
+        amount = f"value {_text(values)} {_UNITS[dose_unit]}"
+        out.append(place.hook(set_projection, tensors, amount, positions))
     return out
 
 
@@ -437,35 +275,27 @@ def _rotate(
     Raises:
         ValueError: as `steer_resid_post`.
 
+    Example:
+        >>> [(name, hook)] = em.rotate_resid_post(directions["glimmer"], layer=1, angle=30)
+        >>> print(hook.spec)
+        rotate glimmer at blocks.1.hook_resid_post (30 degrees)
+
     Reference:
         Vu & Nguyen 2025, *Angular Steering*, arXiv 2510.26243, with the plane of each activation and v for their fixed plane.
     """
     out = []
     for place in resolve_places("rotate", hook_point, direction, layer, direction_from):
-        angles = _per_row("angle", angle, len(place.unit))
+        angles = for_rows("angle", angle, len(place.unit))
         radians = rearrange(torch.deg2rad(angles), "row -> row 1 1")
-        tensors = (
-            rearrange(place.unit, "row d_model -> row 1 d_model"),
-            radians,
-            _limit(place, hook_point, sinks),
-        )
-        out.append(
-            _hook(
-                "rotate",
-                hook_point,
-                place,
-                turn_towards,
-                tensors,
-                f"{_text(angles)} degrees",
-                positions,
-            )
-        )
+        unit = rearrange(place.unit, "row d_model -> row 1 d_model")
+        tensors = (unit, radians, place.limit(sinks))
+        out.append(place.hook(turn_towards, tensors, f"{_text(angles)} degrees", positions))
     return out
 
 
 def _patch(
     hook_point: HookPoint | HeadPoint,
-    source: Mapping[str, Tensor] | Tensor,
+    source: Cache | Tensor,
     *,
     layer: Blocks,
     heads: Sequence[int] | None = None,
@@ -489,6 +319,15 @@ def _patch(
     Raises:
         ValueError: several layers of one tensor; heads of a hook point that has none; shapes that do not match, at the first firing.
         KeyError: a hook point that the cache does not have.
+
+    Example:
+        >>> from emolens.interventions import patch_resid_post, patch_z
+        >>> tokens = torch.tensor([[1, 2, 3]])
+        >>> logits, cache = model.run_with_cache(tokens)
+        >>> hooks = patch_resid_post(cache, layer=1) + patch_z(cache, layer=2, heads=[0, 3])
+        >>> with model.hooks(fwd_hooks=hooks):
+        ...     bool(torch.allclose(model(tokens), logits, atol=1e-4))  # clean into clean changes nothing
+        True
     """
     if heads is not None and hook_point not in ("z", "q", "k", "v"):
         raise ValueError(f"{hook_point} has no heads; z, q, k and v have")
@@ -496,86 +335,72 @@ def _patch(
         raise ValueError(
             f"along= is a direction of the residual stream; {hook_point} has other axes"
         )
-    layers = _numbers(layer)
-    if not isinstance(positions, Positions) and positions not in ("all", "generation"):
-        raise ValueError(
-            f"positions={positions!r}; allowed: 'all', 'generation', or em.positions(model, prompts, ...)"
-        )
+    layers = layers_once(layer)
+    check_where(positions)
     if isinstance(source, Tensor) and len(layers) > 1:
         raise ValueError("one tensor is the activation of one layer; give a cache for several")
+    known = () if isinstance(source, Tensor) else tuple(source.keys())
     out = []
     for k in layers:
         name = hook_name(hook_point, k)
-        if not isinstance(source, Tensor) and name not in source:
+        if not isinstance(source, Tensor) and name not in known:
             raise KeyError(f"the cache has no {name!r}")
         x = (source if isinstance(source, Tensor) else source[name]).detach()
         if x.ndim < 3:
             raise ValueError(f"{name}: the source is [batch pos ...], got {list(x.shape)}")
         if along is not None:
-            place = resolve_places("patch", hook_point, along, k, None)[0]  # type: ignore[arg-type]  # no head point
-            name, hook = _hook(
-                "patch",
-                hook_point,
-                place,
-                replace_along,
-                (x, place.unit),
-                "from another run, along it",
-                positions,
-            )
-            out.append((name, hook))
+            [place] = resolve_places("patch", hook_point, along, k, None)  # type: ignore[arg-type]  # no head point
+            amount = "from another run, along it"
+            out.append(place.hook(replace_along, (x, place.unit), amount, positions))
             continue
         if isinstance(positions, Positions) and len(x) not in (1, len(positions.encoded)):
             raise ValueError(
                 f"{len(x)} rows of source for the positions of {len(positions.encoded)} prompts"
             )
-        what = (
-            hook_point if heads is None else f"{hook_point} of heads {', '.join(map(str, heads))}"
-        )
-        spec = Spec("patch", hook_point, k, name, (what,), "from another run", x.shape[-1], len(x))
-        out.append(
-            (
-                name,
-                Hook(spec, Replace(tuple(heads) if heads is not None else None), (x,), positions),
-            )
-        )
+        here, what = EVERYWHERE, hook_point
+        if heads is not None:
+            if x.ndim != 4 or not all(0 <= h < x.shape[2] for h in heads):
+                raise ValueError(
+                    f"heads {list(heads)}: this hook point has heads 0 to {x.shape[2] - 1}"
+                    if x.ndim == 4
+                    else f"{name}: the source is [batch pos head d_head], got {list(x.shape)}"
+                )
+            here = torch.zeros(1, 1, x.shape[2], dtype=torch.bool)
+            here[..., list(heads)] = True
+            what = f"{hook_point} of heads {', '.join(map(str, heads))}"
+        out.append(replacing(hook_point, k, x, here, what=what, positions=positions))
     return out
 
 
-_PRE, _MID, _POST = (
-    "the residual stream before the block",
-    "the stream between attention and MLP",
-    "the stream after the block",
-)
-_ATTN, _MLP = "the output of attention", "the output of the MLP"
-steer_resid_pre = _named(_steer, "resid_pre", _PRE)
-steer_resid_mid = _named(_steer, "resid_mid", _MID)
-steer_resid_post = _named(_steer, "resid_post", _POST)
-steer_attn_out = _named(_steer, "attn_out", _ATTN)
-steer_mlp_out = _named(_steer, "mlp_out", _MLP)
-ablate_resid_pre = _named(_ablate, "resid_pre", _PRE)
-ablate_resid_mid = _named(_ablate, "resid_mid", _MID)
-ablate_resid_post = _named(_ablate, "resid_post", _POST)
-ablate_attn_out = _named(_ablate, "attn_out", _ATTN)
-ablate_mlp_out = _named(_ablate, "mlp_out", _MLP)
-clamp_resid_pre = _named(_clamp, "resid_pre", _PRE)
-clamp_resid_mid = _named(_clamp, "resid_mid", _MID)
-clamp_resid_post = _named(_clamp, "resid_post", _POST)
-clamp_attn_out = _named(_clamp, "attn_out", _ATTN)
-clamp_mlp_out = _named(_clamp, "mlp_out", _MLP)
-rotate_resid_pre = _named(_rotate, "resid_pre", _PRE)
-rotate_resid_mid = _named(_rotate, "resid_mid", _MID)
-rotate_resid_post = _named(_rotate, "resid_post", _POST)
-rotate_attn_out = _named(_rotate, "attn_out", _ATTN)
-rotate_mlp_out = _named(_rotate, "mlp_out", _MLP)
-patch_resid_pre = _named(_patch, "resid_pre", _PRE)
-patch_resid_mid = _named(_patch, "resid_mid", _MID)
-patch_resid_post = _named(_patch, "resid_post", _POST)
-patch_attn_out = _named(_patch, "attn_out", _ATTN)
-patch_mlp_out = _named(_patch, "mlp_out", _MLP)
-patch_z = _named(_patch, "z", "what each head read, before W_O")
-patch_q = _named(_patch, "q", "the queries")
-patch_k = _named(_patch, "k", "the keys")
-patch_v = _named(_patch, "v", "the values")
+steer_resid_pre = at_hook_point(_steer, "resid_pre")
+steer_resid_mid = at_hook_point(_steer, "resid_mid")
+steer_resid_post = at_hook_point(_steer, "resid_post")
+steer_attn_out = at_hook_point(_steer, "attn_out")
+steer_mlp_out = at_hook_point(_steer, "mlp_out")
+ablate_resid_pre = at_hook_point(_ablate, "resid_pre")
+ablate_resid_mid = at_hook_point(_ablate, "resid_mid")
+ablate_resid_post = at_hook_point(_ablate, "resid_post")
+ablate_attn_out = at_hook_point(_ablate, "attn_out")
+ablate_mlp_out = at_hook_point(_ablate, "mlp_out")
+clamp_resid_pre = at_hook_point(_clamp, "resid_pre")
+clamp_resid_mid = at_hook_point(_clamp, "resid_mid")
+clamp_resid_post = at_hook_point(_clamp, "resid_post")
+clamp_attn_out = at_hook_point(_clamp, "attn_out")
+clamp_mlp_out = at_hook_point(_clamp, "mlp_out")
+rotate_resid_pre = at_hook_point(_rotate, "resid_pre")
+rotate_resid_mid = at_hook_point(_rotate, "resid_mid")
+rotate_resid_post = at_hook_point(_rotate, "resid_post")
+rotate_attn_out = at_hook_point(_rotate, "attn_out")
+rotate_mlp_out = at_hook_point(_rotate, "mlp_out")
+patch_resid_pre = at_hook_point(_patch, "resid_pre")
+patch_resid_mid = at_hook_point(_patch, "resid_mid")
+patch_resid_post = at_hook_point(_patch, "resid_post")
+patch_attn_out = at_hook_point(_patch, "attn_out")
+patch_mlp_out = at_hook_point(_patch, "mlp_out")
+patch_z = at_hook_point(_patch, "z")
+patch_q = at_hook_point(_patch, "q")
+patch_k = at_hook_point(_patch, "k")
+patch_v = at_hook_point(_patch, "v")
 
 
 def steer_at(
@@ -587,7 +412,23 @@ def steer_at(
     dose_unit: DoseUnit = "median",
     positions: Where | Positions = "all",
 ) -> Hooks:
-    """`steer_resid_post` and its siblings for a hook point given by name."""
+    """Add a direction at a hook point that is given by name: `steer_resid_post` and its siblings.
+
+    Args:
+        hook_point: By TransformerLens's name without "hook_", such as "resid_post".
+        direction, dose, layer, dose_unit, positions: As in `steer_resid_post`.
+
+    Returns:
+        A list of ``(hook_name, hook)``.
+
+    Raises:
+        ValueError: as `steer_resid_post`.
+
+    Example:
+        >>> from emolens.interventions import steer_at
+        >>> [name for name, _ in steer_at("resid_post", directions["glimmer"], layer=[0, 1], dose=0.1)]
+        ['blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
+    """
     return _steer(
         hook_point, direction, dose=dose, layer=layer, dose_unit=dose_unit, positions=positions
     )

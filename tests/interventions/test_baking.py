@@ -56,7 +56,7 @@ def _logits(model, hooks=()):
 
 
 def _agrees(source, hooks, out):
-    made = bake(source, hooks, out)
+    made = bake(source, hooks, out=out)
     assert made.difference < TOLERANCE
     assert made.moved > 100 * TOLERANCE, "unsteered must differ, or the test sees nothing"
     for backend in BACKENDS:
@@ -81,16 +81,16 @@ def test_ablation_to_zero_is_baked_into_qwen(tiny, tmp_path, what):
 def test_resid_mid_is_baked_where_it_exists(tiny, tmp_path):
     hooks = steer_resid_mid(V, layer=1, dose=2.0, **RAW)
     with pytest.raises(KeyError, match="parallel-residual"):
-        bake(tiny("neox"), hooks, tmp_path / "parallel")
+        bake(tiny("neox"), hooks, out=tmp_path / "parallel")
     for family, source in {
         "llama": tiny("llama"),
         "neox": tiny("neox", use_parallel_residual=False),
     }.items():
         if "hooked" not in BACKENDS:
             with pytest.raises(KeyError, match="only what the MLP reads"):
-                bake(source, hooks, tmp_path / family)
+                bake(source, hooks, out=tmp_path / family)
             continue
-        assert bake(source, hooks, tmp_path / family).difference < TOLERANCE
+        assert bake(source, hooks, out=tmp_path / family).difference < TOLERANCE
         # every backend runs the copy alike, though a bridge's own resid_mid hook does not reach the stream
         expected = _logits(em.load_model(source), hooks)
         for backend in BACKENDS:
@@ -143,7 +143,7 @@ def test_an_ablation_with_a_target_sets_the_bias(tiny, tmp_path, family):
 )
 def test_what_cannot_be_baked_is_refused_by_name_before_anything_is_loaded(tmp_path, hooks, reason):
     with pytest.raises(ValueError, match=reason):
-        bake("no-such-model", hooks(), tmp_path / "out")
+        bake("no-such-model", hooks(), out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -151,13 +151,13 @@ def test_qwen_has_no_place_for_an_offset(tiny, tmp_path):
     target = _with_target(ablate_mlp_out(V, layer=0, method="zero"), 1.0)
     for hooks in (*(make() for make in STEERS.values()), target):
         with pytest.raises(ValueError, match=r"Qwen-2\.5 has no bias"):
-            bake(tiny("qwen2"), hooks, tmp_path / "out")
+            bake(tiny("qwen2"), hooks, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_complete_records_what_was_done_and_holds_no_pickle(tiny, tmp_path):
     source, out = tiny("llama", tokenizer="chat"), tmp_path / "out"
-    made = bake(source, STEERS["resid_post"](), out)
+    made = bake(source, STEERS["resid_post"](), out=out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     names = {p.name for p in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "emolens.json"} <= names
@@ -176,7 +176,7 @@ def test_the_folder_is_complete_records_what_was_done_and_holds_no_pickle(tiny, 
 
 
 def test_half_precision_says_what_rounding_costs(tiny, tmp_path):
-    made = bake(tiny("neox"), STEERS["mlp_out"](), tmp_path / "out", dtype="bfloat16")
+    made = bake(tiny("neox"), STEERS["mlp_out"](), out=tmp_path / "out", dtype="bfloat16")
     assert made.dtype == "bfloat16"
     assert TOLERANCE < made.difference < made.moved
     assert em.model_info(em.load_model(tmp_path / "out", dtype="bfloat16")).dtype == "bfloat16"
@@ -185,32 +185,32 @@ def test_half_precision_says_what_rounding_costs(tiny, tmp_path):
 def test_nothing_is_overwritten_unless_asked(tiny, tmp_path):
     source, out, hooks = tiny("neox"), tmp_path / "out", STEERS["mlp_out"]()
     out.mkdir()
-    bake(source, hooks, out)  # an empty directory is fine
+    bake(source, hooks, out=out)  # an empty directory is fine
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        bake(source, hooks, out)
-    bake(source, ABLATIONS["attn"](), out, overwrite=True)
+        bake(source, hooks, out=out)
+    bake(source, ABLATIONS["attn"](), out=out, overwrite=True)
     assert (
         json.loads((out / "emolens.json").read_text(encoding="utf-8"))["hooks"][0]["kind"]
         == "ablate"
     )
     with pytest.raises(ValueError, match="holds the model"):
-        bake(out, hooks, out, overwrite=True)
+        bake(out, hooks, out=out, overwrite=True)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "one.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(ValueError, match="no checkpoint"):
-        bake(source, hooks, tmp_path / "letters", overwrite=True)
+        bake(source, hooks, out=tmp_path / "letters", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "out"]
 
 
 def test_a_failure_leaves_the_old_checkpoint_and_nothing_half_written(tiny, tmp_path, monkeypatch):
     source, out = tiny("neox"), tmp_path / "out"
-    bake(source, STEERS["mlp_out"](), out)
+    bake(source, STEERS["mlp_out"](), out=out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     monkeypatch.setattr(
         baking, "_write", lambda hf_model, hooks: []
     )  # a bake that does nothing is caught
     with pytest.raises(RuntimeError, match="differs from the hooks"):
-        bake(source, ABLATIONS["attn"](), out, overwrite=True)
+        bake(source, ABLATIONS["attn"](), out=out, overwrite=True)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -218,7 +218,7 @@ def test_a_failure_leaves_the_old_checkpoint_and_nothing_half_written(tiny, tmp_
 @pytest.mark.real
 def test_a_gguf_model_is_saved_as_plain_safetensors(tmp_path, real_model):
     hooks = steer_resid_post(torch.randn(real_model.cfg.d_model), layer=18, dose=20.0, **RAW)
-    made = bake("smollm2-135m-instruct-q4", hooks, tmp_path / "out")
+    made = bake("smollm2-135m-instruct-q4", hooks, out=tmp_path / "out")
     assert made.difference < 1e-3  # float32 noise of 30 blocks; see ALLOWED
     assert made.moved > 100 * made.difference
     assert "quantization_config" not in json.loads(

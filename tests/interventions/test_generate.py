@@ -111,19 +111,18 @@ def test_chosen_prompt_tokens_are_steered_once_and_no_new_one(model, v):
 
 
 def test_sampling_does_not_depend_on_the_other_rows_and_does_on_the_seed(model):
-    options = {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.95}
-    together = generate(model, PROMPTS, seed=1, **options)
-    assert together.tokens[0] == generate(model, PROMPTS[0], seed=1, **options).tokens[0]
-    assert together.tokens == generate(model, PROMPTS, seed=1, **options).tokens
-    assert together.tokens != generate(model, PROMPTS, seed=2, **options).tokens
+    one, two = (em.Decoding(12, temperature=1.0, top_p=0.95, seed=seed) for seed in (1, 2))
+    together = generate(model, PROMPTS, decoding=one)
+    assert together.tokens[0] == generate(model, PROMPTS[0], decoding=one).tokens[0]
+    assert together.tokens == generate(model, PROMPTS, decoding=one).tokens
+    assert together.tokens != generate(model, PROMPTS, decoding=two).tokens
+    short = generate(model, PROMPTS, max_new_tokens=2, decoding=one)
+    assert short.tokens == tuple(ids[:2] for ids in together.tokens)
 
 
 def test_a_small_top_p_takes_the_likeliest_token(model):
     greedy = generate(model, PROMPTS, max_new_tokens=N)
-    assert (
-        generate(model, PROMPTS, max_new_tokens=N, temperature=1.0, top_p=1e-9).tokens
-        == greedy.tokens
-    )
+    assert generate(model, PROMPTS, decoding=em.Decoding(N, 1.0, 1e-9)).tokens == greedy.tokens
 
 
 def reread(model, v, prompt, new, hooks=()):
@@ -155,7 +154,7 @@ def test_scores_are_those_of_the_text_read_without_hooks_or_as_generated_by_name
             g.scores[i], z[read_with], atol=2e-3, rtol=1e-3
         )  # z of float noise
         assert (z["as generated"] - z["unsteered"])[:, v.index("glimmer")].min() > 1
-    assert g.top(0).count(",") == 2
+    assert len(g.top(0)) == 3 == g.mood(0).count(",") + 1
 
 
 def test_the_default_reads_the_text_and_a_sweep_reads_it_alike(model, v):
@@ -164,7 +163,7 @@ def test_the_default_reads_the_text_and_a_sweep_reads_it_alike(model, v):
     assert g.read_with == "unsteered"
     words = {e: ["door"] if e == "glimmer" else ["dog"] for e in v.emotions}
     s = em.sweep(
-        model, PROMPTS, v["glimmer"], layers=[1], doses=[1.0], target_words=words, controls={}, write=N, read=v.at(1), progress=False
+        model, PROMPTS, v["glimmer"], layers=[1], doses=[1.0], target_words=words, controls={}, max_new_tokens=N, read=v.at(1), progress=False
     )  # fmt: skip
     assert s.written.texts[0] == g.texts
     mean = torch.stack([z.mean(0) for z in g.scores])
@@ -233,12 +232,18 @@ def test_no_hook_is_left_after_an_error_or_an_interrupt(model, v):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "at least 0"), ({"top_p": 0.0}, "in \\(0, 1"), ({"max_new_tokens": 5000}, "this model reads 256"),
+    [({"max_new_tokens": 0}, "at least 1"), ({"max_new_tokens": 5000}, "this model reads 256"),
      ({"read_with": "steered"}, "allowed: 'unsteered', 'as generated'")],
 )  # fmt: skip
 def test_bad_options_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         generate(model, PROMPTS, **options)
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}])  # fmt: skip
+def test_a_decoding_out_of_range_is_refused_when_it_is_made(options):
+    with pytest.raises(ValueError, match=r"at least 1, at least 0, in \(0, 1\]"):
+        em.Decoding(**options)
 
 
 def test_hooks_that_do_not_fit_are_refused_before_any_run(model, v):

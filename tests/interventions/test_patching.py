@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 import emolens as em
-from emolens._typing import hook_name
+from emolens._typing import hook_name, typed
 from emolens.directions.value import EmotionDirections
 from emolens.interventions import attribution as attribution_room
 from emolens.interventions import metrics as metrics_room
@@ -91,6 +93,7 @@ def naive(model, point, shift=0):
 
 
 def relative(a, b):
+    a, b = np.asarray(a), np.asarray(b)
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
@@ -137,6 +140,18 @@ def test_patching_everything_gives_the_clean_run(model):
     )
 
 
+def test_a_cache_of_transformer_lens_is_a_source_where_annotations_are_checked(model):
+    clean, _ = both(model)
+    _, cache = model.run_with_cache(clean)
+    patch = typed(verbs_room._patch)
+    assert not isinstance(cache, Mapping)
+    names = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
+    assert [name for name, _ in patch("resid_post", cache, layer=[0, 2])] == names
+    assert [name for name, _ in patch("resid_post", dict(cache), layer=[0, 2])] == names
+    with pytest.raises(TypeCheckError):
+        patch("resid_post", 3, layer=1)
+
+
 def test_clean_into_clean_changes_nothing(model):
     clean, _ = both(model)
     want, cache = model.run_with_cache(clean)
@@ -174,10 +189,12 @@ def test_skipping_equals_not_skipping(model):
     if not can_start_at_layer(model):
         pytest.skip("this backend never skips")
     run = partial(
-        P._sweep, model, "resid_pre", clean=CLEAN, corrupted=CORRUPTED, metric=metric, layers=None, positions=None,
-        direction="noise", batch_tokens=4096, min_gap=0.0, progress=False,
+        P._sweep, model=model, hook_point="resid_pre", clean=CLEAN, corrupted=CORRUPTED, metric=metric, mode="noise"
     )  # fmt: skip
-    assert relative(run(skip=True).values, run(skip=False).values) < TOLERANCE
+    skipping, whole = (
+        run(partial(P._exact, batch_tokens=4096, skip=skip)) for skip in (True, False)
+    )
+    assert relative(skipping.values, whole.values) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -286,6 +303,12 @@ def test_errors_say_what_is_wrong(model):
         run(clean=CLEAN, corrupted=CORRUPTED, layers=[7])
     with pytest.raises(ValueError, match="position 99 does not exist"):
         run(clean=CLEAN, corrupted=CORRUPTED, positions=[99])
+    with pytest.raises(ValueError, match="mode is 'denoise' or 'noise', not 'noising'"):
+        run(clean=CLEAN, corrupted=CORRUPTED, mode="noising")
+    with pytest.raises(ValueError, match="patch_z takes all positions at once"):
+        P.patch_z(model, clean=CLEAN, corrupted=CORRUPTED, metric=metric, positions=[0])
+    with pytest.raises(ValueError, match="batch_tokens must be at least 1, given 0"):
+        run(clean=CLEAN, corrupted=CORRUPTED, batch_tokens=0)
     with pytest.raises(ValueError, match="needs directions at resid_post"):
         attribution_room.attribute(model, directions(model, "resid_pre"), CLEAN)
     if getattr(model.cfg, "parallel_attn_mlp", False):
@@ -337,14 +360,12 @@ def test_pairs_of_several_contrasts_are_joined_and_a_single_pair_has_spans_too(m
 @pytest.mark.parametrize(
     "patch", [P.patch_resid_pre, P.patch_z, P.attribution_patching], ids=lambda f: f.__name__
 )
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_a_pair_that_differs_the_other_way_round_is_left_out_and_counted(model, patch, direction):
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+def test_a_pair_that_differs_the_other_way_round_is_left_out_and_counted(model, patch, mode):
     """Two mirrored pairs cancelled to NaN, which was printed as a cell that cannot matter."""
     high, low = ordered(model)
-    both = patch(
-        model, clean=[high, low], corrupted=[low, high], metric=metric, direction=direction
-    )
-    right = patch(model, clean=[high], corrupted=[low], metric=metric, direction=direction)
+    both = patch(model, clean=[high, low], corrupted=[low, high], metric=metric, mode=mode)
+    right = patch(model, clean=[high], corrupted=[low], metric=metric, mode=mode)
     assert (both.excluded, len(both.clean)) == (1, 1)
     assert "1 pair(s), 0 dropped, 1 excluded" in repr(both)
     if patch is P.patch_z:  # a single pair has its tokens for columns, not spans

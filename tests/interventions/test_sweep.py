@@ -218,7 +218,7 @@ def test_random_directions_stand_beside_every_sweep_unless_turned_off(model, v):
     assert all(c.control is None for c in off.cells)
     assert len(off.cells) == 4
     assert "random directions" in repr(on)
-    assert len(on.rows()) == 12 * 4
+    assert len(on.to_dicts()) == 12 * 4
     assert len(on.select(control=None).cells) == 4
 
 
@@ -268,7 +268,7 @@ def test_what_is_written_is_what_generate_writes_and_is_read_without_the_hook(mo
         "controls": {},
         "progress": False,
     }
-    result = sweep(model, STEMS, v[["glimmer", "tarrow"]], write=5, read=v, **options)
+    result = sweep(model, STEMS, v[["glimmer", "tarrow"]], max_new_tokens=5, read=v, **options)
     w, base = result.written, result.unsteered
     assert w is not None
     assert base is not None
@@ -304,7 +304,7 @@ def test_what_is_written_is_what_generate_writes_and_is_read_without_the_hook(mo
     )
     [row] = [
         r
-        for r in result.rows()
+        for r in result.to_dicts()
         if (r["prompt"], r["emotion"], r["direction"]) == (STEMS[1], "gloamer", "tarrow")
     ]
     assert row["text"] == w.texts[1][1]
@@ -317,7 +317,7 @@ def test_a_text_that_ends_at_once_has_no_perplexity_and_length_zero(model, v, mo
     first = em.generate(model, STEMS[:1], max_new_tokens=1).tokens[0][0]
     monkeypatch.setattr(type(model.tokenizer), "eos_token_id", first, raising=False)
     result = sweep(
-        model, STEMS[:1], v[["glimmer"]], layers=[1], doses=[0.0], target_words=WORDS, controls={}, write=3, read=v, progress=False
+        model, STEMS[:1], v[["glimmer"]], layers=[1], doses=[0.0], target_words=WORDS, controls={}, max_new_tokens=3, read=v, progress=False
     )  # fmt: skip
     assert result.written is not None
     assert result.written.texts == (("",),)
@@ -331,7 +331,7 @@ def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, mon
         "layers": [0, 2],
         "doses": [0.4],
         "target_words": WORDS,
-        "write": 4,
+        "max_new_tokens": 4,
         "read": v,
         "progress": False,
     }
@@ -360,7 +360,7 @@ def test_written_text_survives_a_kill_and_a_small_memory(model, v, tmp_path, mon
     )
     torch.testing.assert_close(resumed.written.score, whole.written.score, atol=1e-2, rtol=1e-3)
     with pytest.raises(FileExistsError, match="something else"):
-        sweep(model, STEMS, v, out=file, **(options | {"write": 3}))
+        sweep(model, STEMS, v, out=file, **(options | {"max_new_tokens": 3}))
     assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
 
 
@@ -417,7 +417,7 @@ def test_a_sweep_that_is_read_by_another_calibration_does_not_go_on_in_the_same_
         "progress": False,
         "out": tmp_path / "sweep",
     }
-    sweep(model, STEMS[:1], v, write=2, read=v, **options)
+    sweep(model, STEMS[:1], v, max_new_tokens=2, read=v, **options)
     assert v.calibration is not None
     for other in (
         replace(v, calibration=replace(v.calibration, token_mean=v.calibration.token_mean + 5)),
@@ -425,7 +425,7 @@ def test_a_sweep_that_is_read_by_another_calibration_does_not_go_on_in_the_same_
         replace(v, reference=v.reference + 1),
     ):
         with pytest.raises(FileExistsError, match="something else"):
-            sweep(model, STEMS[:1], v, write=2, read=other, **options)
+            sweep(model, STEMS[:1], v, max_new_tokens=2, read=other, **options)
 
 
 def test_a_sweep_of_another_head_or_final_norm_does_not_go_on_in_the_same_file(model, v, tmp_path):
@@ -484,8 +484,8 @@ def test_running_out_of_memory_halves_the_batch_and_is_recorded(model, v, monkey
             "'brindle' has no target words",
         ),
         ({"neutral": NEUTRAL, "neutral_tokens": 1}, "at least 2"),
-        ({"write": -1}, "how many tokens to write"),
-        ({"write": 10_000}, "this model reads"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1: how many to write"),
+        ({"max_new_tokens": 10_000}, "this model reads"),
     ],
 )
 def test_bad_requests_are_refused_before_any_run(model, v, change, message):
@@ -493,7 +493,7 @@ def test_bad_requests_are_refused_before_any_run(model, v, change, message):
         sweep(model, STEMS, v, **({"target_words": WORDS, "layers": [1]} | change))
     with pytest.raises(ValueError, match="no texts given"):
         sweep(model, [], v, target_words=WORDS)
-    with pytest.raises(ValueError, match="needs write="):
+    with pytest.raises(ValueError, match="needs max_new_tokens="):
         sweep(model, STEMS, v, layers=[1], target_words=WORDS, read=v)
 
 
@@ -532,7 +532,7 @@ def test_a_calibrated_dose_keeps_its_budget_and_a_larger_one_does_not(model, v):
 
 def test_a_dose_is_lowered_until_what_is_written_keeps_its_budget_too(model, v):
     """A budget that every text keeps changes nothing; a tight one lowers the dose, and the next larger dose breaks it."""
-    options = {"layer": 1, "budget": 0.5, "max_dose": 4.0, "write": 6}
+    options = {"layer": 1, "budget": 0.5, "max_dose": 4.0, "max_new_tokens": 6}
     prompts = [*STEMS, "The letter came and"]
     kl_only = calibrate_dose(model, v["glimmer"], NEUTRAL, **options)
     loose = calibrate_dose(
@@ -550,7 +550,7 @@ def test_a_dose_is_lowered_until_what_is_written_keeps_its_budget_too(model, v):
     chosen_on = [prompts[i] for i in rng.permutation(4)[:2]]
     for dose, inside in ((tight.dose, True), (tight.dose / 0.9, False)):
         r = sweep(
-            model, chosen_on, v["glimmer"], layers=[1], doses=[dose], target_words=WORDS, controls={}, write=6, progress=False
+            model, chosen_on, v["glimmer"], layers=[1], doses=[dose], target_words=WORDS, controls={}, max_new_tokens=6, progress=False
         )  # fmt: skip
         assert (float(r.perplexity_ratio.log().nanmean().exp()) <= 1.5) == inside
 

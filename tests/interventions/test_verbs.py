@@ -643,6 +643,10 @@ def test_positions_are_columns_of_the_padded_batch_on_either_side():
         assert [row.nonzero().flatten().tolist() for row in p.mask_left] == [[2], [3]]
         assert [row.nonzero().flatten().tolist() for row in p.take([1]).mask] == [[1]]
     assert repr(p) == "Positions(2 tokens of 2 prompts)"
+    with pytest.raises(ValueError, match="tokens of 1 prompts, here are 2"):
+        replace(p, chosen=((0,),))
+    with pytest.raises(ValueError, match=r"prompt 1 has tokens 0 to \d, not -1"):
+        replace(p, chosen=((0,), (-1,)))
 
 
 def test_generation_is_the_last_prompt_token_and_every_new_one_while_other_positions_end_with_the_prompt():
@@ -1173,6 +1177,7 @@ def test_what_a_prompt_and_an_emotion_say_is_escaped_in_html(tiny_model, v):
         (lambda: apply(verbs_room.patch_resid_post(activation(3, 4), layer=1), activation()), r"patch: the source is \[3, 4, 24\], this activation \[3, 5, 24\]"),
         (lambda: apply(verbs_room.patch_resid_post(activation(2), layer=1), activation()), r"made for 2 rows, this batch has 3"),
         (lambda: apply(verbs_room.patch_z(torch.ones(1, 2, 4, 6), layer=1, heads=[4]), torch.ones(1, 2, 4, 6)), r"heads \[4\]: this hook point has heads 0 to 3"),
+        (lambda: verbs_room.patch_z(torch.ones(1, 2, 24), layer=1, heads=[1]), r"the source is \[batch pos head d_head\], got \[1, 2, 24\]"),
         (lambda: apply(em.steer_resid_post(V, dose=1), activation(2)), r"steer joy, fear, calm at \S+ \(dose 1 median norms\): made for 3 rows, this batch has 2"),
         (lambda: apply(em.steer_resid_post(V["joy"], dose=1), activation()[..., :9]), r"made for width 24, this activation has 9"),
         (lambda: em.steer_resid_post(V, dose=1, positions=chosen(activation(2), [[0], [1]])), r"3 rows of directions for the positions of 2 prompts"),

@@ -102,7 +102,7 @@ def test_one_chat_is_one_text_on_every_path(tiny_model, toy_set):
     assert swept.prompts == (text,)
     other = [{"role": "user", "content": USER["content"].replace("?", "!")}, BEGUN]
     patched = em.patch_resid_pre(
-        tiny_model, clean=chat, corrupted=other, metric=em.logit_difference(" open", " home")
+        tiny_model, clean=chat, corrupted=other, metric=em.logit_diff(" open", " home")
     )
     assert len(patched.labels) == len(at.encoded[0].ids)
     assert em.attribute(tiny_model, v["glimmer"], chat).total.shape == ()
@@ -267,13 +267,13 @@ def test_the_tokens_of_a_word_are_those_in_a_sentence(tiny):
         e: t("I felt " + w, add_special_tokens=False).input_ids[2:] for e, [w] in TARGETS.items()
     }
     assert first_tokens(t, TARGETS) == {e: ids[:1] for e, ids in own.items()}
-    a, b = em.logit_difference(" happy", " sad").ids(t)
+    a, b = em.logit_diff(" happy", " sad").ids(t)
     assert (a, b) == (own["joy"][:1], own["sadness"][:1])
 
 
 def test_the_metric_of_a_patch_reads_the_words_that_follow(tiny):
     m = em.load_model(tiny("llama", tokenizer="sentencepiece"))
-    metric = em.logit_difference(" happy", " sad")
+    metric = em.logit_diff(" happy", " sad")
     result = em.patch_resid_pre(m, clean="I felt", corrupted="I opened", metric=metric)
     ids = m.tokenizer("I felt", return_tensors="pt").input_ids
     happy, sad = (m.tokenizer("I felt" + w).input_ids[-1] for w in (" happy", " sad"))
@@ -383,7 +383,7 @@ def test_tokens_are_shown_as_they_stand_in_the_text(tmp_path):
     prompt = "I felt happy or sad"
     fired = em.check(m, [("blocks.0.hook_resid_post", lambda act, hook: act + 1)], prompt)
     assert "".join(fired.tokens[1:]) == prompt
-    metric = em.logit_difference(" happy", " sad")
+    metric = em.logit_diff(" happy", " sad")
     sweep = em.patch_resid_pre(
         m, clean=prompt, corrupted=prompt.replace("happy", "angry"), metric=metric
     )
@@ -396,7 +396,7 @@ def test_words_with_another_first_token_after_another_prompt_are_no_one_metric()
             input_ids=[-1 if text[max(i - 1, 0)] == "(" else ord(c) for i, c in enumerate(text)]
         )
 
-    metric = em.logit_difference("happy", "sad")
+    metric = em.logit_diff("happy", "sad")
     assert metric.ids(by_letter, ["felt", "was"]) == ([ord("h")], [ord("s")])
     with pytest.raises(
         ValueError, match="'happy' begins with another token after one prompt than after another"
@@ -525,7 +525,13 @@ def test_a_sweep_ends_its_texts_there_too(tiny_model, toy_set):
     )
     words = {"glimmer": ["happy"], "gloamer": ["sorry"]}
     stop = em.generate(tiny_model, PROMPT, max_new_tokens=2).tokens[0][1]
-    options = {"target_words": words, "controls": {}, "doses": [0.0], "progress": False, "write": 6}
+    options = {
+        "target_words": words,
+        "controls": {},
+        "doses": [0.0],
+        "progress": False,
+        "max_new_tokens": 6,
+    }
     s = sweep(tiny_model, PROMPT, v[["glimmer"]], stop=[stop], **options)
     assert s.written is not None
     assert s.written.length.tolist() == [[1.0]]
@@ -584,10 +590,10 @@ def test_no_path_lets_a_number_pass_that_is_none(overflowing, toy_set):
     neutral = ["The door was open when she came home."] * 4
     words = {"glimmer": ["happy"], "gloamer": ["sorry"]}
     pair = {"clean": "The door was open", "corrupted": "The dog was open"}
-    metric = em.logit_difference(" home", " door")
+    metric = em.logit_diff(" home", " door")
     paths = {
         "generate": lambda: em.generate(m, PROMPT, max_new_tokens=2),
-        "generate, sampled": lambda: em.generate(m, PROMPT, max_new_tokens=2, temperature=0.8),
+        "generate, sampled": lambda: em.generate(m, PROMPT, decoding=em.Decoding(2, 0.8)),
         "generate, uncached": lambda: em.generate(m, PROMPT, max_new_tokens=2, cache=False),
         "sweep": lambda: sweep(
             m, [PROMPT], v[["glimmer"]], layers=[0], target_words=words, controls={}

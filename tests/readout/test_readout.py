@@ -744,7 +744,7 @@ def test_weights_that_are_edited_between_two_calls_are_another_model(tiny, v, ca
             v["gloamer"],
             doses=[0.1],
             target_words={"gloamer": ["a"], "tarrow": ["b"]},
-            write=1,
+            max_new_tokens=1,
             read=v,
         ),
         lambda m, v: v.token_z(torch.zeros(1, len(v.layers), 32), torch.tensor([1])),
