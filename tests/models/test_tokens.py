@@ -525,7 +525,13 @@ def test_a_sweep_ends_its_texts_there_too(tiny_model, toy_set):
     )
     words = {"glimmer": ["happy"], "gloamer": ["sorry"]}
     stop = em.generate(tiny_model, PROMPT, max_new_tokens=2).tokens[0][1]
-    options = {"target_words": words, "controls": {}, "doses": [0.0], "progress": False, "max_new_tokens": 6}
+    options = {
+        "target_words": words,
+        "controls": {},
+        "doses": [0.0],
+        "progress": False,
+        "max_new_tokens": 6,
+    }
     s = sweep(tiny_model, PROMPT, v[["glimmer"]], stop=[stop], **options)
     assert s.written is not None
     assert s.written.length.tolist() == [[1.0]]
