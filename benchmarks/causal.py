@@ -104,7 +104,7 @@ class Work:
         found = em.patch_resid_pre(
             self.model, clean=p.clean, corrupted=p.corrupted, metric=metric, layers=PATCHED_LAYERS
         )
-        return torch.tensor(found.recovery)
+        return found.recovery
 
     @torch.no_grad()
     def patch_transformer_lens(self) -> torch.Tensor:

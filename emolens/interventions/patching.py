@@ -316,7 +316,8 @@ def _exact(
     model, (base, source) = plan.model, pair.sides(plan.mode)
     skip = skip and can_start_at_layer(model)
     starts = [hook_name("resid_pre", layer) for layer in plan.layers] if skip else []
-    sources, before = cache_of(model, source, plan.names), cache_of(model, base, starts)
+    sources = cache_of(model, source, plan.names)
+    before = cache_of(model, base, starts) if skip else {}
     if plan.by_head:
         n_heads = sources[plan.names[0]].shape[2]
         labels = tuple(f"H{head}" for head in range(n_heads))
