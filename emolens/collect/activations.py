@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, SupportsIndex, get_args
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -21,19 +21,14 @@ from emolens._files import unknown
 from emolens._typing import (
     AnyPoint,
     Blocks,
-    Cache,
-    HeadPoint,
     HookedModel,
     block_number,
     block_numbers,
-    hook_name,
 )
+from emolens.collect.given import given_model, given_rows, given_words, row_hash
 from emolens.collect.histogram import histogram_mean, histogram_median, norm_bins
 from emolens.collect.moments import Moments
 from emolens.collect.pooling import Pooling, mean_over_tokens
-from emolens.collect.recipe import check_layers, site_width
-from emolens.models.identity import ModelInfo, model_info
-from emolens.sets.corpus import plain_label
 from emolens.shards import read_safetensors, vacant, write_safetensors
 
 FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
@@ -41,13 +36,27 @@ FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
 
 @dataclass(frozen=True)
 class TextInfo:
-    """What is known of a text besides its activations."""
+    """What is known of a text besides its activations.
+
+    Attributes:
+        id: Its name in its set or file, or its number.
+        emotion: Its label, None for neutral and unlabelled texts.
+        topic: By which estimators hold out, or None.
+        person: Grammatical person of the story: first, third or mixed.
+        split: "main", "other_person", "neutral", "test", "validation", or "" for plain texts without a label.
+        sha256: Identity of the text (first 16 hex digits).
+        n_tokens: Real tokens, the first one included.
+
+    Example:
+        >>> acts.texts[0].emotion, acts.texts[0].split
+        ('glimmer', 'main')
+    """
 
     id: str
     emotion: str | None
     topic: str | None
     person: str | None
-    split: str  # "main", "other_person", "neutral", or "" for plain texts
+    split: str
     sha256: str
     n_tokens: int
 
@@ -69,6 +78,10 @@ class Activations:
             each of `LENGTHS` that a text reaches, its `row_position` the number of tokens after the first.
         info: Model, tokenisation, pooling and set, as they will be written into files.
         heads: Into how many heads a row of `z`, `q`, `k`, `v` or `pattern` is parted: they lie side by side in it.
+
+    Example:
+        >>> acts.hook_point, acts.layers, acts.rows.shape[1:]
+        ('resid_post', (0, 1, 2), torch.Size([3, 32]))
     """
 
     hook_point: AnyPoint
@@ -134,7 +147,30 @@ class Activations:
             >>> em.Activations.from_tensors(rows, ["joy", "fear"] * 2, model="gpt2", layers=[3, 4])
             Activations(resid_post, layers 3..4, 4 rows x 32, 4 texts)
         """
-        return given(rows, labels, topics, layers, hook_point, mask, pooling, model)
+        found, x, norms, heads = given_rows(rows, layers, hook_point, mask)
+        n = len(x)
+        info = given_model(model, hook_point, found, x.shape[-1])
+        words = (given_words(labels, "labels", n), given_words(topics, "topics", n))
+        texts = tuple(
+            TextInfo(f"text-{i}", e, t, None, "" if e is None else "main", row_hash(row), 0)
+            for i, (e, t, row) in enumerate(zip(*words, x, strict=True))
+        )
+        record = {k: v for k, v in asdict(pooling or mean_over_tokens()).items() if k != "spans"}
+        return Activations(
+            hook_point=hook_point,
+            layers=found,
+            rows=x,
+            embed=torch.full((n, info["d_model"]), torch.nan),
+            row_text=torch.arange(n),
+            row_position=torch.full((n,), -1),
+            texts=texts,
+            norm_histogram=torch.stack([norm_bins(norm) for norm in norms]),
+            sinks=torch.full((n, len(found)), torch.nan),
+            info={"model": info, "tokenization": {}, "prepend_bos": None, "pooling": record}
+            | {"set": None, "set_sha256": None, "antonyms": {}}
+            | dict.fromkeys(COUNTED, 0),
+            heads=heads,
+        )
 
     @property
     def labels(self) -> list[str | None]:
@@ -199,6 +235,16 @@ class Activations:
 
         So a choice of emotions that is to keep the neutral texts says so: ``lambda t: t.emotion in (None, "joy", "fear")``. The histogram
         of norms alone stays that of the whole collection: it holds no text apart, and is only the unit of a dose.
+
+        Args:
+            keep: Called with each `TextInfo`.
+
+        Returns:
+            `Activations`, a copy.
+
+        Example:
+            >>> len(acts.select(lambda t: t.emotion == "glimmer").texts) < len(acts.texts)
+            True
         """
         wanted = torch.tensor([bool(keep(t)) for t in self.texts], dtype=torch.bool)
         rows = wanted[self.row_text]
@@ -217,8 +263,19 @@ class Activations:
     def without(self, topics: str | Iterable[str]) -> Activations:
         """Everything but some topics, no story, neutral text or neutral token of theirs: what may be fitted where these are judged.
 
+        Args:
+            topics: One or several.
+
+        Returns:
+            `Activations`, a copy.
+
         Raises:
             KeyError: a topic that no text here has.
+
+        Example:
+            >>> topic = acts.texts[0].topic
+            >>> topic in {t.topic for t in acts.without(topic).texts}
+            False
         """
         left_out = {topics} if isinstance(topics, str) else set(topics)
         known = {t.topic for t in self.texts}
@@ -229,7 +286,21 @@ class Activations:
         return self.select(lambda t: t.topic not in left_out)
 
     def at(self, layers: Blocks) -> Activations:
-        """The same rows at one or some of the layers."""
+        """The same rows at one or some of the layers.
+
+        Args:
+            layers: Block indices that were collected, in the order that is wanted.
+
+        Returns:
+            `Activations`, a copy.
+
+        Raises:
+            ValueError: a layer that was not collected.
+
+        Example:
+            >>> acts.at([2, 0]).layers
+            (2, 0)
+        """
         layers = block_numbers(layers)
         index = [self._slot(layer) for layer in layers]
         return replace(
@@ -248,8 +319,20 @@ class Activations:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a safetensors file, atomically: it is there whole or not at all.
 
+        Args:
+            path: The file; its folder must be there.
+            overwrite: Replace it whatever it holds.
+
         Raises:
+            FileNotFoundError: its folder is not there.
             FileExistsError: the file is there and holds other activations, or something else; `overwrite` replaces it.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> with TemporaryDirectory() as folder:
+            ...     acts.save(f"{folder}/a.safetensors")
+            ...     em.Activations.load(f"{folder}/a.safetensors").layers
+            (0, 1, 2)
         """
         vacant(path, self._other, overwrite=overwrite)
         tensors: dict[str, Tensor] = {}
@@ -281,7 +364,13 @@ class Activations:
 
     @staticmethod
     def load(path: str | Path) -> Activations:
-        """Read a file written by `save`.
+        """Read a file written by `save`, of this version or an earlier one.
+
+        Args:
+            path: The file.
+
+        Returns:
+            `Activations`, on the CPU.
 
         Raises:
             FileNotFoundError, ValueError: no such file, or not one of these, or a truncated or damaged one.
@@ -319,118 +408,6 @@ class Activations:
             ) from error
 
 
-def given(
-    rows: Any, labels: Iterable[Any], topics: Iterable[Any] | None, layers: Blocks | None, hook_point: AnyPoint,
-    mask: Tensor | None, pooling: Pooling | None, model: HookedModel | str,
-) -> Activations:  # fmt: skip
-    """`Activations.from_tensors`."""
-    if hook_point == "pattern":
-        raise ValueError("a pattern is as wide as its texts are long: em.collect_pattern pools it")
-    found, parts = _blocks_of(rows, layers, hook_point)
-    heads = None
-    if hook_point in get_args(HeadPoint):
-        heads = parts[0].shape[-2]
-        parts = [part.flatten(-2) for part in parts]
-    parts, norms = zip(*(_averaged(part, mask) for part in parts), strict=True)
-    x = torch.stack(parts, 1)
-    n, _, d = x.shape
-    words = [_words(labels, "labels", n), _words(topics, "topics", n)]
-    if isinstance(model, str):  # its weights are those of no other model
-        info = ModelInfo(
-            name=model, source=model, revision=None, n_layers=max(found) + 1, d_model=d, dtype="float32",
-            process_weights={}, fingerprint=f"{model}, not loaded", tokenizer="none",
-            backend="unknown", architecture="unknown", transformer_lens="unknown",
-        )  # fmt: skip
-    else:
-        check_layers(model, hook_point, found)
-        info, width = model_info(model), site_width(model, hook_point, 0)
-        if d != width:
-            raise ValueError(f"rows are {d} wide, {hook_point} of {info.name} is {width}")
-    texts = tuple(
-        TextInfo(f"text-{i}", e, t, None, "" if e is None else "main", _bytes_hash(row), 0)
-        for i, (e, t, row) in enumerate(zip(*words, x, strict=True))
-    )
-    record = {k: v for k, v in asdict(pooling or mean_over_tokens()).items() if k != "spans"}
-    return Activations(
-        hook_point=hook_point,
-        layers=found,
-        rows=x,
-        embed=torch.full((n, info.d_model), torch.nan),
-        row_text=torch.arange(n),
-        row_position=torch.full((n,), -1),
-        texts=texts,
-        norm_histogram=torch.stack([norm_bins(norm) for norm in norms]),
-        sinks=torch.full((n, len(found)), torch.nan),
-        info={"model": info.to_dict(), "tokenization": {}, "prepend_bos": None, "pooling": record}
-        | {"set": None, "set_sha256": None, "antonyms": {}}
-        | dict.fromkeys(COUNTED, 0),
-        heads=heads,
-    )
-
-
-def _blocks_of(
-    rows: Any, layers: Blocks | None, hook_point: AnyPoint
-) -> tuple[tuple[int, ...], list[Tensor]]:
-    """Blocks, and of each what was given: from a cache by name, or from `[text layer ...]`."""
-    chosen = None if layers is None else block_numbers(layers)
-    if not isinstance(rows, Cache):
-        x = torch.as_tensor(rows).detach().float().cpu()
-        n_axes = 4 if hook_point in get_args(HeadPoint) else 3
-        if chosen is None:
-            raise ValueError("layers: say which blocks these rows are of, such as layers=[18]")
-        if x.ndim != n_axes or x.shape[1] != len(chosen):
-            axes = "text layer head d_head" if n_axes == 4 else "text layer d_model"
-            raise ValueError(
-                f"rows of shape {list(x.shape)} for layers {list(chosen)}; give [{axes}]"
-            )
-        return chosen, list(x.unbind(1))
-    names = list(rows.keys())
-    if chosen is None:
-        blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")} | {0}
-        chosen = tuple(k for k in sorted(blocks) if hook_name(hook_point, k) in names)
-    wanted = [hook_name(hook_point, k) for k in chosen] or [hook_name(hook_point, 0)]
-    if missing := [name for name in wanted if name not in names]:
-        raise KeyError(f"the cache has no {missing[0]}; it has: {', '.join(names)}")
-    return chosen, [torch.as_tensor(rows[name]).detach().float().cpu() for name in wanted]
-
-
-def _averaged(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows `[text d]`, averaged over the masked tokens where there are tokens, and the norms of what was averaged."""
-    if x.ndim not in (2, 3):
-        raise ValueError(
-            f"an activation of shape {list(x.shape)}; give [text d_model] or [text pos d_model]"
-        )
-    if (x.ndim == 3) != (mask is not None):
-        raise ValueError(
-            f"activations of shape {list(x.shape)} {'need' if mask is None else 'take no'} mask: [text pos], 1 for the tokens of [text pos d_model] to be averaged"
-        )
-    used = None if mask is None else torch.as_tensor(mask).cpu().bool()
-    if used is not None and (used.shape != x.shape[:2] or not bool(used.any(-1).all())):
-        raise ValueError(
-            f"mask of shape {list(used.shape)} for activations of shape {list(x.shape)}; [text pos], with a token of each text"
-        )
-    kept = x if used is None else x[used]
-    if not bool(torch.isfinite(kept).all()):
-        raise ValueError("NaN or infinity in these activations")
-    if used is not None:  # padding may hold anything, NaN too
-        total = x.masked_fill(~used[..., None], 0).sum(1)
-        x = total / used.sum(-1, keepdim=True)
-    return x, torch.linalg.vector_norm(kept, dim=-1)
-
-
-def _words(values: Iterable[Any] | None, name: str, n: int) -> list[str | None]:
-    given_words = [None] * n if values is None else values
-    words = [plain_label(value) for value in given_words]
-    if len(words) != n:
-        raise ValueError(f"{len(words)} {name} for {n} texts")
-    return words
-
-
-def _bytes_hash(row: Tensor) -> str:
-    """Identity of a text of which only the activations are known."""
-    return hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
 def is_main(text: TextInfo) -> bool:
     """Whether a text is one that directions are made from."""
     return text.emotion is not None and text.split == "main"
@@ -446,7 +423,19 @@ COUNTED = (
 
 
 def join(parts: Iterable[Activations]) -> Activations:
-    """Activations of consecutive slices of one corpus as those of the whole."""
+    """Activations of consecutive slices of one corpus as those of the whole.
+
+    Args:
+        parts: In their order; at one hook point and the same layers.
+
+    Returns:
+        `Activations`, a copy.
+
+    Example:
+        >>> from emolens.collect import join
+        >>> len(join([acts, acts]).rows) == 2 * len(acts.rows)
+        True
+    """
     parts = list(parts)
     first = parts[0]
     offsets = torch.tensor([0, *(len(p.texts) for p in parts)]).cumsum(0).tolist()

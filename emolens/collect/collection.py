@@ -63,6 +63,14 @@ class Collection:
         norm_histogram: As in `Activations`.
         info: As in `Activations`.
         n_texts: Texts that were pooled (of those read, `info["dropped_texts"]` were too short and left out by policy).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     shards = em.collect_to(folder, model, stories, layers=[1], progress=False)
+        ...     directions = em.mean_difference(shards)  # without loading all rows
+        ...     len(em.Collection.open(folder).load().rows) == shards.n_texts
+        True
     """
 
     folder: shards.Folder
@@ -85,6 +93,12 @@ class Collection:
     @staticmethod
     def open(path: str | Path) -> Collection:
         """Read a finished folder through once, checking every shard.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            `Collection`.
 
         Raises:
             FileNotFoundError: no such folder.
@@ -128,7 +142,17 @@ class Collection:
         return self._moments
 
     def second_moment(self, layer: SupportsIndex) -> Float64[Tensor, "d_model d_model"]:
-        """Pooled within-emotion second moment at a layer,  sum over stories of (x - m_e)(x - m_e)^T, in float64; one pass over the shards."""
+        """Pooled within-emotion second moment at a layer,  sum over stories of (x - m_e)(x - m_e)^T, in float64; one pass over the shards.
+
+        Args:
+            layer: A block that was collected.
+
+        Returns:
+            `[d_model d_model]`, symmetric.
+
+        Raises:
+            ValueError: a layer that was not collected.
+        """
         layer = block_number(layer)
         if layer not in self.layers:
             raise ValueError(f"layer {layer} was not collected; collected: {list(self.layers)}")
@@ -145,6 +169,9 @@ class Collection:
 
     def load(self) -> Activations:
         """All of it in memory: the same to the bit as `collect` with the same options.
+
+        Returns:
+            `Activations`.
 
         Raises:
             MemoryError: it does not fit.

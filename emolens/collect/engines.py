@@ -41,7 +41,12 @@ class Request:
         emotions: Name or folder of a set, or None for the texts of a file.
         texts: A file of texts with labels (see `corpus.open_corpus`), or None.
         column: Of the file: where the text is.
-        layers, batching, long, skip: As for `collect_resid_post`; `skip` of `mean_over_tokens`.
+        hook_point, layers, batching, long, skip: As for `collect`; `skip` of `mean_over_tokens`.
+
+    Example:
+        >>> from emolens.collect import Request
+        >>> Request("smollm2-135m-instruct", texts="letters.csv", layers=(18,)).batching
+        Batching(tokens=None, texts=None, shard=None)
     """
 
     model: str
@@ -117,10 +122,13 @@ def collect_on(
 
     Args:
         engine: "local" (and data parallel where a launcher started several ranks), "ray" or "slurm".
+        request: What to collect.
+        folder: Where to.
         workers: Actors or jobs; the ranks of a launcher are counted by the launcher.
         slurm: Parameters for submitit's executor, such as `{"slurm_partition": "gpu", "timeout_min": 600}`; "cluster" picks the
             executor ("local" runs the jobs here).
         before: Called with the manifest before the first pass, to refuse the run.
+        progress: Show a bar, where the work is done in this process.
 
     Returns:
         `Collection`, on the one process that should go on; None on the other ranks of a launcher.
@@ -129,6 +137,12 @@ def collect_on(
         ModuleNotFoundError: the extra of the engine is not installed.
         RuntimeError: shards are missing because workers died; the same call continues.
         As `collect_to`.
+
+    Example:
+        >>> from emolens.collect import Request, collect_on
+        >>> collect_on("local", Request("a-model"), "folder", workers=0)
+        Traceback (most recent call last):
+        ValueError: workers=0; at least 1
     """
     workers = whole_number("workers", workers)
     request.open_texts()  # before anything starts: a wrong name should not cost a queue

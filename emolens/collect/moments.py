@@ -23,6 +23,11 @@ class Moments:
         n: `[group]` rows in it.
         total: `[group layer d_model]` their sum, in float64.
         person: Grammatical person of each topic of the main texts.
+
+    Example:
+        >>> moments = acts.moments()
+        >>> moments.emotions, moments.total.shape[1:]
+        (['glimmer', 'gloamer', 'brindle', 'tarrow'], torch.Size([3, 32]))
     """
 
     groups: tuple[tuple[str, str | None, str], ...]
@@ -32,31 +37,33 @@ class Moments:
 
     @staticmethod
     def of(chunks: Iterable[Activations]) -> Moments:
-        """Add up chunk by chunk, in their order: the same chunks give the same bits."""
+        """Add up chunk by chunk, in their order: the same chunks give the same bits.
+
+        Args:
+            chunks: Activations of slices of one corpus.
+
+        Returns:
+            `Moments`.
+
+        Example:
+            >>> em.collect.Moments.of(acts.chunks()).n.sum() == len(acts.rows)
+            tensor(True)
+        """
         n: dict[tuple[str, str | None, str], int] = {}
         total: dict[tuple[str, str | None, str], Tensor] = {}
         person: dict[str, str | None] = {}
         for chunk, topics in with_topics(chunks):
-            groups = [
-                (t.split, t.emotion, topic) for t, topic in zip(chunk.texts, topics, strict=True)
-            ]
+            pairs = list(zip(chunk.texts, topics, strict=True))
+            groups = [(t.split, t.emotion, topic) for t, topic in pairs]
             for group in dict.fromkeys(groups):
                 mine = torch.tensor([g == group for g in groups])[chunk.row_text]
                 n[group] = n.get(group, 0) + int(mine.sum())
                 added = chunk.rows[mine].sum(0, dtype=torch.float64)
                 total[group] = total[group] + added if group in total else added
-            person |= {
-                topic: t.person
-                for t, topic in zip(chunk.texts, topics, strict=True)
-                if t.split == "main"
-            }
+            person |= {topic: t.person for t, topic in pairs if t.split == "main"}
         if not total:
-            return Moments(
-                (),
-                torch.zeros(0, dtype=torch.long),
-                torch.zeros((0, 0, 0), dtype=torch.float64),
-                person,
-            )
+            empty = torch.zeros((0, 0, 0), dtype=torch.float64)
+            return Moments((), torch.zeros(0, dtype=torch.long), empty, person)
         return Moments(
             tuple(n), torch.tensor(list(n.values())), torch.stack(list(total.values())), person
         )
@@ -69,20 +76,40 @@ class Moments:
         )
 
     def counts(self, without: Container[str] = ()) -> Int[Tensor, " emotion"]:
-        """Main texts of each emotion, in all topics but these."""
+        """Main texts of each emotion.
+
+        Args:
+            without: Topics that are left out.
+
+        Returns:
+            `[emotion]`, a copy.
+
+        Example:
+            >>> bool((acts.moments().counts(without=[acts.texts[0].topic]) < acts.moments().counts()).all())
+            True
+        """
         return self._sums(without)[0]
 
     def means(self, without: Container[str] = ()) -> Float64[Tensor, "emotion layer d_model"]:
-        """Mean over the main texts of each emotion, in all topics but these; NaN where nothing is left."""
+        """Mean over the main texts of each emotion; NaN where nothing is left.
+
+        Args:
+            without: Topics that are left out.
+
+        Returns:
+            `[emotion layer d_model]` in float64, a copy.
+
+        Example:
+            >>> acts.moments().means().shape
+            torch.Size([4, 3, 32])
+        """
         n, total = self._sums(without)
         return total / n[:, None, None]
 
     def _sums(self, without: Container[str]) -> tuple[Tensor, Tensor]:
         names = self.emotions
-        n, total = (
-            torch.zeros(len(names), dtype=torch.long),
-            self.total.new_zeros((len(names), *self.total.shape[1:])),
-        )
+        n = torch.zeros(len(names), dtype=torch.long)
+        total = self.total.new_zeros((len(names), *self.total.shape[1:]))
         for k, (split, emotion, topic) in enumerate(self.groups):
             if split == "main" and emotion is not None and topic not in without:
                 n[names.index(emotion)] += self.n[k]

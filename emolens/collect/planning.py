@@ -35,7 +35,14 @@ TOKENS_PER_WORD = 1.35  # where no tokenizer is at hand; SmolLM2 has 1.31 on the
 
 @dataclass(frozen=True)
 class Plan:
-    """An estimate. `str(plan)` is the table with the formulas."""
+    """An estimate. `str(plan)` is the table with the formulas.
+
+    Example:
+        >>> from emolens.collect import plan_named
+        >>> plan = plan_named("smollm2-135m-instruct", stories, "a100", layers=[10])
+        >>> plan.n_layers, plan.hours > 0
+        (1, True)
+    """
 
     model: str
     n_texts: int
@@ -91,8 +98,24 @@ def plan_named(
 ) -> Plan:  # fmt: skip
     """An estimate for a model of the catalogue on a device by name, without opening the model.
 
+    Args:
+        model: Its alias.
+        emotions: The set, for its texts.
+        device_name: As in `DEVICES`, in any case of letters.
+        stories_per_emotion: Of the run that is planned; None is what the set has.
+        layers: Blocks to collect; None is every one.
+        devices: As many of them.
+
+    Returns:
+        `Plan`, in half precision.
+
     Raises:
-        ValueError: unknown model or device.
+        ValueError: unknown model or device, or a layer that does not exist.
+
+    Example:
+        >>> from emolens.collect import plan_named
+        >>> plan_named("smollm2-135m-instruct", stories, "a100").speed_from
+        '40% of the peak of a100 in half precision'
     """
     if device_name.lower() not in DEVICES:
         raise ValueError(
@@ -135,9 +158,23 @@ def plan_measured(
     """An estimate from a probe: stories of the set are collected for a few seconds on this machine.
 
     Args:
+        model: The loaded model.
+        emotions: The set, for its texts.
         stories_per_emotion: Of the run that is planned; None is what the set has.
+        layers: Blocks to collect; None is every one.
         devices: As many devices as fast as this one.
         seconds: Length of the probe, after a batch to warm up.
+
+    Returns:
+        `Plan`.
+
+    Raises:
+        ValueError: a layer that does not exist.
+
+    Example:
+        >>> from emolens.collect import plan_measured
+        >>> plan_measured(model, stories, seconds=0.01).n_layers
+        3
     """
     chosen = check_layers(model, "resid_post", layers)
     texts = [t.text for _, t in emotions.texts()]

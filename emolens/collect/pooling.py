@@ -13,7 +13,7 @@ from typing import Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from emolens._typing import whole_number
+from emolens._typing import block_number, whole_number
 from emolens.models.tokens import EncodedText
 
 SINK = 10.0  # a token whose norm exceeds this many medians of its row is not ordinary
@@ -24,7 +24,12 @@ LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the tokens of a text become rows; made by the four functions below."""
+    """How the tokens of a text become rows; made by `mean_over_tokens`, `last_token`, `char_span` and `every_token`.
+
+    Example:
+        >>> em.mean_over_tokens() == em.collect.Pooling("mean", skip=50)
+        True
+    """
 
     kind: Literal["mean", "last", "span", "tokens"]
     skip: int = 1
@@ -93,7 +98,7 @@ def char_span(spans: Sequence[tuple[int, int] | str]) -> Pooling:
 
 
 def _pair(span: Sequence[SupportsIndex]) -> tuple[int, int]:
-    start, end = (whole_number("span", edge, 0) for edge in span)
+    start, end = map(block_number, span)
     return start, end
 
 
