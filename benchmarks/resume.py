@@ -56,7 +56,7 @@ def write_texts(file: Path, n: int) -> None:
 def tiny_model(directory: Path) -> Any:
     """The tests' tiny Llama, d_model 32, 3 layers."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import randomise, tiny_config, tiny_tokenizer
+    from toys import randomise, tiny_config, tiny_tokenizer
     from transformers import AutoModelForCausalLM
 
     import emolens as em

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -463,7 +463,7 @@ def _rotate(
 
 def _patch(
     hook_point: HookPoint | HeadPoint,
-    source: Mapping[str, Tensor] | Tensor,
+    source: Any,
     *,
     layer: Blocks,
     heads: Sequence[int] | None = None,
