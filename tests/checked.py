@@ -24,7 +24,7 @@ def raises(expected: Any, **options: Any) -> Iterator[pytest.ExceptionInfo[Any]]
     asked = TypeCheckError in (expected if isinstance(expected, tuple) else (expected,))
     with _raises(expected, **options) as found:
         before = config.jaxtyping_disable
-        config.update("jaxtyping_disable", not asked)
+        config.update("jaxtyping_disable", before or not asked)
         try:
             yield found
         finally:
