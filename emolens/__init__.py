@@ -44,8 +44,8 @@ _NAMES = {
         patch_resid_pre patch_v patch_z
     """,
     "stories": "export_prompts import_texts story_prompts write_stories",
-    "experiments.languages": "compare_languages",
-    "study": "Study run_study",
+    "experiments": "compare_languages",
+    "study": "Result Study run_experiment run_study",
     "report": "explore_tokens",
 }
 _HOME = {name: room for room, names in _NAMES.items() for name in names.split()}
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
         random_directions,
         shuffled_directions,
     )
-    from emolens.experiments.languages import compare_languages
+    from emolens.experiments import compare_languages
     from emolens.interventions import (
         Agreement,
         Attribution,
@@ -185,4 +185,4 @@ if TYPE_CHECKING:
         save_emotion_set,
     )
     from emolens.stories import export_prompts, import_texts, story_prompts, write_stories
-    from emolens.study import Study, run_study
+    from emolens.study import Result, Study, run_experiment, run_study

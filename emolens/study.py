@@ -13,9 +13,10 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,22 @@ from emolens import __version__, stats
 from emolens._files import here
 from emolens._typing import HookedModel
 from emolens.collect.collection import collect_to
+from emolens.collect.forward import collect_resid_post
 from emolens.directions.estimators import mean_difference
 from emolens.directions.fitting import FOLDS
 from emolens.directions.value import EmotionDirections
-from emolens.experiments import causal, person, separability, transfer, validation
-from emolens.experiments import fitting as refit
-from emolens.experiments import geometry as norms
-from emolens.experiments import logit_lens as lens
-from emolens.experiments.base import Inputs, Row
+from emolens.experiments import fitting
+from emolens.experiments.base import Experiment, Findings, Inputs, Stories, View
+from emolens.experiments.protocol import answers, chosen_experiments
+from emolens.experiments.rows import Row
+from emolens.experiments.rules import Answer
 from emolens.models.identity import present_info
 from emolens.models.loading import load_model
 from emolens.models.tokens import tokenization
 from emolens.readout import score
-from emolens.report.page import write_report
+from emolens.report.page import section, write_report
 from emolens.sets.emotion_sets import EmotionSet, data_root, load_emotion_set
+from emolens.sets.external import Labelled, load_external
 from emolens.shards import (
     LOCK,
     MANIFEST,
@@ -65,64 +68,170 @@ SAMPLES = (
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What a study found; `out` has the same as files."""
+    """What a study found; `out` has the same as files.
+
+    Attributes:
+        rows: All figures of all experiments, in order.
+        provenance: Model, set, versions, command: where the figures come from.
+        directions: Fitted on all stories, at the layer that was frozen.
+        out: The folder.
+        experiments: What was asked.
+        findings: What each of them found, by name.
+    """
 
     rows: list[Row]
     provenance: dict[str, Any]
     directions: EmotionDirections
     out: Path
+    experiments: tuple[Experiment, ...]
+    findings: dict[str, Findings]
 
     def primary(self) -> list[Row]:
         """The one row of each experiment that was named before it was run."""
         return [r for r in self.rows if r.primary]
+
+    def answers(self) -> list[Answer]:
+        """What the study says of every claim, in the order of the report."""
+        k = len(self.directions.emotions)
+        return [a for e in self.experiments for a in answers(e, self.findings[e.name], k)]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one experiment found when it was run alone.
+
+    Attributes:
+        experiment: What was asked.
+        findings: Rows, and words to be shown.
+        inputs: What it was given: stories, directions, layer.
+    """
+
+    experiment: Experiment
+    findings: Findings
+    inputs: Inputs
+
+    @property
+    def rows(self) -> list[Row]:
+        """All figures."""
+        return list(self.findings.rows)
+
+    def answers(self) -> list[Answer]:
+        """What it says of each of its claims, or why it cannot be asked."""
+        return answers(self.experiment, self.findings, len(self.inputs.stories.emotions.names))
+
+    def __repr__(self) -> str:
+        lines = [self.experiment.question]
+        lines += [f"  {a.verdict}: {a.words}: {a.text}" for a in self.answers()]
+        return "\n".join([*lines, f"  {len(self.rows)} rows"])
+
+    def _repr_html_(self) -> str:
+        view = View(self.findings, self.inputs.directions, self.inputs.stories.emotions)
+        return section(self.experiment, view)
+
+
+def run_experiment(
+    experiment: str | Experiment,
+    model: HookedModel | str,
+    emotions: EmotionSet | str = "core",
+    *,
+    seed: int = 0,
+    full: bool = False,
+    external: str | Path | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Run one experiment, with what it needs, on a model and a set; nothing is written.
+
+    Args:
+        experiment: A name (`emolens run --list` prints them), or an `Experiment` of one's own.
+        model: A loaded model, or a name for `load_model`.
+        emotions: A set, or its name or path.
+        seed: Of folds, bootstraps, permutations and random directions.
+        full: More permutations and draws, every layer, all external texts.
+        external: A folder with other people's labelled texts, as in `run_study`.
+        progress: Whether to show a bar while the stories are read; None shows one where it will take long and there is somebody to see it.
+
+    Returns:
+        `Result`: print it for what it says, show it in a notebook for its pictures.
+
+    Raises:
+        ValueError: no such experiment; a set without neutral texts.
+        FileNotFoundError: `external` has no file that is known.
+
+    Example:
+        ``em.run_experiment("separability", model, stories)``
+    """
+    chosen = chosen_experiments([experiment])
+    emotions = load_emotion_set(emotions) if isinstance(emotions, str) else emotions
+    others = load_external(external) if external is not None else {}
+    _check_neutral(emotions, seed)
+    loaded: HookedModel = load_model(model) if isinstance(model, str) else model
+    stories = Stories(
+        emotions, collect_resid_post(loaded, emotions, progress=progress is not False), seed
+    )
+    inputs = _inputs(loaded, stories, full, others)
+    found: dict[str, Findings] = {}
+    for each in chosen:
+        found[each.name] = each.run(replace(inputs, earlier=dict(found)))
+    return Result(chosen[-1], found[chosen[-1].name], inputs)
 
 
 def run_study(
     model: HookedModel | str,
     emotions: EmotionSet | str = "core",
     *,
-    out: str | Path = "study",
+    profile: str | Sequence[str | Experiment] = "standard",
     seed: int = 0,
-    full: bool = False,
     external: str | Path | None = None,
     overwrite: bool = False,
     command: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] | None = None,
+    out: str | Path = "study",
 ) -> Study:
     """Run the protocol of emolens on a model and a set, and write vectors, rows and a report.
 
     Args:
         model: A loaded model, or a name for `load_model`.
         emotions: A set, or its name or path.
-        out: A folder; made if it does not exist.
+        profile: "quick" (what the stories alone answer), "standard", "full" (more permutations, every layer for logistic regression, all
+            external texts), or a list of experiments; what they need runs too.
         seed: Of folds, bootstraps, permutations and random directions.
-        full: More permutations, every layer for logistic regression, all external texts.
         external: A folder with goemotions_test.tsv and emobank.csv, for the transfer to other people's text.
         overwrite: Replace another study in the same folder.
         command: What to print in the report as the command that made it.
+        progress: Show a bar while the stories are read.
         say: Called with one line at each step.
+        out: A folder; made if it does not exist.
 
     Returns:
         `Study`.
 
     Raises:
         FileExistsError: `out` holds another study.
-        FileNotFoundError, ValueError: `external` has neither file, or one that is not what its name says; before anything is computed.
+        FileNotFoundError, ValueError: `external` has neither file, or one that is not what its name says; no such profile or experiment;
+            before anything is computed.
         OSError: `out` cannot be written; checked before anything is computed.
+
+    Example:
+        ``em.run_study("smollm2-135m-instruct-q4", "core", out="study")``
     """
     say = say or (lambda line: None)
     started = time.time()
+    chosen, full = chosen_experiments(profile), profile == "full"
     emotions = load_emotion_set(emotions) if isinstance(emotions, str) else emotions
-    others = transfer.load_external(external) if external is not None else {}
+    others = load_external(external) if external is not None else {}
     folder = check_request(emotions, out, seed)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
     info = present_info(loaded)
-    key = _key(
-        info.to_dict() | {"tokenization": tokenization(getattr(loaded, "tokenizer", None))},
-        emotions,
-        {"seed": seed, "full": full, "external": {n: data.sha256 for n, data in others.items()}},
-    )
+    names = [e.name for e in chosen]
+    options = {
+        "seed": seed,
+        "full": full,
+        "external": {n: data.sha256 for n, data in others.items()},
+    }
+    if names != [e.name for e in chosen_experiments("standard")]:
+        options["experiments"] = names
+    key = _key(info.to_dict() | {"tokenization": tokenization(loaded.tokenizer)}, emotions, options)
     _refuse_other(folder, key, overwrite)
 
     say(
@@ -137,80 +246,67 @@ def run_study(
     say(
         f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)"
     )
-    inputs = Inputs(loaded, emotions, acts, None, -1, seed, full, others)  # type: ignore[arg-type]  # completed below
-    accuracy = refit.choose_layer(
-        inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
-    )
-    layer = acts.layers[int(accuracy.argmax())]
-    directions = replace(mean_difference(acts), layer=layer)
-    inputs = replace(inputs, directions=directions, layer=layer)
+    inputs = _inputs(loaded, Stories(emotions, acts, seed), full, others)
+    directions, layer = inputs.directions, inputs.layer
     say(
         f"layer {layer} of {info.n_layers} frozen by cross-validation ({time.time() - started:.0f} s)"
     )
 
-    rows: list[Row] = []
-    lens_rows, lenses = lens.run_with_words(inputs)
-    for experiment in (separability, person, transfer, norms):
-        rows += kept.get(experiment.NAME, lambda run=experiment.run: (run(inputs), None))[0]
-        say(f"{experiment.NAME} done ({time.time() - started:.0f} s)")
-    rows += lens_rows
-    steered, chosen = kept.get(validation.NAME, lambda: validation.run_with_choice(inputs))
-    rows += steered
-    say(f"{validation.NAME} done ({time.time() - started:.0f} s)")
-    if chosen is not None:
-        at = {"layer": chosen.layer, "dose": chosen.dose, "names": chosen.emotions}
-        rows += kept.get(causal.NAME, lambda: (causal.run(inputs, **at), None))[0]
-        say(f"{causal.NAME} done ({time.time() - started:.0f} s)")
+    found: dict[str, Findings] = {}
+    for experiment in chosen:
+        given = replace(inputs, earlier=dict(found))
+        found[experiment.name] = kept.get(experiment.name, partial(experiment.run, given))
+        say(f"{experiment.name} done ({time.time() - started:.0f} s)")
+    rows = [r for findings in found.values() for r in findings.rows]
     samples = score(loaded, directions, list(SAMPLES), per="token")
     provenance = {
         "emolens": __version__,
-        "command": command
-        or f"em.run_study({info.name!r}, {emotions.name!r}, seed={seed}, full={full})",
+        "command": command or f"em.run_study({info.name!r}, {emotions.name!r}, profile={profile if isinstance(profile, str) else names!r}, seed={seed})",
         "key": key,
         "model": info.to_dict(),
-        "set": {
-            "name": emotions.name,
-            "sha256": emotions.fingerprint,
-            "source": emotions.source,
-            "language": emotions.language,
-        },
+        "set": {"name": emotions.name, "sha256": emotions.fingerprint, "source": emotions.source, "language": emotions.language},
         "layer": layer,
         "pooling": acts.info["pooling"],
         "neutral_components": directions.info["neutral_k"],
         "sink_ratio": [round(float(s), 1) for s in acts.sink_ratio],
         "norm_median": [round(float(n), 2) for n in acts.norm_median],
-        "folds": inputs.folds,
+        "folds": inputs.stories.folds,
         "seed": seed,
         "full": full,
         "external": sorted(others),
-        "versions": {
-            p: version(p)
-            for p in ("torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
-        },
+        "versions": {p: version(p) for p in ("torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")},
         "python": platform.python_version(),
         "wall_seconds": round(time.time() - started, 1),
         "peak_memory_gb": round(_peak_memory() / 1e9, 2),
-    }
+    }  # fmt: skip
     directions.save(folder / "vectors.safetensors", overwrite=True)  # the folder is this study's
     with written_whole(folder / "results.json") as part:
         data = {"provenance": provenance, "rows": [r.to_dict() for r in rows]}
         part.write_text(
             json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
         )
-    write_report(
-        folder / "index.html",
-        rows,
-        provenance,
-        directions,
-        emotions,
-        samples=samples,
-        lenses=lenses,
-        written=chosen.texts if chosen else (),
-    )
+    sections = [(e, View(found[e.name], directions, emotions)) for e in chosen]
+    write_report(folder / "index.html", sections, provenance, samples=samples)
     shutil.rmtree(collected)
     shutil.rmtree(kept.folder)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
-    return Study(rows, provenance, directions, folder)
+    return Study(rows, provenance, directions, folder, chosen, found)
+
+
+def _inputs(
+    model: HookedModel, stories: Stories, full: bool, external: dict[str, Labelled]
+) -> Inputs:
+    """What experiments are given: the layer is chosen by cross-validation on the stories, and frozen before anything is fitted at it."""
+    accuracy = fitting.choose_layer(
+        stories.main.rows,
+        stories.labels,
+        stories.topics,
+        stories.folds,
+        stories.neutral_components(),
+    )
+    layer = stories.acts.layers[int(accuracy.argmax())]
+    directions = replace(mean_difference(stories.acts), layer=layer)
+    return Inputs(model, stories, directions, layer, full, external)
 
 
 def check_request(emotions: EmotionSet, out: str | Path, seed: int = 0) -> Path:
@@ -221,11 +317,7 @@ def check_request(emotions: EmotionSet, out: str | Path, seed: int = 0) -> Path:
         FileExistsError: `out` holds files of something else under the names that a study writes, or clears away.
         OSError: it cannot be written.
     """
-    if not emotions.neutral:
-        raise ValueError(
-            f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is"
-        )
-    _check_folds(emotions, seed)
+    _check_neutral(emotions, seed)
     folder = here(out)
     begun = [folder / "activations" / MANIFEST, *(folder / "experiments").glob("*.json")]
     strays = [
@@ -259,10 +351,14 @@ def _made_by_a_study(file: Path) -> bool:
         return False
 
 
-def _check_folds(emotions: EmotionSet, seed: int) -> None:
-    """Refuse a set that leaves nothing to fit on where some topics are held out: a fold, one grammatical person, or half of the topics, of whose
+def _check_neutral(emotions: EmotionSet, seed: int) -> None:
+    """Refuse a set without neutral texts, or one that leaves nothing to fit on where some topics are held out: a fold, one grammatical person, or half of the topics, of whose
     rest a group is held out again to know neutral text (`directions.Calibration`).
     """
+    if not emotions.neutral:
+        raise ValueError(
+            f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is"
+        )
     persons = [
         tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")
     ]
@@ -311,35 +407,28 @@ class _Kept:
     folder: Path
     made_by: str
 
-    def get(
-        self, name: str, make: Callable[[], tuple[list[Row], validation.Chosen | None]]
-    ) -> tuple[list[Row], validation.Chosen | None]:
+    def get(self, name: str, make: Callable[[], Findings]) -> Findings:
         """What was kept, or what is made now and kept."""
         file = self.folder / f"{name}.json"
         with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: made again
             found = json.loads(file.read_text(encoding="utf-8"))
             if found["made_by"] == self.made_by:
-                chosen = validation.Chosen.from_dict(found["chosen"]) if found["chosen"] else None
-                return [Row(**r) for r in found["rows"]], chosen
-        rows, chosen = make()
-        data = {
-            "made_by": self.made_by,
-            "rows": [asdict(r) for r in rows],
-            "chosen": asdict(chosen) if chosen else None,
-        }
+                return Findings.from_dict(found["findings"])
+        findings = make()
+        data = {"made_by": self.made_by, "findings": findings.to_dict()}
         self.folder.mkdir(exist_ok=True)
         with written_whole(file) as part:
             part.write_text(
                 json.dumps(data, default=lambda number: number.item()), encoding="utf-8"
             )
-        return rows, chosen
+        return findings
 
 
 def _code() -> str:
     """Identity of the sources that decide what an experiment finds, and of the data that they ship; how it is laid out is not among them."""
     package = Path(__file__).parent
     rooms = sorted(p.name for p in package.iterdir() if p.suffix == ".py" or p.is_dir())
-    rooms = [r for r in rooms if r not in ("report", "cli", "cli.py", "_data", "__pycache__")]
+    rooms = [r for r in rooms if r not in ("report", "cli", "_data", "__pycache__")]
     shipped = (
         p for p in sorted(data_root().rglob("*.*")) if p.suffix in (".yaml", ".jsonl", ".csv")
     )

@@ -16,7 +16,7 @@ import torch
 from toys import randomise, tiny_config
 
 import emolens as em
-from emolens.experiments.base import Inputs
+from emolens.experiments.base import Inputs, Stories
 from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
 from emolens.sets.materials import Pair, load_stems
 
@@ -128,4 +128,4 @@ def planted_inputs(model: Any, emotions: EmotionSet, *, layer: int = 1, seed: in
     """What a study would give an experiment: everything read, directions of all stories."""
     acts = em.collect_resid_post(model, emotions, progress=False)
     v = replace(em.mean_difference(acts), layer=layer)
-    return Inputs(model, emotions, acts, v, layer, seed)
+    return Inputs(model, Stories(emotions, acts, seed), v, layer)

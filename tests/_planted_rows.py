@@ -12,8 +12,9 @@ from torch import Tensor
 import emolens as em
 from emolens.collect.activations import NORM_BINS, Activations, TextInfo
 from emolens.experiments import fitting as refit
-from emolens.experiments.base import Inputs, Labelled
+from emolens.experiments.base import Inputs, Stories
 from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.sets.external import Labelled
 
 PLANTED = (
     "joy",
@@ -159,9 +160,13 @@ def planted_inputs(
     """Inputs of an experiment, with layer and directions as a study chooses them; `world` is kept beside them."""
     world = PlantedWorld(emotions or planted_set(), signal=signal, seed=seed, vectors=vectors)
     acts = planted_activations(world)
-    inputs = Inputs(None, world.emotions, acts, None, -1, seed, **more)  # type: ignore[arg-type]  # completed below
+    inputs = Inputs(None, Stories(world.emotions, acts, seed), None, -1, **more)  # type: ignore[arg-type]  # completed below
     accuracy = refit.choose_layer(
-        inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
+        inputs.stories.main.rows,
+        inputs.stories.labels,
+        inputs.stories.topics,
+        inputs.stories.folds,
+        inputs.stories.neutral_components(()),
     )
     layer = acts.layers[int(accuracy.argmax())]
     inputs = replace(inputs, directions=replace(em.mean_difference(acts), layer=layer), layer=layer)
@@ -194,7 +199,7 @@ def planted_external(
         kept = torch.tensor([int(t.split()[1]) for t in given])
         infos = tuple(TextInfo(t, None, None, None, "", t, 20) for t in given)
         return replace(
-            inputs.acts, rows=x[kept], embed=torch.randn(len(kept), D_MODEL, generator=world.g), row_text=torch.arange(len(kept)),
+            inputs.stories.acts, rows=x[kept], embed=torch.randn(len(kept), D_MODEL, generator=world.g), row_text=torch.arange(len(kept)),
             row_position=torch.full((len(kept),), -1), texts=infos, sinks=torch.ones(len(kept), N_LAYERS), neutral_tokens=None,
         )  # fmt: skip
 

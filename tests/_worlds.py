@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from _answers import answers
 
 import emolens as em
 from emolens import geometry, stats
@@ -30,9 +31,11 @@ from emolens.collect.activations import NORM_BINS, Activations, TextInfo
 from emolens.experiments import causal, person, separability, transfer, validation
 from emolens.experiments import fitting as refit
 from emolens.experiments import logit_lens as lens
-from emolens.experiments.base import Inputs, Labelled, Row
-from emolens.experiments.rules import Answer, answers
+from emolens.experiments.base import Inputs, Stories
+from emolens.experiments.rows import Row
+from emolens.experiments.rules import Answer
 from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.sets.external import Labelled
 from emolens.sets.materials import load_pairs, load_stems
 from emolens.sets.norms import load_norms
 
@@ -196,9 +199,13 @@ def planted(world: World, seed: int = 0) -> Inputs:
     model = planted_model(seed, used=world != "unused", scenes=world == "scenes")
     emotions = planted_set(seed, shuffled=world == "shuffled")
     acts = em.collect_resid_post(model, emotions, progress=False)
-    inputs = Inputs(model, emotions, acts, None, -1, seed, False, comments(seed))  # type: ignore[arg-type]  # completed below
+    inputs = Inputs(model, Stories(emotions, acts, seed), None, -1, False, comments(seed))  # type: ignore[arg-type]  # completed below
     accuracy = refit.choose_layer(
-        inputs.main.rows, inputs.labels, inputs.topics, inputs.folds, inputs.neutral_components(())
+        inputs.stories.main.rows,
+        inputs.stories.labels,
+        inputs.stories.topics,
+        inputs.stories.folds,
+        inputs.stories.neutral_components(()),
     )
     layer = acts.layers[int(accuracy.argmax())]
     return replace(inputs, directions=replace(em.mean_difference(acts), layer=layer), layer=layer)
@@ -234,7 +241,7 @@ def planted_geometry(effect: bool, seed: int = 0, *, d_model: int = 16) -> Input
         sinks=torch.ones(n, 2), info={"model": {"n_layers": 2, "fingerprint": "f", "process_weights": {}}},
     )  # fmt: skip
     v = replace(em.mean_difference(acts, remove_neutral=None), layer=1)
-    return Inputs(None, emotions, acts, v, 1, seed)  # type: ignore[arg-type]  # geometry never calls the model
+    return Inputs(None, Stories(emotions, acts, seed), v, 1)  # type: ignore[arg-type]  # geometry never calls the model
 
 
 @contextmanager
@@ -263,14 +270,12 @@ def fewer_draws(resamples: int = 100, permutations: int = 99) -> Iterator[None]:
 def run_all(inputs: Inputs, *, causal_only: bool = False) -> list[Row]:
     """The rows of every experiment that a model is needed for, as a study runs them."""
     reading = [] if causal_only else [separability, person, transfer]
-    rows = [r for experiment in reading for r in experiment.run(inputs)]
-    rows += lens.run(inputs)
-    steered, chosen = validation.run_with_choice(inputs)
-    assert chosen is not None
-    at = {"layer": chosen.layer, "dose": chosen.dose, "names": chosen.emotions}
-    return rows + steered + causal.run(inputs, **at)
+    rows = [r for experiment in (*reading, lens) for r in experiment.run(inputs).rows]
+    steered = validation.run(inputs)
+    after = causal.run(replace(inputs, earlier={"validation": steered}))
+    return [*rows, *steered.rows, *after.rows]
 
 
 def verdicts_of(rows: Sequence[Row], inputs: Inputs) -> dict[str, Answer]:
     """Claim to answer, by the report's own rules."""
-    return {a.name: a for a in answers(rows, inputs.emotions)}
+    return {a.name: a for a in answers(rows, inputs.stories.emotions)}

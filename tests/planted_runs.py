@@ -21,10 +21,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _answers import CLAIMS
 from _worlds import fewer_draws, planted, planted_geometry, run_all, verdicts_of
 
 from emolens.experiments import geometry as norms
-from emolens.experiments.rules import CLAIMS
 
 # Worlds in which the right answer to a claim is no. Directions of shuffled labels lie where real ones do, so removing or adding one still
 # does something to a model that uses that space: the three tests of pairs are judged where the model does not use it.
@@ -44,7 +44,7 @@ def verdicts(world: str, seed: int) -> dict[str, str]:
     """Claim to verdict for one run."""
     if world in ("valence", "no valence"):
         inputs = planted_geometry(world == "valence", seed)
-        rows = norms.run(inputs)
+        rows = norms.run(inputs).rows
     else:
         inputs = planted(world, seed)  # type: ignore[arg-type]  # the other worlds
         rows = run_all(inputs, causal_only=world == "unused")

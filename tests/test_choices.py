@@ -14,7 +14,7 @@ import emolens as em
 from emolens import stats
 from emolens._typing import hook_name
 from emolens.experiments import causal, transfer, validation
-from emolens.experiments.base import Row, find
+from emolens.experiments.rows import Row, find
 from emolens.interventions.measure import Cell
 from emolens.interventions.sweep import Sweep
 

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 import emolens as em
 from emolens import shards
 from emolens.collect.activations import Activations
-from emolens.experiments.transfer import READERS as READERS_OF_TEXT
 from emolens.sets.corpus import open_corpus
 from emolens.sets.emotion_sets import data_root, load_emotion_set
+from emolens.sets.external import READERS as READERS_OF_TEXT
 from emolens.sets.materials import load_pairs, load_stems
 from emolens.sets.norms import load_norms
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import fields, replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _answers import patched
 from _browser import HOSTILE as RUNNING
 from _browser import assert_inert
 from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
@@ -21,15 +23,17 @@ import emolens.study
 from emolens import stats
 from emolens.collect import collection
 from emolens.collect.activations import NORM_BINS, Activations, TextInfo
-from emolens.experiments import causal, person, separability, transfer, validation
 from emolens.experiments import fitting as refit
-from emolens.experiments import geometry as norms
-from emolens.experiments import logit_lens as lens
-from emolens.experiments.base import Inputs, Labelled, Row, row
+from emolens.experiments import person, separability, transfer, validation
+from emolens.experiments.base import Findings, Inputs, Stories, View
+from emolens.experiments.protocol import EXPERIMENTS
+from emolens.experiments.rows import Row, row
 from emolens.interventions.measure import Cell
 from emolens.interventions.sweep import Sweep
 from emolens.report.page import render
+from emolens.sets import external as external_room
 from emolens.sets.emotion_sets import Emotion, EmotionSet, Story, Topic
+from emolens.sets.external import Labelled
 from emolens.study import Study, check_request, run_study
 
 ROWS = ("separability", "person", "transfer", "geometry", "logit_lens", "validation", "causal")
@@ -102,7 +106,7 @@ def external(tmp_path_factory) -> Path:
     lines = []
     for e, deeds in DEEDS.items():
         for i in range(7):
-            label = transfer.GOEMOTIONS.index(e)
+            label = external_room.GOEMOTIONS.index(e)
             named = f" What {e}!" if i == 0 else ""
             lines.append(
                 f'They {rng.choice(deeds)} at the {rng.choice(list(TOPICS))}, "{i}".{named}\t{label}\tid{e}{i}'
@@ -139,9 +143,7 @@ def results(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def no_experiments(monkeypatch) -> None:
     """Everything of a study but its experiments."""
-    for experiment in (separability, person, transfer, norms):
-        monkeypatch.setattr(experiment, "run", lambda inputs: [])
-    monkeypatch.setattr(lens, "run_with_words", lambda inputs: ([], []))
+    patched(monkeypatch, **dict.fromkeys(ROWS, lambda inputs: Findings()))
     monkeypatch.setattr("emolens.report.page.render", lambda *a, **k: "<!doctype html>")
 
 
@@ -243,7 +245,6 @@ def test_the_provenance_says_what_was_done_and_nothing_of_this_machine(study):
 @pytest.mark.usefixtures("no_experiments")
 def test_the_best_layer_is_frozen(tiny_model, stories, tmp_path, monkeypatch):
     monkeypatch.setattr(refit, "choose_layer", lambda *given: np.array([0.3, 0.9, 0.1]))
-    monkeypatch.setattr(validation, "run_with_choice", lambda inputs: ([], None))
     found = run_study(tiny_model, stories, out=tmp_path, progress=False)
     assert (found.provenance["layer"], found.directions.layer) == (1, 1)
 
@@ -257,16 +258,16 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     options: dict[str, Any] = {"out": tmp_path, "external": external, "progress": False}
     with monkeypatch.context() as patch:
 
-        def interrupt(*args: Any, **kwargs: Any) -> list[Row]:
+        def interrupt(inputs: Inputs) -> Findings:
             raise KeyboardInterrupt
 
-        patch.setattr(causal, "run", interrupt)  # the last experiment
+        patched(patch, causal=interrupt)  # the last experiment
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny_model, stories, **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["activations", "experiments"]
     finished = {p.stem for p in (tmp_path / "experiments").iterdir()}
-    assert finished == {e.NAME for e in (separability, person, transfer, norms, validation)}
-    (tmp_path / "experiments" / f"{norms.NAME}.json").write_text(
+    assert finished == set(ROWS) - {"causal"}
+    (tmp_path / "experiments" / "geometry.json").write_text(
         "{", encoding="utf-8"
     )  # damaged: made again
 
@@ -280,19 +281,16 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
         raise AssertionError("an experiment was run again")
 
     monkeypatch.setattr(collection, "collect_slice", never)
-    for experiment in (separability, person, transfer):
-        monkeypatch.setattr(experiment, "run", again)
-    monkeypatch.setattr(validation, "run_with_choice", again)
     made_again: list[str] = []
-    for experiment in (norms, causal):
 
-        def run(*a, e=experiment, run=experiment.run, **k):
-            return made_again.append(e.NAME) or run(*a, **k)
+    def counted(experiment: Any) -> Any:
+        return lambda inputs: made_again.append(experiment.name) or experiment.run(inputs)
 
-        monkeypatch.setattr(experiment, "run", run)
+    runs = {e.name: counted(e) if e.name in ("geometry", "causal") else again for e in EXPERIMENTS}
+    patched(monkeypatch, **runs)
     said: list[str] = []
     resumed = run_study(tiny_model, stories, say=said.append, **options)
-    assert made_again == [norms.NAME, causal.NAME]
+    assert made_again == ["geometry", "causal"]
     assert results(resumed.out)["rows"] == results(study.out)["rows"]
     assert torch.equal(resumed.directions.vectors, study.directions.vectors)
     assert (tmp_path / "index.html").is_file()
@@ -324,7 +322,7 @@ def test_experiments_kept_by_other_code_or_options_are_run_again(
     study, tiny_model, stories, external, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(person, "run", lambda inputs: 1 / 0)
+        patched(patch, person=lambda inputs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_study(tiny_model, stories, out=tmp_path, external=external, seed=1, progress=False)
         patch.setattr(emolens.study, "_code", lambda: "older")
@@ -505,7 +503,7 @@ def test_an_instruction_is_compared_at_the_dose_with_its_damage():
     )  # fmt: skip
     cells, change, kl = made("prompt", 0.0, 1.0, 0.3**2)
     told = Sweep(cells, prompts, tuple(few), change, torch.zeros(3, 2), kl)
-    rows = validation._told_rows(curve, told, few, {"layer": 1})
+    rows = validation._told_rows(curve, told, few, partial(row, "validation", layer=1))
     by = {(r.metric, r.control): r for r in rows}
     assert by["diag minus off at equal KL", None].value == pytest.approx(3.0)
     assert by["diag minus off at equal KL", None].dose == pytest.approx(0.3)
@@ -516,14 +514,13 @@ def test_an_instruction_is_compared_at_the_dose_with_its_damage():
 
 
 def test_a_study_without_external_text_has_no_transfer_rows(study, stories):
-    assert transfer.run(replace_inputs(study, stories)) == []
+    assert list(transfer.run(replace_inputs(study, stories)).rows) == []
 
 
 def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:
     given: dict[str, Any] = {
         "model": None,
-        "emotions": stories,
-        "acts": None,
+        "stories": Stories(stories, None),
         "directions": study.directions,
         "layer": 0,
     }
@@ -548,7 +545,7 @@ def test_a_bad_goemotions_file_names_its_line(tmp_path, content, line):
         ValueError,
         match=rf"goemotions_test\.tsv:{line}: expected text, label ids 0\.\.27 and an id",
     ):
-        transfer.load_goemotions(file)
+        external_room.load_goemotions(file)
 
 
 def test_a_comment_of_one_token_is_left_out(tiny):
@@ -562,7 +559,7 @@ def test_a_comment_of_one_token_is_left_out(tiny):
 def test_goemotions_texts_are_read_as_they_are(tmp_path):
     file = tmp_path / "g.tsv"
     file.write_text('He said "no\t3,25\tid1\n\'tis so, "twice"\t27\tid2\n', encoding="utf-8")
-    data = transfer.load_goemotions(file)
+    data = external_room.load_goemotions(file)
     assert data.texts == ['He said "no', '\'tis so, "twice"']
     assert data.labels == [{"annoyance", "sadness"}, {"neutral"}]
 
@@ -582,19 +579,19 @@ def test_a_bad_emobank_file_says_what_is_expected(tmp_path, content):
     with pytest.raises(
         ValueError, match=r"emobank\.csv: expected a CSV file with the columns split, V, A and text"
     ):
-        transfer.load_emobank(file)
+        external_room.load_emobank(file)
 
 
 def test_the_real_files_parse():
     folder = Path(__file__).parent.parent.parent / "shared" / "data"
     if not (folder / "goemotions_test.tsv").is_file():
         pytest.skip("GoEmotions and EmoBank are not beside this checkout")
-    data = transfer.load_goemotions(folder / "goemotions_test.tsv")
+    data = external_room.load_goemotions(folder / "goemotions_test.tsv")
     assert len(data.texts) == len(data.labels) == 5427
     counts = Counter(label for labels in data.labels for label in labels)
     assert counts["neutral"] == 1787  # the published counts of the test split
     assert counts["grief"] == 6
-    bank = transfer.load_emobank(folder / "emobank.csv")
+    bank = external_room.load_emobank(folder / "emobank.csv")
     assert len(bank.texts) == 1000  # the published size of the test split
     assert bank.valence is not None
     assert 1 <= bank.valence.min() < bank.valence.max() <= 5
@@ -666,10 +663,11 @@ def test_the_page_is_self_contained_and_well_formed(study):
 
 def test_the_page_has_its_figures_and_says_what_they_are(study):
     page = Page((study.out / "index.html").read_text(encoding="utf-8"))
-    assert page.tags["svg"] == len(page.labels) == 9
+    assert page.tags["svg"] == len(page.labels) == 10
     assert {
         "Accuracy by layer",
         "Paired differences",
+        "Paired differences on other people's text",
         "Cosine matrix",
         "Circumplex",
         "Transfer to GoEmotions",
@@ -721,7 +719,16 @@ def page_with(hostile: list[str], study: Study, stories: EmotionSet) -> str:
         "model": model, "command": f"emolens study --model {hostile[0]!r}", "external": hostile, "folds": [hostile],
         "set": {"name": hostile[0], "sha256": "0" * 64, "source": hostile[1], "language": "en"},
     }  # fmt: skip
-    return render(rows, provenance, directions, emotions)
+    return render(sections(study, rows, directions, emotions), provenance)
+
+
+def sections(study: Study, rows: list[Row], directions: Any, emotions: EmotionSet) -> list[Any]:
+    """What a page is made of, from other rows."""
+    made = []
+    for e in study.experiments:
+        own = replace(study.findings[e.name], rows=[r for r in rows if r.experiment == e.name])
+        made.append((e, View(own, directions, emotions)))
+    return made
 
 
 def test_hostile_names_are_inert_and_complete_in_the_page(study, stories):
@@ -746,7 +753,8 @@ def test_a_page_can_be_made_of_very_little(study, stories):
     two = replace(
         two, emotions=tuple(e.model_copy(update={"norm_key": None}) for e in two.emotions)
     )
-    page = Page(render([], study.provenance, study.directions[["joy", "fear"]], two))
+    made = [(e, View(Findings(), study.directions[["joy", "fear"]], two)) for e in EXPERIMENTS]
+    page = Page(render(made, study.provenance))
     assert_safe(page)
     assert "All 0 rows" in page.text
 
@@ -805,17 +813,17 @@ def planted(stories: EmotionSet, *, signal: float, d_model: int = 24, words: boo
     )
     acts = replace(acts, neutral_tokens=neutral)
     v = em.mean_difference(acts, remove_neutral=None)
-    return Inputs(None, emotions, acts, v, 1, 0)  # type: ignore[arg-type]  # separability never calls the model
+    return Inputs(None, Stories(emotions, acts), v, 1)  # type: ignore[arg-type]  # separability never calls the model
 
 
 @pytest.fixture(scope="module")
 def separable(stories) -> list[Row]:
-    return separability.run(planted(stories, signal=20.0, words=False))
+    return separability.run(planted(stories, signal=20.0, words=False)).rows
 
 
 @pytest.fixture(scope="module")
 def only_words(stories) -> list[Row]:
-    return separability.run(planted(stories, signal=0.0, words=True))
+    return separability.run(planted(stories, signal=0.0, words=True)).rows
 
 
 def the(rows: list[Row], metric: str, **wanted: Any) -> Row:
@@ -873,9 +881,11 @@ def test_a_set_with_words_only_gives_a_negative_margin(only_words):
 
 def test_the_layer_that_holds_the_emotions_is_chosen(stories):
     inputs = planted(stories, signal=20.0)
-    rows = inputs.main.rows.clone()
+    rows = inputs.stories.main.rows.clone()
     rows[:, 0] = torch.randn(rows[:, 0].shape, generator=torch.Generator().manual_seed(4))
-    accuracy = refit.choose_layer(rows, inputs.labels, inputs.topics, inputs.folds, None)
+    accuracy = refit.choose_layer(
+        rows, inputs.stories.labels, inputs.stories.topics, inputs.stories.folds, None
+    )
     assert accuracy.argmax() == 1
     assert accuracy[1] == 1.0
     assert accuracy[0] < 0.6
@@ -884,11 +894,11 @@ def test_the_layer_that_holds_the_emotions_is_chosen(stories):
 def test_whole_topics_are_held_out(stories):
     """A text's own topic is never in its training fold: rows that only copy their topic's emotion cannot be read."""
     inputs = planted(stories, signal=0.0)
-    assert sorted(t for fold in inputs.folds for t in fold) == sorted(TOPICS)
-    for fold in inputs.folds:
-        for inner in inputs.inner_folds(fold):
+    assert sorted(t for fold in inputs.stories.folds for t in fold) == sorted(TOPICS)
+    for fold in inputs.stories.folds:
+        for inner in inputs.stories.inner_folds(fold):
             assert not set(inner) & set(fold)
-        kept = inputs.without(fold)
+        kept = inputs.stories.without(fold)
         assert not {t.topic for t in kept.texts} & set(fold)
 
 
@@ -906,25 +916,30 @@ def _neutral_apart(stories: EmotionSet, of: tuple[str, ...]) -> EmotionSet:
 def test_folds_are_of_the_topics_that_have_stories(stories):
     """Topics of neutral texts alone sort among the others and would take their places."""
     moved = _neutral_apart(stories, ("apart", "even", "notes"))
-    inputs = replace(planted(stories, signal=1.0), emotions=moved)
-    assert [len(f) for f in inputs.folds] == [2, 2, 2, 2]
-    assert sorted(t for f in inputs.folds for t in f) == sorted(TOPICS)
-    assert inputs.folds == planted(stories, signal=1.0).folds
+    inputs = planted(stories, signal=1.0)
+    inputs = replace(inputs, stories=replace(inputs.stories, emotions=moved))
+    assert [len(f) for f in inputs.stories.folds] == [2, 2, 2, 2]
+    assert sorted(t for f in inputs.stories.folds for t in f) == sorted(TOPICS)
+    assert inputs.stories.folds == planted(stories, signal=1.0).stories.folds
     assert not {"apart", "even", "notes"} & {
-        t for f in inputs.inner_folds(inputs.folds[0]) for t in f
+        t for f in inputs.stories.inner_folds(inputs.stories.folds[0]) for t in f
     }
 
 
 def test_neutral_texts_of_topics_of_their_own_are_used_in_every_fold(stories):
     inputs = planted(stories, signal=1.0)
-    tokens = inputs.acts.neutral_tokens
+    tokens = inputs.stories.acts.neutral_tokens
     assert tokens is not None
     apart = replace(tokens, texts=tuple(replace(t, topic="apart") for t in tokens.texts))
-    inputs = replace(inputs, acts=replace(inputs.acts, neutral_tokens=apart))
-    every = inputs.neutral_components(())
-    for fold in inputs.folds:
+    inputs = replace(
+        inputs,
+        stories=replace(inputs.stories, acts=replace(inputs.stories.acts, neutral_tokens=apart)),
+    )
+    every = inputs.stories.neutral_components(())
+    for fold in inputs.stories.folds:
         assert all(
-            torch.equal(a, b) for a, b in zip(inputs.neutral_components(fold), every, strict=True)
+            torch.equal(a, b)
+            for a, b in zip(inputs.stories.neutral_components(fold), every, strict=True)
         )
 
 
@@ -958,15 +973,19 @@ def test_a_set_told_in_one_person_is_studied(stories, tmp_path):
         stories, topics=tuple(t.model_copy(update={"person": "third"}) for t in stories.topics)
     )
     assert set(one.told.values()) == {"third"}
-    assert person.run(replace(planted(stories, signal=1.0), emotions=one)) == []
+    inputs = planted(stories, signal=1.0)
+    inputs = replace(inputs, stories=replace(inputs.stories, emotions=one))
+    found = person.run(inputs)
+    assert not found.rows
+    assert not person.gate(found)
     assert check_request(one, tmp_path / "study") == tmp_path / "study"
 
 
 def test_a_readout_that_a_fold_cannot_have_is_an_error_not_a_missing_row(stories):
     inputs = planted(stories, signal=1.0)
-    fold = inputs.folds[0]
+    fold = inputs.stories.folds[0]
     lone = TextInfo("n", None, fold[0], None, "neutral", "n", 100)
-    acts = inputs.acts
+    acts = inputs.stories.acts
     acts = replace(acts, texts=(*acts.texts, lone), rows=torch.cat([acts.rows, acts.rows[:1]]), embed=torch.cat([acts.embed, acts.embed[:1]]), row_text=torch.arange(len(acts.texts) + 1), row_position=torch.full((len(acts.texts) + 1,), -1), sinks=torch.cat([acts.sinks, acts.sinks[:1]]))  # fmt: skip
     with pytest.raises(ValueError, match="all neutral texts are of the held-out topics"):
-        separability.run(replace(inputs, acts=acts))
+        separability.run(replace(inputs, stories=replace(inputs.stories, acts=acts)))

@@ -38,12 +38,21 @@ SENTENCES = (
     "They laughed, then they stopped laughing, and nobody said what they were thinking.",
     "On Sunday the neighbours were in the garden again; a dog barked at the gate.",
 )
+# files and tests that last: `make quick` leaves them out
+SLOW = {
+    "baking", "causal", "engines", "fuzz", "gguf", "languages", "reading", "set_checks", "study", "sweep",
+    "test_a_full_disk_is_an_error_that_leaves_whole_shards_only",
+    "test_kill_9_at_any_moment_costs_nothing_but_the_shard_in_hand",
+    "test_languages_prints_the_matrix_and_writes_every_row",
+    "test_study_runs_and_shows_its_primary_rows",
+    "test_the_command_prints_the_formulas",
+}  # fmt: skip
 TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
 # folders and files whose tests ask nothing of TransformerLens, or ask it through rooms that have tests of their own
 ONCE = {
-    "cli", "directions", "report", "sets", "test_architecture", "test_choices", "test_conclusions", "test_docstrings", "test_fuzz",
-    "test_geometry", "test_languages", "test_mutations_listed", "test_packaging", "test_reading", "test_stats", "test_stories",
+    "cli", "directions", "report", "sets", "test_architecture", "test_choices", "test_conclusions", "test_contributing", "test_docstrings",
+    "test_fuzz", "test_geometry", "test_languages", "test_mutations_listed", "test_packaging", "test_reading", "test_stats", "test_stories",
     "test_summaries", "test_tutorials", "test_verdict_rules",
 }  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
@@ -53,6 +62,8 @@ _NONE = types.SimpleNamespace(params={})
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For several processes: a file goes to one of them with its fixtures; the tutorials, which last longest, start first."""
     for item in items:
+        if SLOW & {item.path.stem.removeprefix("test_"), item.name.split("[")[0]}:
+            item.add_marker("slow")
         # a set of several has another order in another process, and so has the name of its test
         assert not any(
             isinstance(value, set) and len(value) > 1

@@ -124,9 +124,9 @@ for emotion in ("grief", "rage", "joy", "boredom"):
 # topics do not agree on (split-half reliability below one half): do not build on it.
 
 # %%
-from emolens.report import figures as plots
+from emolens.report import cosine_matrix
 
-plots.cosine_matrix(v)
+cosine_matrix(v)
 
 # %% [markdown]
 # Directions are vectors, so they add. What is left of terror when fear is taken away?

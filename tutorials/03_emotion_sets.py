@@ -202,8 +202,9 @@ found = em.compare_languages(model, pair, layers=[LAYER], n_shuffles=100, progre
 found
 
 # %% [markdown]
-# SmolLM2 was trained on English, and yet something carries over: both off-diagonal cells are above the shuffled labels. But look at the line under the table: the
-# form of the stories (length, sentences, punctuation), which a translation keeps, carries over as well, and nearly as far. So little of this is emotion.
+# SmolLM2 was trained on English. What German stories teach it reads English ones above the shuffled labels; the other way round it does not, with so few
+# stories. And look at the line under the table: the form of the stories (length, sentences, punctuation), which a translation keeps, carries over as well, and
+# as far or further. So little of this is emotion.
 # `emolens languages --model qwen2.5-0.5b` makes the matrix of all four languages on a model that was trained on them.
 
 # %% [markdown]

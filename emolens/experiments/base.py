@@ -1,13 +1,15 @@
-"""What every experiment is given and gives back."""
+"""What an experiment is, what it is given, and what it gives back.
+
+An experiment owns its question: what is asked, how it is run, when it cannot be asked, what it may claim and by which rule, and which
+pictures and tables show it. The study runs a list of them and the report lays out what they say; neither knows a metric's name.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,123 +20,28 @@ from emolens._typing import HookedModel
 from emolens.collect.activations import Activations
 from emolens.directions.algebra import neutral_components
 from emolens.directions.value import EmotionDirections
+from emolens.experiments.rows import Row
+from emolens.experiments.rules import Claim
 from emolens.sets.emotion_sets import EmotionSet
+from emolens.sets.external import Labelled
 
-
-@dataclass(frozen=True)
-class Row:
-    """One figure of a study with everything needed to read it; absent is None."""
-
-    experiment: str
-    metric: str
-    value: float
-    primary: bool = False
-    estimator: str | None = None
-    readout: str | None = None
-    hook: str | None = None
-    layer: int | str | None = None
-    emotion: str | None = None
-    split: str | None = None
-    control: str | None = None
-    dose: float | None = None
-    low: float | None = None
-    high: float | None = None
-    null_mean: float | None = None
-    null_high: float | None = None
-    p: float | None = None
-    q: float | None = None
-    draws: int | None = None
-    n: int | None = None
-    unit_of_n: str | None = None
-    seed: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: a value that is not a number is absent too."""
-        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in asdict(self).items()}
-        return {
-            k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in plain.items()
-        }
-
-
-def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: Any) -> Row:
-    """A row from a number or an estimate with its interval."""
-    if isinstance(value, stats.Estimate):
-        fields |= {"low": value.low, "high": value.high}
-        value = value.value
-    return Row(experiment, metric, float(value), **fields)
-
-
-MIN_DRAWS = 100  # of a null; with fewer its 95 % point and p say too little to be printed
-
-
-def judged(value: float, null: NDArray[np.floating], control: str) -> dict[str, Any]:
-    """The fields of a row that say what its null gave: mean, 95 % point, p and number of draws (p is at least 1 / (draws + 1)).
-
-    >>> judged(1.0, np.zeros(199), "shuffled labels")["p"]
-    0.005
-    >>> judged(1.0, np.zeros(10), "shuffled labels")  # ten draws have no 95 % point
-    {'control': 'shuffled labels', 'null_mean': 0.0, 'draws': 10}
-
-    Raises:
-        ValueError: no draws.
-    """
-    null = np.asarray(null, float)
-    if not len(null):
-        raise ValueError(
-            f"no draws of {control}: a null needs at least one, and a p at least {MIN_DRAWS}"
-        )
-    fields = {"control": control, "null_mean": float(null.mean()), "draws": len(null)}
-    if len(null) < MIN_DRAWS:
-        return fields
-    return fields | {
-        "null_high": float(np.percentile(null, 95)),
-        "p": stats.permutation_p(value, null),
-    }
-
-
-def find(rows: Sequence[Row], experiment: str, metric: str, **fields: Any) -> list[Row]:
-    """Rows of a metric whose fields have the given values."""
-    return [
-        r
-        for r in rows
-        if r.experiment == experiment
-        and r.metric == metric
-        and all(getattr(r, k) == v for k, v in fields.items())
-    ]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Other people's texts: with labels (GoEmotions) or with ratings (EmoBank)."""
-
-    texts: list[str]
-    labels: list[set[str]]
-    valence: NDArray[np.floating] | None = None
-    arousal: NDArray[np.floating] | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Identity of the texts and what is said of them."""
-        said = [
-            self.texts,
-            [sorted(x) for x in self.labels],
-            *(None if a is None else a.tolist() for a in (self.valence, self.arousal)),
-        ]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Everything an experiment may use. `layer` was frozen by cross-validation on the stories."""
+class Stories:
+    """The stories of a set as they were read, with what every split and every fit needs of them.
 
-    model: HookedModel
+    Attributes:
+        emotions: The set.
+        acts: All of its texts, neutral ones included.
+        seed: Of the folds.
+    """
+
     emotions: EmotionSet
     acts: Activations
-    directions: EmotionDirections
-    layer: int
     seed: int = 0
-    full: bool = False
-    external: Mapping[str, Labelled] = field(default_factory=dict)
 
     @cached_property
     def main(self) -> Activations:
@@ -143,10 +50,12 @@ class Inputs:
 
     @cached_property
     def labels(self) -> NDArray[np.intp]:
+        """The emotion of each story, by its place in the set."""
         return np.array([self.emotions.names.index(t.emotion or "") for t in self.main.texts])
 
     @cached_property
     def topics(self) -> list[str]:
+        """The topic of each story."""
         return [t.topic or "" for t in self.main.texts]
 
     @cached_property
@@ -156,18 +65,23 @@ class Inputs:
 
     @cached_property
     def family_labels(self) -> NDArray[np.intp]:
+        """The family of each story's emotion, by its place among the sorted families."""
         families = sorted(set(self.emotions.families.values()))
-        return np.array(
-            [families.index(self.emotions.families[t.emotion or ""]) for t in self.main.texts]
-        )
+        of = self.emotions.families
+        return np.array([families.index(of[t.emotion or ""]) for t in self.main.texts])
 
     @cached_property
     def folds(self) -> list[tuple[str, ...]]:
         """The outer folds: whole topics that have stories, stratified by person."""
         return stats.topic_folds(self.emotions.told, seed=self.seed)
 
+    def inner_folds(self, held_out: tuple[str, ...], n_folds: int = 3) -> list[tuple[str, ...]]:
+        """Folds of the training topics, for choices that must not see the held-out ones."""
+        kept = {t: person for t, person in self.emotions.told.items() if t not in held_out}
+        return stats.topic_folds(kept, n_folds=n_folds, seed=self.seed)
+
     def neutral_components(
-        self, held_out: tuple[str, ...], share: float = 0.5
+        self, held_out: tuple[str, ...] = (), share: float = 0.5
     ) -> list[torch.Tensor] | None:
         """Neutral components from the neutral texts of every topic but these; one of a topic without stories is in no fold, so always used.
 
@@ -175,17 +89,169 @@ class Inputs:
             ValueError: there are neutral texts, and all of them are of these topics.
         """
         tokens = self.acts.neutral_tokens
-        return (
-            None
-            if tokens is None
-            else neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)
-        )
+        if tokens is None:
+            return None
+        return neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)
 
     def without(self, topics: Sequence[str]) -> Activations:
         """The collection without some topics, as `Activations.without`."""
         return self.acts.without(topics)
 
-    def inner_folds(self, held_out: tuple[str, ...], n_folds: int = 3) -> list[tuple[str, ...]]:
-        """Folds of the training topics, for choices that must not see the held-out ones."""
-        kept = {t: person for t, person in self.emotions.told.items() if t not in held_out}
-        return stats.topic_folds(kept, n_folds=n_folds, seed=self.seed)
+
+@dataclass(frozen=True)
+class Shown:
+    """A small table of words to be shown as it is: what was written, or what the vocabulary sees."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one experiment found, in plain values: it goes through JSON, so that it is kept and resumed.
+
+    Attributes:
+        rows: Every figure.
+        shown: Words to be shown as they are.
+        chosen: What later experiments may use, such as a block and a dose.
+    """
+
+    rows: Sequence[Row] = ()
+    shown: Sequence[Shown] = ()
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; the inverse of `from_dict` through JSON."""
+        rows, shown = [asdict(r) for r in self.rows], [asdict(s) for s in self.shown]
+        return {"rows": rows, "shown": shown, "chosen": dict(self.chosen)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Findings:
+        """From what JSON made of `to_dict`.
+
+        Raises:
+            KeyError, TypeError: it is something else.
+        """
+        shown = [
+            Shown(s["title"], tuple(s["head"]), tuple(map(tuple, s["rows"])), s["open"])
+            for s in data["shown"]
+        ]
+        return Findings([Row(**r) for r in data["rows"]], shown, dict(data["chosen"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything an experiment may use.
+
+    Attributes:
+        directions: Fitted on all stories.
+        layer: Frozen by cross-validation on the stories.
+        full: More permutations and draws, every layer, all texts.
+        external: Other people's labelled texts, by file name.
+        earlier: What the experiments found that this one needs, by name.
+    """
+
+    model: HookedModel
+    stories: Stories
+    directions: EmotionDirections
+    layer: int
+    full: bool = False
+    external: Mapping[str, Labelled] = field(default_factory=dict)
+    earlier: Mapping[str, Findings] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Of folds, bootstraps, permutations and random directions."""
+        return self.stories.seed
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a model can be asked at all; `reason` says why not, `smallest` the smallest effect that the design could have shown."""
+
+    reason: str = ""
+    smallest: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a picture or a table is made of: an experiment's findings, and what they are about."""
+
+    findings: Findings
+    directions: EmotionDirections
+    emotions: EmotionSet
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The figures that were found."""
+        return self.findings.rows
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of what was found, with its controls in it.
+
+    Attributes:
+        draw: Gives None where there is nothing to draw.
+        title: Short.
+        caption: What is to be seen, and what it is beside.
+        alt: For who cannot see it; the title if it is empty.
+    """
+
+    draw: Callable[[View], matplotlib.figure.Figure | None]
+    title: str
+    caption: str
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures as a table: either rows as they are, or cells of one's own.
+
+    Attributes:
+        title: Printed above it, or on the fold.
+        rows: Which rows, to be laid out as all rows are.
+        cells: Lines of cells, under `head`; the columns `numeric` are set to the right.
+        note: A sentence above it.
+        folded: Whether it is to be opened first.
+    """
+
+    title: str = ""
+    rows: Callable[[View], Sequence[Row]] | None = None
+    cells: Callable[[View], Sequence[Sequence[str]]] | None = None
+    head: tuple[str, ...] = ()
+    numeric: tuple[int, ...] = ()
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and everything that belongs to it.
+
+    Attributes:
+        name: Short; also that of its file and of its rows.
+        question: One sentence, printed above its section.
+        paper: Which figure or table of the paper it answers, if any.
+        run: From what is given to what is found.
+        gate: Can this model or set be asked at all? Fixed before it is run.
+        claims: What it may say, each by a rule of `rules.RULES`.
+        shows: Pictures and tables, in the order of the page.
+        needs: Experiments that must have run before.
+        method: How it was asked, in a sentence or two.
+    """
+
+    name: str
+    question: str
+    paper: str | None
+    run: Callable[[Inputs], Findings]
+    gate: Callable[[Findings], Gate] | None = None
+    claims: tuple[Claim, ...] = ()
+    shows: tuple[Picture | Table, ...] = ()
+    needs: tuple[str, ...] = ()
+    method: str = ""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from emolens import stats
 from emolens.directions.algebra import class_means, project, remove_components
-from emolens.experiments.base import Inputs
+from emolens.experiments.base import Stories
 
 Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -58,15 +58,15 @@ class Training:
     Without topics to hold out it is what a study ships: the layer by cross-validation over its folds, the directions of all stories.
     """
 
-    def __init__(self, inputs: Inputs, held: Sequence[str] = ()) -> None:
-        self.inputs, self.held = inputs, tuple(held)
-        self.inside = torch.from_numpy(np.isin(np.asarray(inputs.topics), list(held)))
-        self.train, self.test = inputs.main.rows[~self.inside], inputs.main.rows[self.inside]
+    def __init__(self, stories: Stories, held: Sequence[str] = ()) -> None:
+        self.stories, self.held = stories, tuple(held)
+        self.inside = torch.from_numpy(np.isin(np.asarray(stories.topics), list(held)))
+        self.train, self.test = stories.main.rows[~self.inside], stories.main.rows[self.inside]
         self.topics = [
-            t for t, out in zip(inputs.topics, self.inside.tolist(), strict=True) if not out
+            t for t, out in zip(stories.topics, self.inside.tolist(), strict=True) if not out
         ]
-        self.components = inputs.neutral_components(self.held)
-        self.folds = inputs.inner_folds(self.held) if self.held else inputs.folds
+        self.components = stories.neutral_components(self.held)
+        self.folds = stories.inner_folds(self.held) if self.held else stories.folds
         self.parts = leave_out(self.topics)
         self.part = torch.tensor(
             [next(k for k, p in enumerate(self.parts) if t in p) for t in self.topics]

@@ -13,14 +13,19 @@ component, of 1-3, with the largest |r| with valence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from emolens import geometry, stats
 from emolens.directions.algebra import class_means
-from emolens.experiments.base import Inputs, Row, judged, row
+from emolens.experiments.base import Experiment, Findings, Inputs, Picture, Table, View
+from emolens.experiments.drawing import INK, RELIABLE, canvas, circumplex, cosine_matrix
+from emolens.experiments.rows import Row, find, judged, row
+from emolens.experiments.rules import Claim, interval, number, primary_of
 from emolens.sets.norms import load_norms, norm_of
 
 NAME = "geometry"
@@ -36,7 +41,7 @@ UNDERPOWERED = 30  # words; below this an interval on r is about .4 wide at best
 FEW = 6  # words; below this no r is given
 
 
-def run(inputs: Inputs) -> list[Row]:
+def run(inputs: Inputs) -> Findings:
     """All rows."""
     v = inputs.directions
     say = {
@@ -76,7 +81,7 @@ def run(inputs: Inputs) -> list[Row]:
                 )
     for table, words in exact.items():
         out += _plane(inputs, words, say | _words(words, f"{table}, {EXACT}"))
-    return out + _agreement(inputs) + _similarity(inputs, say)
+    return Findings(out + _agreement(inputs) + _similarity(inputs, say))
 
 
 def _words(rated: dict[int, Any], split: str) -> dict[str, Any]:
@@ -87,7 +92,8 @@ def _words(rated: dict[int, Any], split: str) -> dict[str, Any]:
 def _rated(inputs: Inputs, table: str, kinds: tuple[str, ...]) -> dict[int, Any]:
     """The emotions that a table rates in these forms, by their row."""
     found = {
-        k: norm_of(inputs.emotions[e], table) for k, e in enumerate(inputs.directions.emotions)
+        k: norm_of(inputs.stories.emotions[e], table)
+        for k, e in enumerate(inputs.directions.emotions)
     }
     return {k: norm for k, (norm, kind) in found.items() if kind in kinds}
 
@@ -173,7 +179,9 @@ def _best(scores: np.ndarray, norm: np.ndarray) -> np.ndarray:
 def _agreement(inputs: Inputs) -> list[Row]:
     """How well the two tables agree on the set's own words: what an r with either is to be read beside."""
     a, b = (load_norms(t) for t in TABLES)
-    words = [e.norm_key for e in inputs.emotions.emotions if e.norm_key in a and e.norm_key in b]
+    words = [
+        e.norm_key for e in inputs.stories.emotions.emotions if e.norm_key in a and e.norm_key in b
+    ]
     if len(words) < FEW:
         return []
     out = []
@@ -245,8 +253,13 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
     v = inputs.directions
     slot = v.slot(inputs.layer)
     cosine = v.cosine(layer=inputs.layer).numpy()
-    form = stats.form_features(inputs.texts, inputs.emotions.language)
-    form = np.stack([form[inputs.labels == k].mean(0) for k in range(len(inputs.emotions.names))])
+    form = stats.form_features(inputs.stories.texts, inputs.stories.emotions.language)
+    form = np.stack(
+        [
+            form[inputs.stories.labels == k].mean(0)
+            for k in range(len(inputs.stories.emotions.names))
+        ]
+    )
     form_rho, form_p = geometry.rsa(
         v.vectors[:, slot].numpy(),
         (form - form.mean(0)) / form.std(0).clip(1e-12),
@@ -254,7 +267,7 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
     )
     upper = np.triu_indices(len(cosine), 1)
     low, high = geometry.cosine_null(len(cosine), v.vectors.shape[-1], seed=inputs.seed)
-    families = [inputs.emotions.families[e] for e in v.emotions]
+    families = [inputs.stories.emotions.families[e] for e in v.emotions]
     same = np.array([families[i] == families[j] for i, j in zip(*upper, strict=True)])
     out = [
         row(NAME, "rsa with distance in story form", form_rho, p=form_p, control="Mantel", n=len(v.emotions), unit_of_n="emotions", **say),
@@ -310,5 +323,72 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
 
 
 def _embed(inputs: Inputs) -> np.ndarray:
-    means = class_means(inputs.main.embed[:, None], torch.from_numpy(inputs.labels))[:, 0]
+    means = class_means(
+        inputs.stories.main.embed[:, None], torch.from_numpy(inputs.stories.labels)
+    )[:, 0]
     return (means - means.mean(0)).numpy()
+
+
+def _component(r: Row, rows: Sequence[Row], k: int) -> str:
+    return f"{r.metric} = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} for the maximum of |r| over components, layers and tables."
+
+
+def _too_few_words(rows: Sequence[Row], k: int) -> str:
+    """Below so many rated words the interval of an r is wide enough for either answer."""
+    return "".join(
+        f"{r.metric} = {r.value:.2f} {interval(r)} is of {r.n} rated words, which is underpowered; a claim about geometry needs a larger set"
+        for r in primary_of(NAME)(rows, k)
+        if "underpowered" in (r.unit_of_n or "")
+    )
+
+
+LAYERS = "rsa of layers with the reported one"
+
+
+def layer_similarity(rows: Sequence[Row]) -> Figure:
+    """How alike the cosine matrix of each layer is to that of the reported layer."""
+    figure, axes = canvas(height=2.6)
+    found = find(rows, NAME, LAYERS)
+    axes.plot(
+        [int(r.layer or 0) for r in found], [r.value for r in found], color=INK, marker="o", ms=3
+    )
+    axes.set(xlabel="layer", ylabel="RSA with the reported layer", ylim=(0, 1.02))
+    return figure
+
+
+def _circumplex(view: View) -> Figure:
+    return circumplex(
+        view.directions, load_norms(), {e.name: e.norm_key for e in view.emotions.emotions}
+    )
+
+
+def _related(r: Row) -> bool:
+    return "related" in (r.split or "") or (r.split or "").startswith("russell")
+
+
+def _tabled(view: View) -> list[Row]:
+    return [r for r in view.rows if r.metric not in ("split-half reliability", LAYERS)]
+
+
+GEOMETRY = Experiment(
+    NAME,
+    question="Does the space have the shape that people give the words?",
+    paper=None,
+    run=run,
+    claims=(
+        Claim("valence", "A leading component lines up with human valence", "rejected_maximum", primary_of(NAME), _component, gate=_too_few_words),
+    ),
+    shows=(
+        Picture(lambda view: cosine_matrix(view.directions), "Cosine matrix",
+            f"Cosines of the directions at the reported layer, ordered by similarity. Grey names: split-half reliability below {RELIABLE}. "
+            "Centred directions are negative on average by construction."),
+        Picture(_circumplex, "Circumplex",
+            "First two components, rotated onto human ratings (Glasgow Norms, Scott et al. 2019), with a line from each word's rating to the model's direction. "
+            "The rotation uses the ratings, so this picture is an illustration; the table is the test."),
+        Table(rows=lambda view: [r for r in _tabled(view) if not _related(r)]),
+        Table("Sensitivity: related word forms, the other table of norms", rows=lambda view: [r for r in _tabled(view) if _related(r)], folded=True),
+        Picture(lambda view: layer_similarity(view.rows) if find(view.rows, NAME, LAYERS) else None, "Similarity of layers",
+            "Spearman correlation of each layer's cosine matrix with that of the reported layer."),
+    ),
+    method="Components of the directions of all emotions against the ratings of the words that a table of norms has, each beside permuted words.",
+)  # fmt: skip

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from emolens import stats
 from emolens._typing import HookedModel
 from emolens.collect.forward import collect_resid_post
-from emolens.experiments.base import Inputs, Row, judged, row
+from emolens.experiments.base import Stories
 from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
+from emolens.experiments.rows import Row, judged, row
 from emolens.experiments.rules import RULES
 from emolens.sets.emotion_sets import EmotionSet, load_emotion_set
 
@@ -126,14 +127,14 @@ def compare_languages(
             f"the sets share {len(concepts)} concepts and {len(topics)} topics (of the same person); at least 2 and 4 are needed"
         )
     folds = stats.topic_folds({t: person[t] for t in topics}, seed=seed)
-    tongues = []
+    languages = []
     for s in loaded:
         cut = _aligned(s, concepts, topics)
         acts = collect_resid_post(model, cut, layers=layers, progress=progress)
-        tongues.append(_Tongue(Inputs(model, cut, acts, None, -1, seed), folds))  # type: ignore[arg-type]  # fitted by fold
-    same = _cosines(tongues, {t: person[t] for t in topics})
-    out = [r for a in tongues for r in _row_of_cells(a, tongues, n_shuffles)] + same
-    chosen = {t.name: tuple(t.inputs.acts.layers[k] for k in t.slots) for t in tongues}
+        languages.append(_Language(Stories(cut, acts, seed), folds))
+    same = _cosines(languages, {t: person[t] for t in topics})
+    out = [r for a in languages for r in _row_of_cells(a, languages, n_shuffles)] + same
+    chosen = {t.name: tuple(t.stories.acts.layers[k] for k in t.slots) for t in languages}
     return Languages(tuple(names), out, tuple(concepts), tuple(topics), chosen)
 
 
@@ -152,16 +153,16 @@ def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> E
     )
 
 
-class _Tongue:
+class _Language:
     """One language: its stories by fold, and what each fold fitted on its training topics."""
 
-    def __init__(self, inputs: Inputs, folds: list[tuple[str, ...]]) -> None:
-        self.inputs, self.folds, self.name = inputs, folds, inputs.emotions.language
-        self.rows, self.embed, self.y = inputs.main.rows, inputs.main.embed, inputs.labels
-        form = stats.form_features(inputs.texts, self.name)
+    def __init__(self, stories: Stories, folds: list[tuple[str, ...]]) -> None:
+        self.stories, self.folds, self.name = stories, folds, stories.emotions.language
+        self.rows, self.embed, self.y = stories.main.rows, stories.main.embed, stories.labels
+        form = stats.form_features(stories.texts, self.name)
         # on one scale, by all stories of the language but no label
         self.form = (form - form.mean(0)) / form.std(0).clip(1e-12)
-        self.training = [Training(inputs, held) for held in folds]
+        self.training = [Training(stories, held) for held in folds]
         self.inside = [fold.inside for fold in self.training]
         self.slots = [fit.slot for fit in self.fit(self.y)]
 
@@ -171,8 +172,8 @@ class _Tongue:
 
     def without(self, topics: Sequence[str], slot: int) -> Array:
         """Unit vectors `[emotion d_model]` from the stories and neutral texts of all topics but these."""
-        rest = torch.from_numpy(~np.isin(np.asarray(self.inputs.topics), list(topics)))
-        components = self.inputs.neutral_components(tuple(topics))
+        rest = torch.from_numpy(~np.isin(np.asarray(self.stories.topics), list(topics)))
+        components = self.stories.neutral_components(tuple(topics))
         vectors = fitted(
             self.rows[rest][:, [slot]],
             torch.from_numpy(self.y)[rest],
@@ -181,39 +182,39 @@ class _Tongue:
         return torch.nn.functional.normalize(vectors[:, 0].double(), dim=-1).numpy()
 
 
-def _scores(fits: list[Fit], b: _Tongue, readout: str) -> Array:
+def _scores(fits: list[Fit], b: _Language, readout: str) -> Array:
     """Scores `[text emotion]` of b's stories by another language's directions, each from the fold that held its topic out."""
-    out = np.zeros((len(b.y), len(b.inputs.emotions.names)))
+    out = np.zeros((len(b.y), len(b.stories.emotions.names)))
     for fit, inside in zip(fits, b.inside, strict=True):
         shift = b.rows[~inside, fit.slot].mean(0) if readout == "language-centred" else None
         out[inside.numpy()] = fit.centred(b.rows[inside], shift)
     return out
 
 
-def _row_of_cells(a: _Tongue, tongues: list[_Tongue], n_shuffles: int) -> list[Row]:
+def _row_of_cells(a: _Language, languages: list[_Language], n_shuffles: int) -> list[Row]:
     """Directions of a's language read in every language: each labelling is fitted once and read everywhere."""
-    cells = [(b, readout) for b in tongues for readout in READOUTS]
+    cells = [(b, readout) for b in languages for readout in READOUTS]
 
     def accuracies(labels: NDArray[np.integer]) -> list[float]:
         fits = a.fit(labels)
         return [stats.top_k(_scores(fits, b, readout), b.y).mean() for b, readout in cells]
 
     # the stories that are read keep their labels: another language's do not know of the shuffle
-    _, null = against_shuffled(accuracies, a.y, a.inputs.topics, n=n_shuffles, seed=a.inputs.seed)
+    _, null = against_shuffled(accuracies, a.y, a.stories.topics, n=n_shuffles, seed=a.stories.seed)
     fits = a.fit(a.y)
     return [
         r
-        for b in tongues
+        for b in languages
         for r in _cell(a, b, fits, {w: null[:, k] for k, (c, w) in enumerate(cells) if c is b})
     ]
 
 
-def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> list[Row]:
+def _cell(a: _Language, b: _Language, fits: list[Fit], null: dict[str, Array]) -> list[Row]:
     """Everything about directions of a's language read in b's."""
-    seed, y, topics = b.inputs.seed, b.inputs.labels, b.inputs.topics
+    seed, y, topics = b.stories.seed, b.stories.labels, b.stories.topics
     say = {
         "estimator": "mean_difference",
-        "hook": a.inputs.acts.hook_point,
+        "hook": a.stories.acts.hook_point,
         "layer": "nested",
         "split": f"{a.name} -> {b.name}",
         "n": len(y),
@@ -242,7 +243,7 @@ def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> li
         out.append(row(NAME, "auc", auc, readout=readout, **say))
     embed = _twin(a, b, a.embed.numpy(), b.embed.numpy())
     form = _twin(a, b, a.form, b.form)
-    words = stats.tfidf_scores(b.inputs.texts, [f"{k:04d}" for k in y], topics, b.folds, b.name, estimator="mean_difference") if a is b else None  # fmt: skip
+    words = stats.tfidf_scores(b.stories.texts, [f"{k:04d}" for k in y], topics, b.folds, b.name, estimator="mean_difference") if a is b else None  # fmt: skip
     ours = stats.top_k(_scores(fits, b, READOUTS[0]), y).astype(float)
     for twin, scores in (("embed", embed), ("form", form), ("tfidf", words)):
         if scores is not None:
@@ -258,39 +259,39 @@ def _cell(a: _Tongue, b: _Tongue, fits: list[Fit], null: dict[str, Array]) -> li
     return out
 
 
-def _twin(a: _Tongue, b: _Tongue, x: Array, z: Array) -> Array:
+def _twin(a: _Language, b: _Language, x: Array, z: Array) -> Array:
     """The same from other features of a's and b's stories (embeddings, form), language-centred."""
-    out = np.zeros((len(b.y), len(a.inputs.emotions.names)))
+    out = np.zeros((len(b.y), len(a.stories.emotions.names)))
     for mine, theirs in zip(a.inside, b.inside, strict=True):
         there, here = theirs.numpy(), ~mine.numpy()
         shift = z[~there].mean(0) - x[here].mean(0)
         out[there] = stats.centroid_scores(
-            x[here], a.inputs.labels[here], z[there] - shift, out.shape[1]
+            x[here], a.stories.labels[here], z[there] - shift, out.shape[1]
         )
     return out
 
 
-def _cosines(tongues: list[_Tongue], topics: dict[str, str | None]) -> list[Row]:
+def _cosines(languages: list[_Language], topics: dict[str, str | None]) -> list[Row]:
     """Cosine of the same emotion's directions in two languages, against other pairings of the emotions, at the first one's usual layer.
 
     Parallel stories have one plot, so the sides are fitted on the two halves of the topics, (a_1 . b_2 + a_2 . b_1) / 2: what they share is
     no plot. Halves scatter more than the whole; a language with itself (a_1 . a_2) says by how much.
     """
-    slot = sorted(tongues[0].slots)[len(tongues[0].slots) // 2]
-    layer, seed = tongues[0].inputs.acts.layers[slot], tongues[0].inputs.seed
+    slot = sorted(languages[0].slots)[len(languages[0].slots) // 2]
+    layer, seed = languages[0].stories.acts.layers[slot], languages[0].stories.seed
     halves = stats.topic_folds(topics, n_folds=2, seed=seed)
-    found = [[t.without(half, slot) for half in halves] for t in tongues]
+    found = [[t.without(half, slot) for half in halves] for t in languages]
     out = []
-    for i, a in enumerate(tongues):
-        for j in range(i, len(tongues)):
+    for i, a in enumerate(languages):
+        for j in range(i, len(languages)):
             cosine = (found[i][0] @ found[j][1].T + found[i][1] @ found[j][0].T) / 2
             rng, order = np.random.default_rng(seed), np.arange(len(cosine))
             null = [cosine[order, rng.permutation(order)].mean() for _ in range(1000)]
             same = stats.bootstrap_mean(np.diag(cosine), list(order), seed=seed)
             out.append(
                 row(
-                    NAME, "cosine of the same emotion", same, split=f"{a.name} -> {tongues[j].name}", layer=layer, readout="other topics",
-                    hook=a.inputs.acts.hook_point, estimator="mean_difference", n=len(order), unit_of_n="emotions",
+                    NAME, "cosine of the same emotion", same, split=f"{a.name} -> {languages[j].name}", layer=layer, readout="other topics",
+                    hook=a.stories.acts.hook_point, estimator="mean_difference", n=len(order), unit_of_n="emotions",
                     **judged(same.value, np.array(null), "permuted emotions"),
                 )
             )  # fmt: skip

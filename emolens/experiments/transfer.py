@@ -10,60 +10,31 @@ the same layer: what there was to be read. Primary row: macro-AUC minus TF-IDF's
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emolens import stats
-from emolens._files import existing, read_text
 from emolens._typing import HookedModel
 from emolens.collect.activations import Activations
 from emolens.collect.forward import collect
 from emolens.directions.estimators import logistic
-from emolens.experiments.base import Inputs, Labelled, Row, judged, row
+from emolens.experiments.base import Experiment, Findings, Gate, Inputs, Picture, Table
+from emolens.experiments.drawing import BLUE, INK, ORANGE, canvas, known, margins
 from emolens.experiments.fitting import Labels, Training, against_shuffled, leave_out
+from emolens.experiments.rows import Row, find, judged, row
+from emolens.experiments.rules import MAIN, Claim, interval, margin_claim, number, rows_of
 from emolens.models.tokens import encode
 from emolens.readout import pooled_as
 from emolens.sets.check import leaks
+from emolens.sets.external import Labelled
 from emolens.sets.norms import load_norms
 
 NAME = "transfer"
-GOEMOTIONS = [
-    "admiration",
-    "amusement",
-    "anger",
-    "annoyance",
-    "approval",
-    "caring",
-    "confusion",
-    "curiosity",
-    "desire",
-    "disappointment",
-    "disapproval",
-    "disgust",
-    "embarrassment",
-    "excitement",
-    "fear",
-    "gratitude",
-    "grief",
-    "joy",
-    "love",
-    "nervousness",
-    "optimism",
-    "pride",
-    "realization",
-    "relief",
-    "remorse",
-    "sadness",
-    "surprise",
-    "neutral",
-]
 Array = NDArray[np.floating]
 Index = NDArray[np.intp]
 MIN_POSITIVE = 5  # a label with fewer texts is not judged
@@ -77,100 +48,23 @@ TWINS = (
 )
 
 
-def load_goemotions(path: str | Path | None = None) -> Labelled:
-    """The test split of GoEmotions (Demszky et al. 2020, CC BY 4.0).
-
-    Args:
-        path: A file with text, comma-separated label ids and comment id, separated by tabs; None loads it from the hub (extra `data`).
-    """
-    if path is None:
-        from datasets import load_dataset
-
-        data = load_dataset("google-research-datasets/go_emotions", "simplified", split="test")
-        return Labelled(
-            list(data["text"]), [{GOEMOTIONS[i] for i in ids} for ids in data["labels"]]
-        )
-    texts, labels = [], []
-    for number, line in enumerate(_table(path, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-        try:
-            ids = [int(i) for i in line[1].split(",")]
-            if min(ids) < 0:
-                raise IndexError(min(ids))
-            labels.append({GOEMOTIONS[i] for i in ids})
-            texts.append(line[0])
-        except (IndexError, ValueError) as error:
-            raise ValueError(
-                f"{path}:{number}: expected text, label ids 0..27 and an id, separated by tabs"
-            ) from error
-    if not texts:
-        raise ValueError(f"{path}: empty")
-    return Labelled(texts, labels)
-
-
-def load_emobank(path: str | Path) -> Labelled:
-    """EmoBank (Buechel & Hahn 2017, CC BY-SA 4.0): a CSV file with the columns split, V, A, text. The test split is used."""
-    wanted = f"{path}: expected a CSV file with the columns split, V, A and text, and rows of the test split"
-    header, *lines = _table(path) or [[]]
-    try:
-        at = {name: header.index(name) for name in ("split", "V", "A", "text")}
-        rows = [r for r in lines if r and r[at["split"]] == "test" and r[at["text"]].strip()]
-        v, a = (np.array([float(r[at[k]]) for r in rows]) for k in ("V", "A"))
-    except (IndexError, ValueError) as error:
-        raise ValueError(wanted) from error
-    if not rows:
-        raise ValueError(wanted)
-    if not (np.isfinite(v).all() and np.isfinite(a).all()):
-        raise ValueError(f"{path}: a rating is not a finite number")
-    return Labelled([r[at["text"]] for r in rows], [set() for _ in rows], v, a)
-
-
-def _table(path: str | Path, **form: Any) -> list[list[str]]:
-    try:
-        return list(csv.reader(io.StringIO(read_text(Path(path)), newline=""), **form))
-    except csv.Error as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-READERS: dict[str, Callable[[Path], Labelled]] = {
-    "goemotions_test.tsv": load_goemotions,
-    "emobank.csv": load_emobank,
-}
-
-
-def load_external(folder: str | Path) -> dict[str, Labelled]:
-    """What a folder holds of goemotions_test.tsv and emobank.csv, by file name.
-
-    Raises:
-        FileNotFoundError: no such folder, or neither file is in it.
-        ValueError: a file is not what its name says.
-    """
-    try:
-        folder = existing(folder, "folder")
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"external: {error} (expected {' and '.join(READERS)} in it)") from error
-    found = {
-        name: read(folder / name) for name, read in READERS.items() if (folder / name).is_file()
-    }
-    if not found:
-        raise FileNotFoundError(f"external={folder}: neither {' nor '.join(READERS)} is there")
-    return found
-
-
-def run(inputs: Inputs) -> list[Row]:
+def run(inputs: Inputs) -> Findings:
     """All rows; none without external texts."""
     judges = {"goemotions_test.tsv": GoEmotions, "emobank.csv": EmoBank}
     read = [judges[name](inputs, data) for name, data in inputs.external.items()]
     read = [r for r in read if r.asked]
     if not read:
-        return []
-    training, frozen = Training(inputs), inputs.acts.layers.index(inputs.layer)
+        return Findings()
+    training, frozen = Training(inputs.stories), inputs.stories.acts.layers.index(inputs.layer)
 
     def figures(labels: Labels) -> list[float]:
         anew = training.fit(labels)
         fits = (anew, anew if anew.slot == frozen else training.fit(labels, frozen))
         return [x for fit in fits for r in read for x in r.figures(fit.z(r.acts.rows))]
 
-    _, both = against_shuffled(figures, inputs.labels, inputs.topics, seed=inputs.seed)
+    _, both = against_shuffled(
+        figures, inputs.stories.labels, inputs.stories.topics, seed=inputs.seed
+    )
     nulls = np.split(
         both, 2, axis=1
     )  # [shuffle figure] with the layer chosen anew, and at the layer that is read
@@ -178,7 +72,7 @@ def run(inputs: Inputs) -> list[Row]:
     for r in read:
         out += r.rows([null[:, at : at + len(r.asked)] for null in nulls])
         at += len(r.asked)
-    return out
+    return Findings(out)
 
 
 def _stricter(value: float, nulls: list[Array], figure: int) -> dict[str, Any]:
@@ -198,16 +92,16 @@ class GoEmotions:
     """
 
     def __init__(self, inputs: Inputs, data: Labelled) -> None:
-        known = inputs.emotions.concepts
+        known = inputs.stories.emotions.concepts
         data = Labelled(data.texts, [{known.get(x, x) for x in labels} for labels in data.labels])
         data = _sample(readable(inputs.model, data), inputs)
         self.inputs, self.texts = inputs, data.texts
-        self.counts = {e: sum(e in ls for ls in data.labels) for e in inputs.emotions.names}
-        self.shared = [e for e in inputs.emotions.names if self.counts[e] >= MIN_POSITIVE]
+        self.counts = {e: sum(e in ls for ls in data.labels) for e in inputs.stories.emotions.names}
+        self.shared = [e for e in inputs.stories.emotions.names if self.counts[e] >= MIN_POSITIVE]
         self.asked = ["macro auc"] if self.shared else []
         if self.shared:
             self.positive = np.array([[e in ls for e in self.shared] for ls in data.labels])
-            self.columns = [inputs.emotions.names.index(e) for e in self.shared]
+            self.columns = [inputs.stories.emotions.names.index(e) for e in self.shared]
             self.acts = _collect(inputs, data.texts)
 
     def figures(self, scores: Array) -> list[float]:
@@ -226,7 +120,7 @@ class GoEmotions:
         tables = _tables(inputs, self.acts, self.texts)
         ids = list(range(len(self.texts)))
         say = {
-            "hook": inputs.acts.hook_point,
+            "hook": inputs.stories.acts.hook_point,
             "layer": inputs.layer,
             "split": "goemotions",
             "n": len(ids),
@@ -275,7 +169,10 @@ class GoEmotions:
             )
         named = np.array(
             [
-                [bool(leaks(t, inputs.emotions[e], inputs.emotions.language)) for e in shared]
+                [
+                    bool(leaks(t, inputs.stories.emotions[e], inputs.stories.emotions.language))
+                    for e in shared
+                ]
                 for t in self.texts
             ]
         )
@@ -346,15 +243,15 @@ class EmoBank:
 
     def __init__(self, inputs: Inputs, data: Labelled) -> None:
         norms = load_norms()
-        known = [e.name for e in inputs.emotions.emotions if e.norm_key in norms]
+        known = [e.name for e in inputs.stories.emotions.emotions if e.norm_key in norms]
         self.inputs, self.texts = inputs, data.texts
-        self.columns = [inputs.emotions.names.index(e) for e in known]
+        self.columns = [inputs.stories.emotions.names.index(e) for e in known]
         self.asked = ["valence", "arousal"] if len(known) >= 4 and data.valence is not None else []
         if self.asked:
             assert data.valence is not None
             assert data.arousal is not None
             self.truth = {"valence": data.valence, "arousal": data.arousal}
-            words = [norms[inputs.emotions[e].norm_key or ""] for e in known]
+            words = [norms[inputs.stories.emotions[e].norm_key or ""] for e in known]
             weights = {axis: np.array([getattr(w, axis) for w in words]) for axis in self.asked}
             self.weights = {axis: w - w.mean() for axis, w in weights.items()}
             self.acts = _collect(inputs, data.texts)
@@ -379,7 +276,7 @@ class EmoBank:
             truth, given = self.truth[axis], self.truth["valence"]
             read = {name: self.read(scores, axis) for name, (scores, _) in tables.items()}
             say = {
-                "hook": inputs.acts.hook_point,
+                "hook": inputs.stories.acts.hook_point,
                 "layer": inputs.layer,
                 "split": "emobank",
                 "n": len(ids),
@@ -440,22 +337,26 @@ def _sample(data: Labelled, inputs: Inputs) -> Labelled:
 
 def _collect(inputs: Inputs, texts: list[str]) -> Activations:
     """The texts at every layer, for a labelling that is shuffled may choose any; pooled as the directions were made."""
-    pooling = pooled_as(inputs.acts.info)
+    pooling = pooled_as(inputs.stories.acts.info)
     return collect(
-        inputs.model, texts, inputs.acts.hook_point, layers=inputs.acts.layers, pooling=pooling
+        inputs.model,
+        texts,
+        inputs.stories.acts.hook_point,
+        layers=inputs.stories.acts.layers,
+        pooling=pooling,
     )
 
 
 def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tuple[Array, dict]]:
     """Scores `[text emotion]` of ours and of every twin, all fitted on the same stories, centred and scaled by stories that were left out."""
     v, acts = inputs.directions.at(inputs.layer), acts.at([inputs.layer])
-    k, y, stories = len(inputs.emotions.names), inputs.labels, inputs.texts
-    embed, there = inputs.main.embed.numpy(), acts.embed.numpy()
-    lr = logistic(inputs.acts.at([inputs.layer]))
+    k, y, stories = len(inputs.stories.emotions.names), inputs.stories.labels, inputs.stories.texts
+    embed, there = inputs.stories.main.embed.numpy(), acts.embed.numpy()
+    lr = logistic(inputs.stories.acts.at([inputs.layer]))
 
     def words(train: Index, test: Index | None) -> tuple[Array, Array]:
         others = texts if test is None else [stories[i] for i in test]
-        return stats.tfidf([stories[i] for i in train], others, inputs.emotions.language)
+        return stats.tfidf([stories[i] for i in train], others, inputs.stories.emotions.language)
 
     def embeddings(train: Index, test: Index | None) -> tuple[Array, Array]:
         return embed[train], there if test is None else embed[test]
@@ -469,11 +370,14 @@ def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tu
             x, z = features(train, test)
             return fit(x, y[train], z)
 
-        held_out = stats.heldout_scores(scores, inputs.topics, folds, k)
+        held_out = stats.heldout_scores(scores, inputs.stories.topics, folds, k)
         return (scores(np.arange(len(y))) - held_out.mean(0)) / held_out.std(0, ddof=1).clip(1e-12)
 
     # the topics that are left out together are those of the directions: one by one, for a regression by fold
-    centroids, singly = partial(stats.centroid_scores, n_classes=k), leave_out(inputs.topics)
+    centroids, singly = (
+        partial(stats.centroid_scores, n_classes=k),
+        leave_out(inputs.stories.topics),
+    )
     of_words, of_embed = {"control": "tfidf", "layer": None}, {"control": "embed", "layer": "embed"}
     means, regression = {"estimator": "mean_difference"}, {"estimator": "logistic"}
     ours = {"readout": "calibrated"}
@@ -482,12 +386,94 @@ def _tables(inputs: Inputs, acts: Activations, texts: list[str]) -> dict[str, tu
         "logistic": (lr.z(acts.rows)[:, :, 0].numpy(), regression | ours),
         "tfidf": (calibrated(words, centroids, singly), means | of_words),
         "tfidf logistic": (
-            calibrated(words, stats.logistic_words, inputs.folds),
+            calibrated(words, stats.logistic_words, inputs.stories.folds),
             regression | of_words,
         ),
         "embed": (calibrated(embeddings, centroids, singly), means | of_embed),
         "embed logistic": (
-            calibrated(embeddings, stats.logistic_scores, inputs.folds),
+            calibrated(embeddings, stats.logistic_scores, inputs.stories.folds),
             regression | of_embed,
         ),
     }
+
+
+def gate(findings: Findings) -> Gate:
+    """Other people's texts, with labels or ratings that the set can be asked for."""
+    return (
+        Gate()
+        if findings.rows
+        else Gate("no external texts were given, or none of their labels is an emotion of this set")
+    )
+
+
+def _zero_shot(r: Row, rows: Sequence[Row], k: int) -> str:
+    fitted = [
+        c for c in find(rows, NAME, "macro auc") if (c.control or "").startswith("supervised")
+    ]
+    more = (
+        f" A regression fitted on these comments finds {fitted[0].value:.2f} at the same layer: what there was to be read."
+        if fitted
+        else ""
+    )
+    n = len({x.emotion for x in find(rows, NAME, "auc by label")})
+    wider = "".join(
+        f"; with the labels resampled too, that is for labels like them, {interval(w)}"
+        for w in find(rows, NAME, "macro auc, labels resampled too")
+    )
+    labels = (
+        f" over {n} labels (resampled are comments, which speaks of these labels{wider})"
+        if n
+        else ""
+    )
+    return (
+        f"macro-AUC {r.value:.2f} {interval(r)}{labels} against {number(r.null_mean)} (95 % below {number(r.null_high)}), "
+        f"p = {number(r.p, 3)}; chance is .50.{more}"
+    )
+
+
+def _axis(r: Row, rows: Sequence[Row], k: int) -> str:
+    return f"r = {r.value:.2f} {interval(r)}, p = {number(r.p, 3)} against shuffled labels."
+
+
+def transfer_by_label(rows: Sequence[Row]) -> Figure:
+    """AUC of each GoEmotions label, zero-shot, beside TF-IDF fitted on the same stories."""
+    found = sorted(find(rows, NAME, "auc by label"), key=lambda r: r.value)
+    figure, axes = canvas(height=0.7 + 0.32 * max(len(found), 1))
+    for i, r in enumerate(found):
+        axes.plot([known(r.low), known(r.high)], [i, i], color=ORANGE, lw=2)
+        axes.plot(r.value, i, "o", color=ORANGE, label="directions" if i == 0 else None)
+        axes.plot(
+            known(r.null_mean), i, "D", color=BLUE, mfc="white", label="TF-IDF" if i == 0 else None
+        )
+    axes.axvline(0.5, color=INK, lw=1, ls=":")
+    axes.set_yticks(
+        range(len(found)), [f"{r.emotion} (n={r.n})" for r in found], fontsize=9, parse_math=False
+    )
+    axes.set(xlabel="AUC (0.5 is chance)", xlim=(0.3, 1.0))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+TRANSFER = Experiment(
+    NAME,
+    question="Do the directions read other people's text?",
+    paper=None,
+    run=run,
+    gate=gate,
+    claims=(
+        Claim("zero-shot", "Zero-shot on other people's text (GoEmotions) the directions beat shuffled ones", "above_null",
+              rows_of(NAME, "macro auc", **MAIN), _zero_shot, "shuffled directions do better"),
+        margin_claim(NAME, "zero-shot: more than words", "There they do better than words", "macro auc minus tfidf",
+               "macro-AUC minus TF-IDF from the same stories", "words do better"),
+        *(Claim(f"{axis} axis", f"The {axis} axis reads the {axis} of EmoBank's sentences", "above_null",
+                rows_of(NAME, "r", emotion=axis, **MAIN), _axis, "it reads the other way round") for axis in ("valence", "arousal")),
+    ),
+    shows=(
+        Picture(lambda view: transfer_by_label(view.rows) if find(view.rows, NAME, "auc by label") else None, "Transfer to GoEmotions",
+            "Area under the ROC curve for each label on Reddit comments (GoEmotions, Demszky et al. 2020). Diamonds: TF-IDF centroids from the same stories."),
+        Picture(lambda view: margins(view.rows, {"macro auc": "AUC, GoEmotions"}) if find(view.rows, NAME, "macro auc") else None, "Paired differences on other people's text",
+            "Each line is a paired difference on the same comments, to the same estimator on words or embeddings of the same stories."),
+        Table("All rows", rows=lambda view: [r for r in view.rows if r.metric != "auc by label"], folded=True),
+    ),
+    method="Directions, layer and spread are frozen on the stories; nothing but the supervised ceiling is fitted on the texts below.",
+)  # fmt: skip

@@ -15,6 +15,7 @@ from emolens.sets.emotion_sets import (
     load_emotion_set,
     save_emotion_set,
 )
+from emolens.sets.external import Labelled, load_emobank, load_external, load_goemotions
 from emolens.sets.material_checks import check_materials, check_shipped
 from emolens.sets.materials import (
     Activity,
@@ -52,6 +53,7 @@ __all__ = [
     "FeltDialogue",
     "Intensity",
     "IntensityPair",
+    "Labelled",
     "Negation",
     "Negators",
     "Norm",
@@ -73,7 +75,10 @@ __all__ = [
     "load_activities",
     "load_deflections",
     "load_dialogues",
+    "load_emobank",
     "load_emotion_set",
+    "load_external",
+    "load_goemotions",
     "load_intensities",
     "load_intensity_pairs",
     "load_items",

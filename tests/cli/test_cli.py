@@ -23,6 +23,7 @@ from emolens.sets.check import Check
 
 COMMANDS = [
     ["study"],
+    ["run"],
     ["extract"],
     ["plan"],
     ["score"],
@@ -931,10 +932,11 @@ def test_vectors_of_another_model_are_refused_unless_allowed(emolens, vectors, t
 
 def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path, monkeypatch):
     """The experiments themselves are tested in test_study.py."""
-    from emolens.experiments import geometry as norms
-    from emolens.experiments import logit_lens as lens
-    from emolens.experiments import person, separability, transfer
-    from emolens.experiments.base import Row
+    from _answers import patched
+
+    from emolens.experiments.base import Findings
+    from emolens.experiments.protocol import EXPERIMENTS
+    from emolens.experiments.rows import Row
 
     first = [
         Row(
@@ -947,10 +949,8 @@ def test_study_runs_and_shows_its_primary_rows(emolens, tiny, toy_set, tmp_path,
             control="shuffled labels",
         )
     ]
-    monkeypatch.setattr(separability, "run", lambda inputs: first)
-    for experiment in (person, transfer, norms):
-        monkeypatch.setattr(experiment, "run", lambda inputs: [])
-    monkeypatch.setattr(lens, "run_with_words", lambda inputs: ([], []))
+    runs = {e.name: lambda inputs: Findings() for e in EXPERIMENTS}
+    patched(monkeypatch, **(runs | {"separability": lambda inputs: Findings(first)}))
     monkeypatch.setattr("emolens.report.page.render", lambda *a, **k: "<!doctype html>")
     home = Path.home()
     out_folder = tmp_path / "a b" / "study"
@@ -1170,3 +1170,33 @@ def test_sets_import_makes_a_set_of_a_corpus(emolens, tmp_path):
     assert em.load_emotion_set(tmp_path / "set").names == ("joyful", "sad")
     code, _, err = emolens("sets", "import", tmp_path, "--form", "csv", "-o", tmp_path / "set")
     assert (code, "allowed: emovecllm, emotion-probes" in one_line(err)) == (2, True)
+
+
+def test_run_lists_the_experiments_and_a_new_one_among_them(emolens, monkeypatch):
+    from toy_experiment import TOY
+
+    from emolens.experiments import protocol
+
+    monkeypatch.setattr(protocol, "EXPERIMENTS", (*protocol.EXPERIMENTS, TOY))
+    code, out, _ = emolens("run", "--list")
+    assert code == 0
+    for e in protocol.EXPERIMENTS:
+        assert e.name in out
+        assert e.question.split()[0] in out
+    assert "validation" in next(
+        line for line in out.splitlines() if line.strip().startswith("causal")
+    )
+
+
+def test_run_refuses_an_unknown_experiment_before_the_model_is_opened(
+    emolens, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        "emolens.models.loading.load_model", lambda *a, **k: pytest.fail("the model was opened")
+    )
+    code, _, err = emolens("run", "casual", "-o", tmp_path / "r")
+    assert (code, "did you mean causal?" in err) == (2, True)
+    code, _, err = emolens("run")
+    assert (code, "name an experiment" in err) == (2, True)
+    code, _, err = emolens("study", "--profile", "fast", "-o", tmp_path / "s")
+    assert (code, "profile is one of quick, standard, full" in err) == (2, True)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _answers import answers
 from _planted import EMOTIONS, planted_inputs, planted_model, planted_pairs, planted_set
 
 import emolens as em
-from emolens.experiments import causal, validation
-from emolens.experiments.base import Inputs, Row, row
-from emolens.experiments.rules import answers
+from emolens.experiments import causal, refitting, validation
+from emolens.experiments.base import Inputs, Stories
+from emolens.experiments.rows import Row, row
 from emolens.interventions.measure import Cell
 from emolens.interventions.sweep import Sweep
 from emolens.interventions.verbs import orthonormal
@@ -27,8 +28,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch) -> None:
-    for name, n in (("N_PATCHED", 6), ("N_ABLATED", 4), ("N_SHUFFLED", 2), ("N_SUBSPACES", 1)):
-        monkeypatch.setattr(causal, name, n)
+    for room, name, n in (
+        (causal, "N_PATCHED", 6),
+        (causal, "N_ABLATED", 4),
+        (refitting, "N_SHUFFLED", 2),
+        (refitting, "N_SUBSPACES", 1),
+    ):
+        monkeypatch.setattr(room, name, n)
     monkeypatch.setattr(causal, "load_pairs", planted_pairs)
     stems = load_stems()
     few = stems.model_copy(update={"choose": stems.choose[:4], "report": stems.report[:6]})
@@ -56,12 +62,12 @@ def meaningless(used) -> Inputs:
 
 
 def triad(inputs: Inputs) -> tuple[list[Row], Any]:
-    return causal._triad(inputs, causal.read_stream(inputs, EMOTIONS), LAYER, DOSE)
+    return causal.triad(inputs, causal.read_stream(inputs, EMOTIONS), LAYER, DOSE)
 
 
 def refit(inputs: Inputs) -> list[Row]:
-    return causal._refit(
-        inputs, causal.read_stream(inputs, EMOTIONS), LAYER, list(EMOTIONS), primary=True
+    return refitting.refit(
+        "causal", inputs, causal.read_stream(inputs, EMOTIONS), LAYER, list(EMOTIONS), primary=True
     )
 
 
@@ -113,7 +119,7 @@ def test_pairs_whose_gap_points_the_other_way_take_no_part(used, monkeypatch):
     assert the(rows, "pairs with a gap").n == 24
     one, other = (the(r, "ablate loss", control=None) for r in (rows, expected))
     assert one.value == pytest.approx(other.value, abs=0.05)
-    mapped = causal._where(used, kept)
+    mapped = causal.where(used, kept)
     assert {r.n for r in mapped if r.split == "last"} == {16}
     assert the(
         mapped, "patch recovery by layer and span", layer=0, split="last"
@@ -122,14 +128,14 @@ def test_pairs_whose_gap_points_the_other_way_take_no_part(used, monkeypatch):
 
 def test_matched_directions_have_the_rank_and_the_variance_of_what_they_control(used):
     v = used.directions[list(EMOTIONS)]  # all emotions of the set: one less in rank than in number
-    tokens = used.acts.neutral_tokens.rows[:, LAYER].double()
+    tokens = used.stories.acts.neutral_tokens.rows[:, LAYER].double()
 
     def held(u):
         basis = orthonormal(u.unit(LAYER)).double()
         return float(((tokens - tokens.mean(0)) @ basis.T).square().sum())
 
     for seed in range(3):
-        random = causal._matched(used.acts, v, LAYER, seed, together=True)
+        random = refitting.matched(used.stories.acts, v, LAYER, seed, together=True)
         both = torch.linalg.matrix_rank(torch.cat([v.vectors[:, LAYER], random.vectors[:, LAYER]]))
         assert torch.linalg.matrix_rank(random.vectors[:, LAYER]) == len(EMOTIONS) - 1
         assert both == 2 * (len(EMOTIONS) - 1)  # and it is another subspace
@@ -141,14 +147,14 @@ def test_matched_directions_have_the_rank_and_the_variance_of_what_they_control(
 
 def test_a_planted_emotion_is_gone_after_its_ablation_and_not_after_that_of_the_controls(used):
     rows = refit(used)
-    assert the(rows, "top1 refitted", control=causal.NOTHING).value == 1.0
-    assert the(rows, "top1 refitted", control=causal.SHUFFLED).value > 0.9
+    assert the(rows, "top1 refitted", control=refitting.NOTHING).value == 1.0
+    assert the(rows, "top1 refitted", control=refitting.SHUFFLED).value > 0.9
     (primary,) = (r for r in rows if r.primary)
     assert primary.metric == "top1 refitted minus shuffled"
     assert primary.high < -0.2
     assert the(rows, "top1 refitted minus random").high < -0.2
     assert the(rows, "top1 refitted", control=None).split == "rank 3"
-    assert the(rows, "top1 refitted", control=causal.SHUFFLED).split == "2 draws a fold"
+    assert the(rows, "top1 refitted", control=refitting.SHUFFLED).split == "2 draws a fold"
 
 
 def test_labels_that_mean_nothing_lose_nothing_by_ablation_unless_it_saw_what_judges_it(
@@ -156,7 +162,7 @@ def test_labels_that_mean_nothing_lose_nothing_by_ablation_unless_it_saw_what_ju
 ):
     """The right answer is no effect. Directions of all topics make a classifier of what is left miss: what the first edition reported."""
     honest = refit(meaningless)
-    monkeypatch.setattr(Inputs, "without", lambda self, topics: self.acts)
+    monkeypatch.setattr(Stories, "without", lambda self, topics: self.acts)
     leaking = refit(meaningless)
     for metric in ("top1 refitted minus random", "top1 refitted minus shuffled"):
         r = the(honest, metric)
@@ -171,16 +177,16 @@ def test_labels_that_mean_nothing_lose_nothing_by_ablation_unless_it_saw_what_ju
 def test_nothing_that_is_removed_in_a_fold_knows_its_held_out_topics(used, monkeypatch):
     """Other activations of the held-out topics leave every direction, null and reference of the fold as they were."""
     seen: list[list[torch.Tensor]] = []
-    real = causal.ablate_stream
+    real = refitting.ablate_stream
 
     def spy(direction, stream, **options):
         hooks = real(direction, stream, **options)
         seen[-1].append(torch.cat([t.flatten() for _, hook in hooks for t in hook.tensors]))
         return hooks
 
-    monkeypatch.setattr(causal, "ablate_stream", spy)
-    fold = used.folds[0]
-    monkeypatch.setattr(Inputs, "folds", property(lambda self: [fold]))
+    monkeypatch.setattr(refitting, "ablate_stream", spy)
+    fold = used.stories.folds[0]
+    monkeypatch.setattr(Stories, "folds", property(lambda self: [fold]))
 
     def spoiled(acts):
         out = torch.tensor([t.topic in fold for t in acts.texts])[acts.row_text]
@@ -196,13 +202,13 @@ def test_nothing_that_is_removed_in_a_fold_knows_its_held_out_topics(used, monke
     for inputs, means in (
         (used, stream),
         (
-            replace(used, acts=spoiled(used.acts)),
+            replace(used, stories=replace(used.stories, acts=spoiled(used.stories.acts))),
             em.Stream(tuple(spoiled(a) for a in stream.sites)),
         ),
     ):
         seen.append([])
-        monkeypatch.setattr(causal.stats, "top_k", lambda scores, labels: np.zeros(len(labels)))
-        causal._refit(inputs, means, LAYER, list(EMOTIONS), primary=True)
+        monkeypatch.setattr(refitting.stats, "top_k", lambda scores, labels: np.zeros(len(labels)))
+        refitting.refit("causal", inputs, means, LAYER, list(EMOTIONS), primary=True)
     assert len(seen[0]) == 4  # its own, two shuffled, one random
     for before, after in zip(*seen, strict=True):
         assert torch.equal(before, after)
@@ -216,14 +222,15 @@ def test_nothing_that_is_removed_in_a_fold_knows_its_held_out_topics(used, monke
     ("which", "shown"), [("used", True), ("unused", False), ("meaningless", False)]
 )
 def test_adding_a_direction_is_shown_only_where_the_model_reads_words_off_it(request, which, shown):
-    rows, chosen = validation.run_with_choice(request.getfixturevalue(which))
+    found = validation.run(request.getfixturevalue(which))
+    rows = found.rows
     (primary,) = (r for r in rows if r.primary)
     assert primary.metric == "share diag above off minus random"
     assert (primary.low > 0) == shown
     if shown:
         assert the(rows, "argmax", control=None).value > 0.9
         assert the(rows, "share diag above off minus shuffled").low > 0
-    assert chosen is not None
+    assert set(found.chosen) == {"layer", "dose", "emotions"}
 
 
 def test_what_chooses_a_dose_does_not_report_it(used, monkeypatch):

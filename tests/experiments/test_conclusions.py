@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from _answers import CLAIMS
 from _worlds import EMOTIONS, fewer_draws, planted, planted_geometry, run_all, verdicts_of
 from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
 from threadpoolctl import threadpool_limits
@@ -19,9 +21,10 @@ from emolens.directions.algebra import project
 from emolens.experiments import causal, person, separability, validation
 from emolens.experiments import geometry as norms
 from emolens.experiments import logit_lens as lens
-from emolens.experiments.base import Row, find
+from emolens.experiments.base import Findings
 from emolens.experiments.fitting import Training, fitted
-from emolens.experiments.rules import CLAIMS, Answer
+from emolens.experiments.rows import Row, find, row
+from emolens.experiments.rules import Answer
 from emolens.sets import norms as norms_room
 from emolens.sets.materials import load_pairs, load_stems
 
@@ -77,7 +80,7 @@ def valence(_light) -> dict[bool, tuple[list[Row], dict[str, Answer]]]:
     out = {}
     for there in (True, False):
         inputs = planted_geometry(there)
-        rows = norms.run(inputs)
+        rows = norms.run(inputs).rows
         out[there] = rows, verdicts_of(rows, inputs)
     return out
 
@@ -110,20 +113,20 @@ def test_scenes_that_are_written_are_no_emotion():
     inputs = planted("scenes")
     few, openings = list(EMOTIONS), load_stems().report
     at = {"layers": [inputs.layer], "doses": [0.3], "seed": 0, "progress": False}
-    words = {e.name: e.target_words[:1] for e in inputs.emotions.emotions}
+    words = {e.name: e.target_words[:1] for e in inputs.stories.emotions.emotions}
     halves = validation._halves(inputs)
     across = [validation._written(inputs, half, few, openings, words, at) for half in halves]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             validation,
             "mean_difference",
-            lambda acts: em.mean_difference(inputs.acts.at(acts.layers)),
+            lambda acts: em.mean_difference(inputs.stories.acts.at(acts.layers)),
         )
         within = [validation._written(inputs, half, few, openings, words, at) for half in halves]
 
     def own(halves):
         return one(
-            validation._written_rows(halves, few, {}),
+            validation._written_rows(halves, few, partial(row, "validation")),
             "validation",
             "own score of the text minus random",
         )
@@ -250,7 +253,7 @@ def test_a_paired_difference_is_the_difference_of_its_sides(effect):
 def test_what_is_said_of_geometry_with_so_many_rated_words(monkeypatch, n, r, ridge, verdict):
     """36 words whose component is their valence, of which a table rates so many."""
     inputs = planted_geometry(True)
-    rated = inputs.emotions.names[:n]
+    rated = inputs.stories.emotions.names[:n]
     real = norms_room.load_norms
 
     def known(table="glasgow_2019", **o):
@@ -258,7 +261,7 @@ def test_what_is_said_of_geometry_with_so_many_rated_words(monkeypatch, n, r, ri
 
     monkeypatch.setattr(norms, "load_norms", known)
     monkeypatch.setattr(norms_room, "load_norms", known)
-    rows = norms.run(inputs)
+    rows = norms.run(inputs).rows
     about = [x for x in rows if "valence" in x.metric]
     assert {x.n for x in about} == {n}
     assert any(np.isfinite(x.value) for x in about if x.metric == "r of PC1 with valence") == r
@@ -295,11 +298,14 @@ def test_no_estimator_reads_shuffled_labels_of_topics_that_were_held_out(shuffle
     assert 0.1 < one(shuffled_rows, "separability", "emotion top1", readout="calibrated", estimator="mean_difference", control="shuffled labels").null_mean < 0.3  # fmt: skip
 
 
-def test_the_lens_has_an_interval_over_emotions():
-    rows, lenses = lens.run_with_words(planted("unused"))
-    assert len(rows) == 2 * len(lenses) == 4
-    for k, r in enumerate(rows):
-        each = list(lenses[k // 2].auc.values())
+def test_the_lens_has_an_interval_over_emotions(monkeypatch):
+    seen: list[Any] = []
+    real = lens._words
+    monkeypatch.setattr(lens, "_words", lambda x: seen.append(x) or real(x))
+    found = lens.run(planted("unused"))
+    assert len(found.rows) == 2 * len(seen) == 4
+    for k, r in enumerate(found.rows):
+        each = list(seen[k // 2].auc.values())
         every = [
             np.mean(drawn) for drawn in product(each, repeat=len(each))
         ]  # all resamples that there are
@@ -333,22 +339,27 @@ def test_the_ceiling_is_above_chance_for_what_is_there(effect):
 
 def test_the_layer_inside_a_fold_is_the_one_that_holds_the_emotions():
     inputs = planted("effect")
-    rows = inputs.acts.rows.clone()
+    rows = inputs.stories.acts.rows.clone()
     rows[:, [0, 2]] = torch.randn(rows[:, [0, 2]].shape, generator=torch.Generator().manual_seed(0))
-    inputs = replace(inputs, acts=replace(inputs.acts, rows=rows))
-    folds = [Training(inputs, held) for held in inputs.folds]
-    assert [f.fit(inputs.labels).slot for f in folds] == [1] * 4
+    inputs = replace(
+        inputs, stories=replace(inputs.stories, acts=replace(inputs.stories.acts, rows=rows))
+    )
+    folds = [Training(inputs.stories, held) for held in inputs.stories.folds]
+    assert [f.fit(inputs.stories.labels).slot for f in folds] == [1] * 4
     assert (
-        stats.top_k(separability.held_out_scores(folds, inputs.labels), inputs.labels).mean() == 1.0
+        stats.top_k(
+            separability.held_out_scores(folds, inputs.stories.labels), inputs.stories.labels
+        ).mean()
+        == 1.0
     )
 
 
 def test_scores_are_calibrated_on_stories_that_their_directions_did_not_see():
     """Shuffled labels: in-sample scores are far from those of left-out topics, whose mean and spread a fold must use."""
     inputs = planted("shuffled")
-    fold = Training(inputs, inputs.folds[0])
-    fit = fold.fit(inputs.labels)
-    y = torch.from_numpy(inputs.labels)[~fold.inside]
+    fold = Training(inputs.stories, inputs.stories.folds[0])
+    fit = fold.fit(inputs.stories.labels)
+    y = torch.from_numpy(inputs.stories.labels)[~fold.inside]
     rows, components = fold.train[:, [fit.slot]], [fold.components[fit.slot]]
     left_out = torch.zeros(len(rows), 6)
     for topic in set(fold.topics):
@@ -362,21 +373,31 @@ def test_scores_are_calibrated_on_stories_that_their_directions_did_not_see():
 
 def test_nothing_of_a_held_out_topic_reaches_the_neutral_components():
     inputs = planted("effect")
-    held = inputs.folds[0]
-    tokens = inputs.acts.neutral_tokens
+    held = inputs.stories.folds[0]
+    tokens = inputs.stories.acts.neutral_tokens
     assert tokens is not None
     of_held = torch.tensor([tokens.texts[i].topic in held for i in tokens.row_text.tolist()])
     rows = tokens.rows.clone()
     rows[of_held] = 1000.0
-    loud = replace(inputs, acts=replace(inputs.acts, neutral_tokens=replace(tokens, rows=rows)))
-    for a, b in zip(inputs.neutral_components(held), loud.neutral_components(held), strict=True):
+    loud = replace(
+        inputs,
+        stories=replace(
+            inputs.stories,
+            acts=replace(inputs.stories.acts, neutral_tokens=replace(tokens, rows=rows)),
+        ),
+    )
+    for a, b in zip(
+        inputs.stories.neutral_components(held), loud.stories.neutral_components(held), strict=True
+    ):
         assert torch.equal(a, b)
-    assert not torch.equal(inputs.neutral_components(())[0], loud.neutral_components(())[0])
+    assert not torch.equal(
+        inputs.stories.neutral_components(())[0], loud.stories.neutral_components(())[0]
+    )
 
 
 def _persons_differ(inputs):
     """Rows of the third person moved on by one emotion: a direction from "I" reads the next emotion in "she"."""
-    acts = inputs.acts
+    acts = inputs.stories.acts
     rows, at = (
         acts.rows.clone(),
         {(t.emotion, t.topic, t.split): i for i, t in enumerate(acts.texts)},
@@ -386,12 +407,12 @@ def _persons_differ(inputs):
         if e is not None and acts.texts[i].person == "third":
             other = EMOTIONS[(EMOTIONS.index(e) + 1) % 6]
             rows[owner[i]] = acts.rows[owner[at[other, topic, split]]]
-    return replace(inputs, acts=replace(acts, rows=rows))
+    return replace(inputs, stories=replace(inputs.stories, acts=replace(acts, rows=rows)))
 
 
 def test_a_direction_that_is_another_in_the_third_person_is_a_loss():
     inputs = _persons_differ(planted("effect"))
-    rows = person.run(inputs)
+    rows = person.run(inputs).rows
     cross, mixed = (
         one(rows, "person", "top1", split=s).value for s in ("other person", "both persons")
     )
@@ -429,7 +450,8 @@ def test_the_map_puts_clean_into_corrupted(monkeypatch):
 
     monkeypatch.setattr(causal, "patch_resid_pre", spy)
     inputs = planted("effect")
-    causal.run(inputs, layer=1, dose=0.1, names=EMOTIONS)
+    chosen = {"layer": 1, "dose": 0.1, "emotions": EMOTIONS}
+    causal.run(replace(inputs, earlier={"validation": Findings(chosen=chosen)}))
     assert len(seen) >= 8
     assert set(seen) <= {(p.clean, p.corrupted) for p in load_pairs()}
 
@@ -448,4 +470,4 @@ def test_every_interval_of_stories_resamples_whole_topics(monkeypatch):
         )
     separability.run(inputs)
     assert len(seen) >= 20
-    assert all(groups == inputs.topics for groups in seen)
+    assert all(groups == inputs.stories.topics for groups in seen)

@@ -16,7 +16,8 @@ from emolens.directions.algebra import class_means, project
 from emolens.experiments import fitting as refit
 from emolens.experiments import geometry as norms
 from emolens.experiments import person, separability, transfer
-from emolens.experiments.base import Inputs, Row, judged
+from emolens.experiments.base import Inputs
+from emolens.experiments.rows import Row, judged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +35,7 @@ def nothing() -> Inputs:
 
 @pytest.fixture(scope="module")
 def separated(nothing: Inputs) -> list[Row]:
-    return separability.run(nothing)
+    return separability.run(nothing).rows
 
 
 def the(rows: list[Row], metric: str, **wanted: Any) -> Row:
@@ -60,32 +61,34 @@ def beats(r: Row) -> bool:
 
 def test_the_experiments_fit_what_a_study_ships(effect: Inputs) -> None:
     """Parity: `Training` without held-out topics is the layer and the `mean_difference` of the study, step for step."""
-    fit = refit.Training(effect).fit(effect.labels)
+    fit = refit.Training(effect.stories).fit(effect.stories.labels)
     v = effect.directions.at(effect.layer)
-    assert effect.acts.layers[fit.slot] == effect.layer
+    assert effect.stories.acts.layers[fit.slot] == effect.layer
     assert v.calibration is not None
     # float32 sums in another order, of rows of norm 50
     torch.testing.assert_close(fit.vectors, v.vectors[:, 0], atol=1e-3, rtol=0)
     torch.testing.assert_close(fit.reference, v.reference[0], atol=1e-3, rtol=0)
     torch.testing.assert_close(fit.mean, v.calibration.mean[:, 0], atol=2e-3, rtol=0)
     torch.testing.assert_close(fit.std, v.calibration.std[:, 0], atol=2e-3, rtol=0)
-    rows = effect.main.rows
+    rows = effect.stories.main.rows
     assert np.abs(fit.z(rows) - v.z(rows[:, [fit.slot]])[:, :, 0].numpy()).max() < 5e-3
 
 
 def test_a_fit_does_not_look_at_the_labels_or_the_rows_of_the_topics_that_it_is_judged_on(
     effect: Inputs,
 ) -> None:
-    held = effect.folds[0]
-    inside = np.isin(effect.topics, held)
-    labels = effect.labels.copy()
+    held = effect.stories.folds[0]
+    inside = np.isin(effect.stories.topics, held)
+    labels = effect.stories.labels.copy()
     labels[inside] = np.random.default_rng(0).permutation(labels[inside])
-    acts = effect.acts.rows.clone()
-    acts[[t.topic in held for t in effect.acts.texts]] += 100
-    changed = replace(effect, acts=replace(effect.acts, rows=acts))
+    acts = effect.stories.acts.rows.clone()
+    acts[[t.topic in held for t in effect.stories.acts.texts]] += 100
+    changed = replace(
+        effect, stories=replace(effect.stories, acts=replace(effect.stories.acts, rows=acts))
+    )
     a, b = (
-        refit.Training(effect, held).fit(effect.labels),
-        refit.Training(changed, held).fit(labels),
+        refit.Training(effect.stories, held).fit(effect.stories.labels),
+        refit.Training(changed.stories, held).fit(labels),
     )
     assert a.slot == b.slot
     assert torch.equal(a.vectors, b.vectors)
@@ -100,14 +103,19 @@ def naive_axis(
     layer: int | None = None,
 ) -> np.ndarray:
     """The whole estimator with other labels, by the public functions: layer, neutral components, centring, scale, axis."""
-    names = inputs.emotions.names
+    names = inputs.stories.emotions.names
     told = iter(labels.tolist())
     texts = tuple(
-        replace(t, emotion=names[next(told)]) if t.split == "main" else t for t in inputs.acts.texts
+        replace(t, emotion=names[next(told)]) if t.split == "main" else t
+        for t in inputs.stories.acts.texts
     )
-    acts = replace(inputs.acts, texts=texts)
+    acts = replace(inputs.stories.acts, texts=texts)
     accuracy = refit.choose_layer(
-        inputs.main.rows, labels, inputs.topics, inputs.folds, inputs.neutral_components(())
+        inputs.stories.main.rows,
+        labels,
+        inputs.stories.topics,
+        inputs.stories.folds,
+        inputs.stories.neutral_components(()),
     )
     v = em.mean_difference(acts).at([int(accuracy.argmax()) if layer is None else layer])
     order = [v.emotions.index(e) for e in names]
@@ -119,12 +127,12 @@ def test_the_null_of_other_peoples_ratings_is_the_estimator_itself(
 ) -> None:
     """Removing neutral components and scaling included: without them the 95 % point is another one."""
     data = planted_external(effect, monkeypatch, signal=0.0)["emobank.csv"]
-    x = transfer.EmoBank(effect, data).acts.rows[:, effect.acts.layers.index(effect.layer)]
+    x = transfer.EmoBank(effect, data).acts.rows[:, effect.stories.acts.layers.index(effect.layer)]
     loud = (
         x @ (x - x.mean(0)).svd().V[:, 0]
     )  # people rate what neutral text varies in, which the directions do not hold
     data = replace(data, valence=loud.double().numpy())
-    rows = transfer.run(replace(effect, external={"emobank.csv": data}))
+    rows = transfer.run(replace(effect, external={"emobank.csv": data})).rows
     judge = transfer.EmoBank(effect, data)
     rng = np.random.default_rng(effect.seed)
     nulls: dict[int | None, list[float]] = {
@@ -132,7 +140,7 @@ def test_the_null_of_other_peoples_ratings_is_the_estimator_itself(
         effect.layer: [],
     }  # the layer chosen anew, and the one that is read
     for _ in range(refit.N_SHUFFLES):
-        y = stats.shuffle_within(effect.labels, effect.topics, rng)
+        y = stats.shuffle_within(effect.stories.labels, effect.stories.topics, rng)
         for layer, drawn in nulls.items():
             read = naive_axis(effect, y, judge.acts.rows, judge.weights["valence"], layer)
             drawn.append(stats.pearson(read, judge.truth["valence"]))
@@ -149,10 +157,12 @@ def test_the_null_of_other_peoples_ratings_is_the_estimator_itself(
     assert found.null_mean == pytest.approx(np.mean(expected), abs=5e-3)
     plain = []  # negative control: a null that skips neutral components and scale is another null
     rng = np.random.default_rng(effect.seed)
-    slot = effect.acts.layers.index(effect.layer)
+    slot = effect.stories.acts.layers.index(effect.layer)
     for _ in range(refit.N_SHUFFLES):
-        y = torch.from_numpy(stats.shuffle_within(effect.labels, effect.topics, rng))
-        means = class_means(effect.main.rows[:, [slot]], y)
+        y = torch.from_numpy(
+            stats.shuffle_within(effect.stories.labels, effect.stories.topics, rng)
+        )
+        means = class_means(effect.stories.main.rows[:, [slot]], y)
         scores = project(judge.acts.rows[:, [slot]], means - means.mean(0), means.mean(0))[
             :, :, 0
         ].numpy()
@@ -167,15 +177,17 @@ def test_the_value_and_its_null_are_one_call(nothing: Inputs) -> None:
         seen.append(labels)
         return [float(len(seen))]
 
-    value, null = refit.against_shuffled(statistic, nothing.labels, nothing.topics, n=5)
+    value, null = refit.against_shuffled(
+        statistic, nothing.stories.labels, nothing.stories.topics, n=5
+    )
     assert value.tolist() == [6.0]
     assert null[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert np.array_equal(seen[-1], nothing.labels)
+    assert np.array_equal(seen[-1], nothing.stories.labels)
     for y in seen[:-1]:
-        assert not np.array_equal(y, nothing.labels)
-        for t in set(nothing.topics):  # every topic keeps its labels
-            here = np.asarray(nothing.topics) == t
-            assert sorted(y[here]) == sorted(nothing.labels[here])
+        assert not np.array_equal(y, nothing.stories.labels)
+        for t in set(nothing.stories.topics):  # every topic keeps its labels
+            here = np.asarray(nothing.stories.topics) == t
+            assert sorted(y[here]) == sorted(nothing.stories.labels[here])
 
 
 def test_too_few_draws_have_no_p_and_every_null_says_how_many_there_were(
@@ -183,7 +195,7 @@ def test_too_few_draws_have_no_p_and_every_null_says_how_many_there_were(
 ) -> None:
     assert "p" not in judged(1.0, np.zeros(10), "x")
     assert judged(1.0, np.zeros(100), "x")["p"] == pytest.approx(1 / 101)
-    rows = separated + person.run(nothing)
+    rows = separated + person.run(nothing).rows
     for r in rows:
         if r.control == "shuffled labels":
             assert r.draws is not None
@@ -196,9 +208,9 @@ def test_too_few_draws_have_no_p_and_every_null_says_how_many_there_were(
 def test_separability_finds_what_is_planted_and_nothing_else(
     effect: Inputs, nothing: Inputs, separated: list[Row]
 ) -> None:
-    folds = [refit.Training(effect, held) for held in effect.folds]
+    folds = [refit.Training(effect.stories, held) for held in effect.stories.folds]
     value, null = refit.against_shuffled(
-        lambda y: separability._measures(folds, y), effect.labels, effect.topics
+        lambda y: separability._measures(folds, y), effect.stories.labels, effect.stories.topics
     )
     assert value[0] > 0.9
     assert null[:, 0].max() < 0.6
@@ -218,8 +230,10 @@ def test_separability_finds_what_is_planted_and_nothing_else(
     for estimator in ("lda", "pca"):
         assert the(rows, "emotion top1", estimator=estimator).value < 0.4
     # negative control: this world shows a leak. Fitted on the very stories that it judges, the same estimator reads nothing "right"
-    rows_, y = nothing.main.rows, torch.from_numpy(nothing.labels)
-    leaked = project(rows_, *refit.fitted(rows_, y, nothing.neutral_components(())))[:, :, 1]
+    rows_, y = nothing.stories.main.rows, torch.from_numpy(nothing.stories.labels)
+    leaked = project(rows_, *refit.fitted(rows_, y, nothing.stories.neutral_components(())))[
+        :, :, 1
+    ]
     assert (leaked.argmax(1) == y).float().mean() > 0.6
 
 
@@ -235,11 +249,11 @@ def test_the_null_of_separability_chooses_its_layer_inside_each_fold(separated: 
 
 
 def test_person_reads_across_only_where_something_is_read(effect: Inputs, nothing: Inputs) -> None:
-    rows = person.run(effect)
+    rows = person.run(effect).rows
     assert beats(the(rows, "top1", split="other person"))
     assert the(rows, "top1 cross minus mixed").high >= 0
     assert the(rows, "top1 of topics told twice", split="other person").value > 0.9
-    rows = person.run(nothing)
+    rows = person.run(nothing).rows
     across = the(rows, "top1", split="other person")
     assert the(rows, "top1 cross minus mixed").high >= 0  # nothing is lost where nothing is read
     assert not beats(across)  # and so this is the question
@@ -254,11 +268,15 @@ def test_a_direction_of_one_person_only_does_not_cross() -> None:
         p: 8 * torch.nn.functional.normalize(torch.randn(6, 48, generator=g), dim=-1)
         for p in ("first", "third")
     }
-    rows = inputs.acts.rows.clone()
-    for i, t in enumerate(inputs.acts.texts):
+    rows = inputs.stories.acts.rows.clone()
+    for i, t in enumerate(inputs.stories.acts.texts):
         if t.emotion is not None:
             rows[i, 1:] += own[t.person or ""][emotions.names.index(t.emotion)]
-    found = person.run(replace(inputs, acts=replace(inputs.acts, rows=rows)))
+    found = person.run(
+        replace(
+            inputs, stories=replace(inputs.stories, acts=replace(inputs.stories.acts, rows=rows))
+        )
+    ).rows
     assert the(found, "top1 cross minus mixed").high < 0
     assert not beats(the(found, "top1", split="other person"))
 
@@ -271,7 +289,7 @@ def test_transfer_finds_the_emotions_of_other_texts_only_where_they_are(
     effect: Inputs, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
     external = planted_external(effect, monkeypatch, signal=4.0 if there else 0.0)
-    rows = transfer.run(replace(effect, external=external))
+    rows = transfer.run(replace(effect, external=external)).rows
     macro = the(rows, "macro auc", control="shuffled labels")
     r = the(rows, "r", emotion="valence", control="shuffled labels")
     assert beats(macro) == beats(r) == there
@@ -284,7 +302,7 @@ def test_directions_of_shuffled_stories_read_nothing_in_other_texts(
     """The other texts do hold emotions; the stories do not, so there is nothing to carry over."""
     rows = transfer.run(
         replace(nothing, external=planted_external(nothing, monkeypatch, signal=4.0))
-    )
+    ).rows
     assert not beats(the(rows, "macro auc", control="shuffled labels"))
     assert not beats(the(rows, "r", emotion="valence", control="shuffled labels"))
 
@@ -293,23 +311,30 @@ def test_twins_are_centred_and_scaled_as_the_directions_are(
     effect: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parity: embeddings in place of the stream, through the public estimators. Some of them loud, so that the scale matters."""
-    embed = effect.acts.embed.clone() * torch.linspace(0.2, 5, effect.acts.embed.shape[1])
-    embed += 3 * torch.nn.functional.one_hot(
-        torch.tensor([int((t.topic or "t0")[1:]) % 7 for t in effect.acts.texts]), embed.shape[1]
+    embed = effect.stories.acts.embed.clone() * torch.linspace(
+        0.2, 5, effect.stories.acts.embed.shape[1]
     )
-    for k, e in enumerate(effect.emotions.names):  # an emotion told from a few dimensions each
-        embed[[t.emotion == e for t in effect.acts.texts], 5 * k : 5 * k + 3] += 2.0
-    inputs = replace(effect, acts=replace(effect.acts, embed=embed))
+    embed += 3 * torch.nn.functional.one_hot(
+        torch.tensor([int((t.topic or "t0")[1:]) % 7 for t in effect.stories.acts.texts]),
+        embed.shape[1],
+    )
+    for k, e in enumerate(
+        effect.stories.emotions.names
+    ):  # an emotion told from a few dimensions each
+        embed[[t.emotion == e for t in effect.stories.acts.texts], 5 * k : 5 * k + 3] += 2.0
+    inputs = replace(
+        effect, stories=replace(effect.stories, acts=replace(effect.stories.acts, embed=embed))
+    )
     external = planted_external(effect, monkeypatch, signal=0.0)
     judge = transfer.EmoBank(inputs, external["emobank.csv"])
     monkeypatch.setattr(transfer, "_collect", lambda inputs, texts: judge.acts)
     tables = transfer._tables(inputs, judge.acts, judge.texts)
     seen = replace(
-        inputs.acts,
+        inputs.stories.acts,
         rows=embed[:, None],
         layers=(0,),
-        sinks=inputs.acts.sinks[:, :1],
-        norm_histogram=inputs.acts.norm_histogram[:1],
+        sinks=inputs.stories.acts.sinks[:, :1],
+        norm_histogram=inputs.stories.acts.norm_histogram[:1],
     )
     seen, other = replace(seen, neutral_tokens=None), judge.acts.embed[:, None]
     expected = em.mean_difference(seen, remove_neutral=None).z(other)[:, :, 0].numpy()
@@ -324,7 +349,7 @@ def test_twins_are_centred_and_scaled_as_the_directions_are(
         assert tables["embed logistic"][0][:, k].std() == pytest.approx(
             expected[:, k].std(), rel=0.3
         )
-    rows = transfer.run(replace(inputs, external={"emobank.csv": external["emobank.csv"]}))
+    rows = transfer.run(replace(inputs, external={"emobank.csv": external["emobank.csv"]})).rows
     reads = judge.read(tables["embed"][0], "valence")
     assert the(
         rows, "r", emotion="valence", control="embed", estimator="mean_difference"
@@ -343,7 +368,7 @@ def test_comments_are_read_in_their_natural_proportions_and_n_is_said(
     assert len(kept.texts) == 300
     share = np.mean([x != {"neutral"} for x in kept.labels])
     assert share == pytest.approx(0.1, abs=0.035)  # two standard deviations of a draw of 300
-    rows = transfer.run(replace(effect, external={"goemotions_test.tsv": rare}))
+    rows = transfer.run(replace(effect, external={"goemotions_test.tsv": rare})).rows
     assert {r.n for r in rows if r.metric == "macro auc"} == {300}
     assert {r.unit_of_n for r in rows if r.metric == "auc by label"} == {"positive of 300 comments"}
     assert len(transfer._sample(rare, replace(effect, full=True)).texts) == 600
@@ -379,7 +404,9 @@ def test_the_headline_of_geometry_is_given_without_and_with_rows_of_a_sense(
     words: tuple[str, ...],
 ) -> None:
     some = (*words[::4], "kind", "mad")
-    rows = [r for r in norms.run(valence_world(some, 1.0)) if r.metric == "r of PC1 with valence"]
+    rows = [
+        r for r in norms.run(valence_world(some, 1.0)).rows if r.metric == "r of PC1 with valence"
+    ]
     glasgow = {r.split: r.n for r in rows if (r.split or "").startswith("glasgow")}
     assert glasgow == {
         "glasgow_2019, exact form": 10,
@@ -389,7 +416,7 @@ def test_the_headline_of_geometry_is_given_without_and_with_rows_of_a_sense(
 
 
 def test_geometry_finds_a_planted_axis_of_valence_and_no_other(words: tuple[str, ...]) -> None:
-    rows = norms.run(valence_world(words, 1.0))
+    rows = norms.run(valence_world(words, 1.0)).rows
     primary = the(rows, "r of PC1 with valence", split="glasgow_2019, exact form")
     assert primary.primary
     assert abs(primary.value) > 0.8
@@ -404,7 +431,7 @@ def test_geometry_finds_a_planted_axis_of_valence_and_no_other(words: tuple[str,
     )
     assert beats(ridge)
     assert the(rows, "rsa with valence-arousal distance", split="glasgow_2019, exact form").p < 0.05
-    rows = norms.run(valence_world(words, 0.0))
+    rows = norms.run(valence_world(words, 0.0)).rows
     (primary,) = (r for r in rows if r.primary)
     assert primary.p > 0.05
     ridge = the(
@@ -420,7 +447,7 @@ def test_geometry_finds_a_planted_axis_of_valence_and_no_other(words: tuple[str,
 
 
 def test_a_ridge_over_few_words_is_not_asked_and_says_why(effect: Inputs) -> None:
-    rows = [r for r in norms.run(effect) if r.metric.startswith("ridge")]
+    rows = [r for r in norms.run(effect).rows if r.metric.startswith("ridge")]
     assert rows
     for r in rows:
         assert np.isnan(r.value)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _answers import CLAIMS, answers
 
-from emolens.experiments import base
+from emolens.experiments import rows as rows_room
 from emolens.experiments import rules as verdicts
-from emolens.experiments.base import Row
-from emolens.experiments.rules import CLAIMS, FEWEST, RULES, Answer, answers
+from emolens.experiments.rows import Row
+from emolens.experiments.rules import FEWEST, RULES, Answer
 from emolens.report import page as report
 
 NAN = float("nan")
@@ -341,4 +342,4 @@ def test_figures_that_are_not_known_are_not_made_up():
 
 def test_a_null_without_draws_is_an_error():
     with pytest.raises(ValueError, match="no draws of shuffled labels: a null needs at least one"):
-        base.judged(1.0, np.zeros(0), "shuffled labels")
+        rows_room.judged(1.0, np.zeros(0), "shuffled labels")

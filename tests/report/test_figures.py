@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from emolens import stats
+from emolens.experiments.drawing import canvas
 from emolens.readout import Scores
 from emolens.report import figures as plots
 from emolens.report import tokens as tokens_room
@@ -102,7 +103,7 @@ def test_explore_tokens_says_what_it_needs():
 
 
 def test_an_svg_title_is_escaped_and_the_figure_scales():
-    figure, axes = plots._figure()
+    figure, axes = canvas()
     axes.plot([0, 1], [0, 1])
     text = plots.svg(figure, 'x" onload="alert(1)')
     assert 'onload="alert' not in text

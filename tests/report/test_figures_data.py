@@ -12,10 +12,15 @@ import torch
 from _worlds import planted_geometry
 
 from emolens.directions.value import EmotionDirections
-from emolens.experiments.base import Row
-from emolens.report import figures as plots
+from emolens.experiments import causal, drawing, geometry, separability, transfer, validation
+from emolens.experiments.rows import Row
 from emolens.sets.norms import load_norms
 
+MARGINS = {
+    "emotion top1": "top-1, held-out topics",
+    "emotion auc": "AUC, held-out topics",
+    "macro auc": "AUC, GoEmotions",
+}
 MD: dict[str, Any] = {"estimator": "mean_difference"}
 
 
@@ -56,7 +61,7 @@ def test_accuracy_by_layer():
     ]
     shuffled = sep("emotion top1", 0.6, control="shuffled labels", null_high=0.11, **MD)
     chance = sep("emotion top1", 0.05, control="chance")
-    figure = plots.accuracy_by_layer([*curve, other, *controls, shuffled, chance])
+    figure = separability.accuracy_by_layer([*curve, other, *controls, shuffled, chance])
     [axes] = figure.axes
     main = labelled(axes, "mean difference")
     assert main.get_xydata().tolist() == [[3, 0.2], [7, 0.6], [9, 0.4]]
@@ -85,12 +90,12 @@ def test_readouts():
         "calibrated": 0.65,
     }
     rows = [sep("emotion top1", v, readout=k, **MD) for k, v in reversed(given.items())]
-    [axes] = plots.readouts(rows).axes
+    [axes] = separability.readouts(rows).axes
     assert [round(p.get_width(), 6) for p in axes.patches] == list(given.values())
     assert labels(axes.yaxis) == list(given)
     assert [matplotlib.colors.to_hex(p.get_facecolor()) for p in axes.patches] == [
-        plots.GREY
-    ] * 4 + [plots.ORANGE]
+        drawing.GREY
+    ] * 4 + [drawing.ORANGE]
     assert [list(x.get_xdata()) for x in axes.lines] == [
         [v - 0.05, v + 0.07] for v in given.values()
     ]
@@ -105,11 +110,11 @@ def test_margins():
     rows.append(
         Row("transfer", "macro auc minus tfidf", 0.04, low=0.01, high=0.06, estimator="logistic")
     )
-    [axes] = plots.margins(rows).axes
+    [axes] = drawing.margins(rows, MARGINS).axes
     assert points(axes, "o") == [(0.2, 0), (0.02, 1), (-0.2, 2), (0.04, 3)]
     dots = [x for x in axes.lines if x.get_marker() == "o"]
     sure = [True, False, True, True]  # an interval that excludes 0 on either side is filled
-    assert [colour(x) == plots.ORANGE for x in dots] == sure
+    assert [colour(x) == drawing.ORANGE for x in dots] == sure
     assert [x.get_markerfacecolor() != "white" for x in dots] == sure
     spans = [
         list(x.get_xdata())
@@ -131,7 +136,7 @@ def test_margins():
 def test_transfer_by_label():
     given = [("joy", 0.7, 0.55, 40), ("fear", 0.9, 0.6, 12), ("anger", 0.5, 0.8, 30)]
     rows = [Row("transfer", "auc by label", v, low=v - 0.1, high=v + 0.05, emotion=e, null_mean=t, n=n) for e, v, t, n in given]  # fmt: skip
-    [axes] = plots.transfer_by_label(rows).axes
+    [axes] = transfer.transfer_by_label(rows).axes
     assert points(axes, "o") == [(0.5, 0), (0.7, 1), (0.9, 2)]  # the lowest below
     assert points(axes, "D") == [(0.8, 0), (0.55, 1), (0.6, 2)]
     assert labels(axes.yaxis) == ["anger (n=30)", "joy (n=40)", "fear (n=12)"]
@@ -146,7 +151,7 @@ def test_dose_curve():
     rows += [Row("validation", "share diag above off", 0.5, dose=0.3, control="random directions")]
     value = {("diag minus off by dose", None): 10, ("diag minus off by dose", "random directions"): 1, ("kl by dose", None): 3, ("kl by dose", "random directions"): 2}  # fmt: skip
     rows += [Row("validation", m, f * d, dose=d, control=c, low=f * d / 2, high=f * d * 2) for (m, c), f in value.items() for d in doses]  # fmt: skip
-    figure = plots.dose_curve(rows)
+    figure = validation.dose_curve(rows)
     for axes, metric in zip(figure.axes, ("diag minus off by dose", "kl by dose"), strict=True):
         for marker, control in (("o", None), ("s", "random directions")):
             [line] = [x for x in axes.lines if x.get_marker() == marker]
@@ -167,7 +172,7 @@ def test_validation_matrix():
     names = ["joy", "fear", "anger"]
     table = np.array([[3.0, 1.0, 2.0], [0.0, 6.0, 0.0], [1.0, 1.0, 4.0]])
     rows = [Row("validation", "change", table[i, j], emotion=e, split=w) for i, e in enumerate(names) for j, w in enumerate(names)]  # fmt: skip
-    figure = plots.validation_matrix(
+    figure = validation.validation_matrix(
         rows[::-1]
     )  # the order of the rows is the order of the picture
     axes, bar = figure.axes
@@ -189,13 +194,13 @@ def test_triad():
         for j, group in enumerate(("joy/fear", "anger/joy")):
             rows.append(Row("causal", f"{metric} by contrast", k + 0.1 * j, emotion=group))
             rows.append(Row("causal", f"{metric} by contrast", -k - 0.1 * j, emotion=group, control="random directions"))  # fmt: skip
-    figure = plots.triad(rows)
+    figure = causal.triad_figure(rows)
     assert [axes.get_title() for axes in figure.axes] == ["patch: gap recovered", "ablate: gap lost", "add: gain in gaps"]  # fmt: skip
     for k, axes in enumerate(figure.axes):
         dots = [x for x in axes.lines if x.get_marker() == "o"]
         own = [x for x in dots if x.get_markerfacecolor() != "white"]
         assert [(x.get_xdata()[0], x.get_ydata()[0]) for x in own] == [(k, 0), (k + 0.1, 1)]
-        assert all(colour(x) == plots.ORANGE for x in own)
+        assert all(colour(x) == drawing.ORANGE for x in own)
         hollow = [x for x in dots if x not in own]
         assert [(x.get_xdata()[0], x.get_ydata()[0]) for x in hollow] == [(-k, 0), (-k - 0.1, 1)]
         verticals = [x.get_xdata()[0] for x in axes.lines if x.get_marker() != "o"]
@@ -210,7 +215,7 @@ def test_triad():
 def test_patching_map():
     value = {(0, "changed"): 1.0, (0, "last"): 0.02, (4, "changed"): -0.25, (4, "last"): 0.75}
     rows = [Row("causal", "patch recovery by layer and span", v, layer=k, split=s) for (k, s), v in reversed(value.items())]  # fmt: skip
-    figure = plots.patching_map(rows)
+    figure = causal.patching_map(rows)
     axes, bar = figure.axes
     [image] = axes.images
     assert image.get_array().tolist() == [[1.0, -0.25], [0.02, 0.75]]
@@ -234,7 +239,7 @@ def directions(vectors: torch.Tensor, reliability: list[float]) -> EmotionDirect
 def test_cosine_matrix():
     vectors = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [0.9, 0.1], [-1.0, -0.2]])
     v = directions(vectors, [0.9, 0.2, 0.9, 0.9])
-    axes, bar = plots.cosine_matrix(v).axes
+    axes, bar = drawing.cosine_matrix(v).axes
     names = labels(axes.xaxis)
     assert names == labels(axes.yaxis)
     assert {frozenset(names[:2]), frozenset(names[2:])} == {
@@ -254,8 +259,8 @@ def test_cosine_matrix():
 
 def test_circumplex_puts_people_at_their_ratings_and_the_model_near_them():
     inputs = planted_geometry(True)
-    norms, keys = load_norms(), {e.name: e.norm_key for e in inputs.emotions.emotions}
-    [axes] = plots.circumplex(inputs.directions, norms, keys).axes
+    norms, keys = load_norms(), {e.name: e.norm_key for e in inputs.stories.emotions.emotions}
+    [axes] = drawing.circumplex(inputs.directions, norms, keys).axes
     people, model = np.array(points(axes, "D")), np.array(points(axes, "o"))
     rated = np.array([[norms[e].valence, norms[e].arousal] for e in inputs.directions.emotions])
     assert np.allclose(people, (rated - rated.mean(0)) / rated.std(0))
@@ -268,13 +273,13 @@ def test_circumplex_puts_people_at_their_ratings_and_the_model_near_them():
     assert any(np.allclose(line, [people[0], model[0]]) for line in ends)
     assert {t.get_text() for t in axes.texts} == set(inputs.directions.emotions)
     few = replace(inputs.directions, emotions=tuple(f"unknown{i}" for i in range(36)))
-    [empty] = plots.circumplex(few, norms, {}).axes
+    [empty] = drawing.circumplex(few, norms, {}).axes
     assert [t.get_text() for t in empty.texts] == ["fewer than four emotions have human norms"]
 
 
 def test_layer_similarity():
     rows = [Row("geometry", "rsa of layers with the reported one", v, layer=k) for k, v in ((0, 0.2), (1, 1.0), (2, 0.7))]  # fmt: skip
-    [axes] = plots.layer_similarity(rows).axes
+    [axes] = geometry.layer_similarity(rows).axes
     assert axes.lines[0].get_xydata().tolist() == [[0, 0.2], [1, 1.0], [2, 0.7]]
     assert axes.get_ylim() == (0, 1.02)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("layer", "RSA with the reported layer")
@@ -282,8 +287,8 @@ def test_layer_similarity():
 
 def test_rows_of_other_experiments_are_never_drawn():
     rows = [Row("another", "kl by dose", 1.0, dose=0.1)]  # fmt: skip
-    assert plots.dose_curve(rows).axes[1].lines[0].get_xydata().size == 0
-    [axes] = plots.accuracy_by_layer(
+    assert validation.dose_curve(rows).axes[1].lines[0].get_xydata().size == 0
+    [axes] = separability.accuracy_by_layer(
         [replace(sep("emotion top1 by layer", 0.5, layer=1), experiment="another")]
     ).axes
     assert axes.lines[0].get_xydata().size == 0
