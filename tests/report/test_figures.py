@@ -66,7 +66,13 @@ def test_the_circuits_view_shows_the_tokens_that_have_no_score():
     """The first token, an attention sink, is never scored; it belongs to the text all the same."""
     s = scores()
     cut = replace(
-        s, values=s.values[1:-1], raw=s.raw[1:-1], text_of=s.text_of[1:-1], spans=s.spans[1:-1]
+        s,
+        values=s.values[1:-1],
+        raw=s.raw[1:-1],
+        text_of=s.text_of[1:-1],
+        spans=s.spans[1:-1],
+        band=s.band[1:-1],
+        rate=s.rate[1:-1],
     )
     props = tokens_room.explore_tokens(cut).html.rsplit("CircuitsVis.render(", 1)[1]
     tokens = json.loads(
