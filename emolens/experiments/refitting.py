@@ -212,4 +212,5 @@ def matched(
         bent.float(), "direction d_model -> direction layer d_model", layer=len(v.layers)
     )
     names = v.emotions if n == len(v.emotions) else tuple(f"random {k}" for k in range(n))
-    return replace(v, emotions=names, vectors=vectors, calibration=None)
+    unknown = torch.full(vectors.shape[:2], torch.nan)
+    return replace(v, emotions=names, vectors=vectors, reliability=unknown, calibration=None)
