@@ -1,3 +1,3 @@
-"""Fixtures of the tests and of the examples in docstrings: see tests/toys.py."""
+"""Fixtures of the tests and of the examples in docstrings (tests/toys.py), under checks of every annotation (tests/checked.py)."""
 
-pytest_plugins = ("toys",)
+pytest_plugins = ("checked", "toys")

@@ -199,7 +199,7 @@ def _lines(node: Any, path: tuple, out: dict[tuple, int]) -> None:
 
 
 @lru_cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
+def _adapter(model: Any) -> Any:
     return TypeAdapter(model)
 
 

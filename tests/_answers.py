@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+from emolens._typing import HookedModel
+from emolens.collect.activations import Activations
 from emolens.experiments import protocol
 from emolens.experiments.base import Findings
 from emolens.experiments.rows import Row
 from emolens.experiments.rules import Answer
 
+
+def _absent(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("there is no model here")
+
+
+# what has the type and nothing in it, for inputs of which an experiment never asks that part
+NO_MODEL: Any = SimpleNamespace(
+    __call__=_absent, **{k: _absent for k in vars(HookedModel) if k[0] != "_"}
+)
+NO_ACTS = object.__new__(Activations)
 CLAIMS = tuple(c for e in protocol.EXPERIMENTS for c in e.claims)
 
 

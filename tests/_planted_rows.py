@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _answers import NO_MODEL
 from torch import Tensor
 
 import emolens as em
@@ -161,16 +162,13 @@ def planted_inputs(
     """Inputs of an experiment, with layer and directions as a study chooses them; `world` is kept beside them."""
     world = PlantedWorld(emotions or planted_set(), signal=signal, seed=seed, vectors=vectors)
     acts = planted_activations(world)
-    inputs = Inputs(None, Stories(world.emotions, acts, seed), None, -1, **more)  # type: ignore[arg-type]  # completed below
+    s = Stories(world.emotions, acts, seed)
     accuracy = refit.choose_layer(
-        inputs.stories.main.rows,
-        inputs.stories.labels,
-        inputs.stories.topics,
-        inputs.stories.folds,
-        inputs.stories.neutral_components(()),
+        s.main.rows, s.labels, s.topics, s.folds, s.neutral_components(())
     )
     layer = acts.layers[int(accuracy.argmax())]
-    inputs = replace(inputs, directions=replace(em.mean_difference(acts), layer=layer), layer=layer)
+    v = replace(em.mean_difference(acts), layer=layer)
+    inputs = Inputs(NO_MODEL, s, v, layer, **more)
     object.__setattr__(inputs, "world", world)
     return inputs
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from _answers import answers
+from _answers import NO_MODEL, answers
 
 import emolens as em
 from emolens import geometry, stats
@@ -200,16 +200,13 @@ def planted(world: World, seed: int = 0) -> Inputs:
     model = planted_model(seed, used=world != "unused", scenes=world == "scenes")
     emotions = planted_set(seed, shuffled=world == "shuffled")
     acts = em.collect_resid_post(model, emotions, progress=False)
-    inputs = Inputs(model, Stories(emotions, acts, seed), None, -1, False, comments(seed))  # type: ignore[arg-type]  # completed below
+    s = Stories(emotions, acts, seed)
     accuracy = refit.choose_layer(
-        inputs.stories.main.rows,
-        inputs.stories.labels,
-        inputs.stories.topics,
-        inputs.stories.folds,
-        inputs.stories.neutral_components(()),
+        s.main.rows, s.labels, s.topics, s.folds, s.neutral_components(())
     )
     layer = acts.layers[int(accuracy.argmax())]
-    return replace(inputs, directions=replace(em.mean_difference(acts), layer=layer), layer=layer)
+    v = replace(em.mean_difference(acts), layer=layer)
+    return Inputs(model, s, v, layer, False, comments(seed))
 
 
 def planted_geometry(effect: bool, seed: int = 0, *, d_model: int = 16) -> Inputs:
@@ -242,7 +239,7 @@ def planted_geometry(effect: bool, seed: int = 0, *, d_model: int = 16) -> Input
         sinks=torch.ones(n, 2), info={"model": {"n_layers": 2, "fingerprint": "f", "process_weights": {}}},
     )  # fmt: skip
     v = replace(em.mean_difference(acts, remove_neutral=None), layer=1)
-    return Inputs(None, Stories(emotions, acts, seed), v, 1)  # type: ignore[arg-type]  # geometry never calls the model
+    return Inputs(NO_MODEL, Stories(emotions, acts, seed), v, 1)
 
 
 @contextmanager

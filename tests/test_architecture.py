@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tokenize
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -203,7 +204,7 @@ def test_remote_code_is_never_trusted_by_default():
         for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     }
     assert defaults["trust_remote_code"].value is False
-    assert loading.load_model.__kwdefaults__["trust_remote_code"] is False
+    assert signature(loading.load_model).parameters["trust_remote_code"].default is False
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

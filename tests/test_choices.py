@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 import emolens as em
 from emolens import stats
 from emolens._typing import hook_name
+from emolens.collect.activations import Activations
 from emolens.experiments import causal, transfer, validation
 from emolens.experiments.rows import Row, find
 from emolens.interventions.measure import Cell
@@ -76,7 +75,8 @@ def test_the_ceiling_is_judged_on_texts_that_it_did_not_see():
     rng = np.random.default_rng(0)
     rows = torch.from_numpy(rng.normal(size=(120, 1, 60))).float()
     positive = rng.random((120, 3)) < 0.3
-    acts: Any = SimpleNamespace(rows=rows)
+    acts = object.__new__(Activations)
+    object.__setattr__(acts, "rows", rows)
     auc = stats.multilabel_auc(transfer._supervised(acts, positive, 0), positive)
     assert (
         np.abs(auc - 0.5).max() < 0.2

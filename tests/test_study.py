@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _answers import patched
+from _answers import NO_ACTS, NO_MODEL, patched
 from _browser import HOSTILE as RUNNING
 from _browser import assert_inert
 from sklearn import linear_model  # noqa: F401  (before the limit below, which sees only what is loaded)
@@ -520,8 +520,8 @@ def test_a_study_without_external_text_has_no_transfer_rows(study, stories):
 
 def replace_inputs(study: Study, stories: EmotionSet, **changes: Any) -> Inputs:
     given: dict[str, Any] = {
-        "model": None,
-        "stories": Stories(stories, None),
+        "model": NO_MODEL,
+        "stories": Stories(stories, NO_ACTS),
         "directions": study.directions,
         "layer": 0,
     }
@@ -814,7 +814,7 @@ def planted(stories: EmotionSet, *, signal: float, d_model: int = 24, words: boo
     )
     acts = replace(acts, neutral_tokens=neutral)
     v = em.mean_difference(acts, remove_neutral=None)
-    return Inputs(None, Stories(emotions, acts), v, 1)  # type: ignore[arg-type]  # separability never calls the model
+    return Inputs(NO_MODEL, Stories(emotions, acts), v, 1)
 
 
 @pytest.fixture(scope="module")

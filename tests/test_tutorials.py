@@ -1,4 +1,7 @@
-"""Every tutorial runs from start to end, and the committed notebook is the one that its script makes."""
+"""Every tutorial runs from start to end, and the committed notebook is the one that its script makes.
+
+Those that collect the same activations run in one folder, one after the other, as a reader's do: the second finds what the first collected.
+"""
 
 import os
 import subprocess
@@ -9,6 +12,19 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
+SHARED = "acts/{MODEL}/core"  # in the scripts that collect it; the longest run, so first
+RUNS = [
+    pytest.param(
+        script,
+        id=script.stem,
+        marks=pytest.mark.xdist_group(
+            "tutorials of core" if SHARED in script.read_text(encoding="utf-8") else script.stem
+        ),
+    )
+    for script in SCRIPTS
+]
+# beside another process of tests, a second thread only waits
+BESIDE_OTHERS = {"OMP_NUM_THREADS": "1"} if "PYTEST_XDIST_WORKER" in os.environ else {}
 
 
 def test_the_notebooks_match_their_scripts():
@@ -23,17 +39,22 @@ def test_the_notebooks_match_their_scripts():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory):
+    return tmp_path_factory.mktemp("tutorials")
+
+
 @pytest.mark.notebook
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
-def test_a_tutorial_runs_from_start_to_end(script, tmp_path):
+@pytest.mark.parametrize("script", RUNS)
+def test_a_tutorial_runs_from_start_to_end(script, desk):
     # as a plain script: the cells assert their claims, and a notebook's kernel adds nothing but time
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
-        env={**os.environ, "MPLBACKEND": "agg"},
+        cwd=desk,
+        env={**os.environ, "MPLBACKEND": "agg"} | BESIDE_OTHERS,
         timeout=1200,
         encoding="utf-8",
     )

@@ -52,17 +52,18 @@ SLOW = {
 }  # fmt: skip
 TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
-# files of tests that load no model
+# folders and files whose tests ask nothing of TransformerLens, or ask it through rooms that have tests of their own
 ONCE = {
-    "architecture", "choices", "contributing", "corpus", "emotion_sets", "fuzz", "stories", "geometry", "material_checks", "materials", "mutations_listed", "norms",
-    "packaging", "shards", "figures", "figures_data", "published", "reading", "set_checks", "set_files", "set_rules", "stats", "summaries", "table", "tutorials", "verdict_rules", "wording",
+    "cli", "directions", "report", "sets", "test_architecture", "test_choices", "test_conclusions", "test_contributing", "test_docstrings",
+    "test_fuzz", "test_geometry", "test_languages", "test_mutations_listed", "test_packaging", "test_reading", "test_stats", "test_stories",
+    "test_shards", "test_summaries", "test_table", "test_tutorials", "test_verdict_rules",
 }  # fmt: skip
 _NONE = types.SimpleNamespace(params={})
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: a file goes to one of them with its fixtures, a tutorial to any; the tutorials, which last longest, start first."""
+    """For several processes: a file goes to one of them with its fixtures; the tutorials, which last longest, start first."""
     for item in items:
         if SLOW & {item.path.stem.removeprefix("test_"), item.name.split("[")[0]}:
             item.add_marker("slow")
@@ -71,10 +72,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             isinstance(value, set) and len(value) > 1
             for value in getattr(item, "callspec", _NONE).params.values()
         )
-        if item.path.stem.removeprefix("test_") in ONCE:
+        if ONCE & {item.path.parent.name, item.path.stem}:
             item.add_marker("once")
-        alone = item.get_closest_marker("notebook")
-        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.stem))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
 
 

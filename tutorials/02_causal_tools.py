@@ -24,7 +24,8 @@
 # %% [markdown]
 # ## 1. Directions to work with
 #
-# Eight emotions, up to two thirds of the depth and a little beyond. (If you have a study, `em.load_directions("study/vectors.safetensors")` is quicker.)
+# Eight emotions, at two thirds of the depth. If you have run the first notebook, its activations of `core` are read; else they are collected, in about
+# three minutes. (With a study, `em.load_directions("study/vectors.safetensors")` is quicker.)
 
 # %%
 import emolens as em
@@ -33,7 +34,10 @@ MODEL = "smollm2-135m-instruct-q4"
 model = em.load_model(MODEL)
 emotions = em.load_emotion_set("plutchik8")
 LAYER = 2 * model.cfg.n_layers // 3
-acts = em.collect_resid_post(model, emotions, layers=[LAYER], progress=False)
+core = em.collect_to(
+    f"acts/{MODEL}/core", model, em.load_emotion_set("core"), progress=False
+).load()
+acts = core.at(LAYER).select(lambda t: t.emotion in (None, *emotions.names))
 v = em.mean_difference(acts)
 v
 
@@ -84,7 +88,7 @@ for name, direction in (("joy", v["joy"]), ("sadness", v["sadness"]), ("random",
 
 # %%
 words = {e.name: e.target_words for e in emotions.emotions}
-stems = em.sets.load_stems().report[:6]
+stems = em.sets.load_stems().report[:4]
 neutral = [n.text for n in emotions.neutral[:4]]
 doses = (0.05, 0.1, 0.2, 0.4, 0.8)
 result = em.sweep(model, stems, v, doses=doses, target_words=words, neutral=neutral, progress=False)

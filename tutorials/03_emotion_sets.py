@@ -123,18 +123,17 @@ for line in (folder.parent / "own" / "texts" / "00000.jsonl").read_text().splitl
 # %% [markdown]
 # ## 5. 171 words and human ratings
 #
-# Where do the directions lie? Here at one layer and with half of the topics, to be quick; `emolens study --set emotions171` does the whole protocol, with every
+# Where do the directions lie? Here at one layer and with three of the eight topics, to be quick; `emolens study --set emotions171` does the whole protocol, with every
 # layer, nulls and intervals.
 
 # %%
-LAYER = model.cfg.n_layers // 2
-half = [t for t in pool.topics if t.name in ("supper", "letter", "clinic", "night")]
-names = {t.name for t in half}
+LAYER = model.cfg.n_layers // 3
+few = ("supper", "letter", "clinic")
 small = replace(
     pool,
-    topics=tuple(half),
-    stories={e: tuple(s for s in told if s.topic in names) for e, told in pool.stories.items()},
-    neutral=tuple(n for n in pool.neutral if n.topic in names)[:60],
+    topics=tuple(t for t in pool.topics if t.name in few),
+    stories={e: tuple(s for s in told if s.topic in few) for e, told in pool.stories.items()},
+    neutral=tuple(n for n in pool.neutral if n.topic in few)[:30],
 )
 acts = em.collect_resid_post(model, small, layers=[LAYER], progress=False)
 v = em.mean_difference(acts)
@@ -145,12 +144,12 @@ for emotion in ("nostalgic", "smug", "on edge"):
     print(emotion, "->", ", ".join(f"{n} {c:+.2f}" for n, c in v[emotion].nearest(k=4)))
 
 # %% [markdown]
-# What such directions find in a sentence that is in no set, token by token. Hover over a token for its scores. (One layer, half of the topics: a glance, not a result.)
+# What such directions find in a sentence that is in no set, token by token. Hover over a token for its scores. (One layer, three topics: a glance, not a result.)
 
 # %%
-few = v[["nostalgic", "relieved", "on edge", "proud", "lonely"]]
+five = v[["nostalgic", "relieved", "on edge", "proud", "lonely"]]
 TEXT = "He found the key where she had always kept it, under the blue pot, and stood there with the door open."
-em.explore_tokens(em.score(model, few, TEXT, per="token"))
+em.explore_tokens(em.score(model, five, TEXT, per="token"))
 
 # %% [markdown]
 # A ridge regression predicts the human valence of words that it never saw from their directions; the same with
@@ -194,17 +193,18 @@ plt.show()
 # ## 6. Another language
 #
 # Fit in one language, read in the other, on topics that neither has shown. `language-centred` subtracts the unlabelled mean of the language that is read; the
-# stored reference of the other language would shift every score.
+# stored reference of the other language would shift every score. Here with the eight basic emotions of Plutchik's wheel.
 
 # %%
-found = em.compare_languages(
-    model, ["core", "core_de"], layers=[10, LAYER], n_shuffles=100, progress=False
-)
+basic = em.load_emotion_set("plutchik8").names
+pair = [s.subset([s.concepts[c] for c in basic]) for s in (tongues["core"], tongues["core_de"])]
+found = em.compare_languages(model, pair, layers=[LAYER], n_shuffles=100, progress=False)
 found
 
 # %% [markdown]
-# SmolLM2 was trained on English, and yet something carries over: both off-diagonal cells are above the shuffled labels. But look at the line under the table: the
-# form of the stories (length, sentences, punctuation), which a translation keeps, carries over as well, and nearly as far. So little of this is emotion.
+# SmolLM2 was trained on English. What German stories teach it reads English ones above the shuffled labels; the other way round it does not, with so few
+# stories. And look at the line under the table: the form of the stories (length, sentences, punctuation), which a translation keeps, carries over as well, and
+# as far or further. So little of this is emotion.
 # `emolens languages --model qwen2.5-0.5b` makes the matrix of all four languages on a model that was trained on them.
 
 # %% [markdown]

@@ -157,8 +157,8 @@ class _Neutral:
     position: Tensor | None
     prefixes: Tensor | None
     length: Tensor | None
-    topic: dict[str, NDArray[np.str_]]
-    text: dict[str, NDArray[np.str_]]
+    topic: dict[str, NDArray[Any]]
+    text: dict[str, NDArray[Any]]
 
     @staticmethod
     def of(acts: Activations | Collection) -> _Neutral:

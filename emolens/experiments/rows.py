@@ -52,7 +52,8 @@ def row(experiment: str, metric: str, value: float | stats.Estimate, **fields: A
     if isinstance(value, stats.Estimate):
         fields |= {"low": value.low, "high": value.high}
         value = value.value
-    return Row(experiment, metric, float(value), **fields)
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in fields.items()}
+    return Row(experiment, metric, float(value), **plain)
 
 
 MIN_DRAWS = 100  # of a null; with fewer its 95 % point and p say too little to be printed

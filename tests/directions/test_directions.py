@@ -716,6 +716,7 @@ def test_a_position_bin_without_tokens_takes_its_neighbours_values(world: World)
     short = replace(
         tokens,
         rows=tokens.rows[early],
+        embed=tokens.embed[early],
         row_text=tokens.row_text[early],
         row_position=tokens.row_position[early],
     )

@@ -1,0 +1,34 @@
+"""While the suite runs, every function and value of the package checks its annotations, tensor shapes included.
+
+Imported before emolens. Inside `pytest.raises` a test gives what no annotation allows, to read our own error: nothing is checked there,
+unless the error that is expected is that of the check itself.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import TypeCheckError, config, install_import_hook
+
+# a whole number may stand for a float, as for every type checker
+checker = beartype(conf=BeartypeConf(is_pep484_tower=True))
+install_import_hook("emolens", "checked.checker")
+_raises = pytest.raises
+
+
+@contextmanager
+def raises(expected: Any, **options: Any) -> Iterator[pytest.ExceptionInfo[Any]]:
+    __tracebackhide__ = True
+    asked = TypeCheckError in (expected if isinstance(expected, tuple) else (expected,))
+    with _raises(expected, **options) as found:
+        before = config.jaxtyping_disable
+        config.update("jaxtyping_disable", before or not asked)
+        try:
+            yield found
+        finally:
+            config.update("jaxtyping_disable", before)
+
+
+pytest.raises = raises

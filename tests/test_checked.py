@@ -1,0 +1,19 @@
+"""The suite checks annotations: a wrong shape anywhere in the package is an error, though the function itself does not look."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from emolens.collect.activations import Activations
+
+
+def test_a_value_of_wrong_shapes_is_refused_while_the_suite_runs(example_acts):
+    fields = {f: getattr(example_acts, f) for f in Activations.__dataclass_fields__}
+    assert Activations(**fields).layers == example_acts.layers
+    with pytest.raises(TypeCheckError):
+        Activations(**fields | {"embed": torch.zeros(3)})
+
+
+def test_what_is_given_wrongly_on_purpose_meets_our_own_error(example_acts):
+    with pytest.raises(ValueError, match=r"'x'"):
+        example_acts.at("x")
