@@ -88,6 +88,7 @@ def at_hook_point(
     return call
 
 
+@runtime_checkable
 class Weights(Protocol):
     """What emolens needs of any `torch.nn.Module`, to tell which weights it has."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from emolens._typing import Blocks, HookPoint, block_numbers
 Vector = Tensor | NDArray[np.floating] | Sequence[float]
 
 
+@runtime_checkable
 class Described(Protocol):
     """What `em.model_info(model)` gives."""
 
