@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-from emolens._typing import HookedModel
 from emolens.collect.activations import Activations
 from emolens.experiments import protocol
 from emolens.experiments.base import Findings
@@ -20,9 +18,11 @@ def _absent(*args: Any, **kwargs: Any) -> Any:
 
 
 # what has the type and nothing in it, for inputs of which an experiment never asks that part
-NO_MODEL: Any = SimpleNamespace(
-    __call__=_absent, **{k: _absent for k in vars(HookedModel) if k[0] != "_"}
-)
+class _NoModel:
+    run_with_hooks = run_with_cache = hooks = __call__ = staticmethod(_absent)
+
+
+NO_MODEL: Any = _NoModel()
 NO_ACTS = object.__new__(Activations)
 CLAIMS = tuple(c for e in protocol.EXPERIMENTS for c in e.claims)
 

@@ -67,7 +67,7 @@ class Activations:
 
     Attributes:
         rows: `[row layer d_model]`, float32. A row is a text, or a token when pooled by `every_token`.
-        embed: `[row d_model]`, the embedding output pooled in the same way: what words alone carry.
+        embed: `[row d_embed]`, the embedding output pooled in the same way: what words alone carry.
         row_text: `[row]` index into `texts`.
         row_position: `[row]` position of the token among the real tokens of its text (-1 for pooled rows).
         texts: One entry a text.
@@ -87,7 +87,7 @@ class Activations:
     hook_point: AnyPoint
     layers: tuple[int, ...]
     rows: Float[Tensor, "row layer d_model"]
-    embed: Float[Tensor, "row d_model"]
+    embed: Float[Tensor, "row d_embed"]
     row_text: Int[Tensor, " row"]
     row_position: Int[Tensor, " row"]
     texts: tuple[TextInfo, ...]
@@ -403,9 +403,8 @@ class Activations:
                 raise KeyError("self.")
             return replace(whole, neutral_tokens=tokens, neutral_prefixes=prefixes)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: its header is not that of activations ({error!r})"
-            ) from error
+            said = repr(error).split("\\n")[0][:200]
+            raise ValueError(f"{path}: its header is not that of activations ({said})") from error
 
 
 def is_main(text: TextInfo) -> bool:

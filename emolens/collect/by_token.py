@@ -25,7 +25,7 @@ def token_activations(
     layers: Blocks | None = None,
     hook_point: AnyPoint = "resid_post",
     prepend_bos: bool | None = None,
-) -> tuple[dict[int, Float[Tensor, "batch pos *head d_model"]], Int[Tensor, "batch pos"]]:
+) -> tuple[dict[int, Float[Tensor, "batch ..."]], Int[Tensor, "batch pos"]]:
     """Read every token of a few texts in one batch, the first one and the padding included.
 
     Args:

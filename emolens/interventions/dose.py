@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -131,7 +131,7 @@ def calibrate_dose(
     ]
     e = direction.emotions[0]
 
-    def vectors(doses: Sequence[float]) -> Tensor:
+    def vectors(doses: Iterable[float]) -> Tensor:
         return torch.stack([vector_of(direction, Cell(e, None, layer, dose)) for dose in doses])
 
     def damage(run: Run, dose: float) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -221,7 +221,7 @@ def sweep(
     directions: EmotionDirections,
     *,
     layers: Blocks | None = None,
-    doses: Sequence[float] = (0.05, 0.1, 0.2),
+    doses: Iterable[float] = (0.05, 0.1, 0.2),
     target_words: TargetWords,
     controls: Mapping[str, EmotionDirections] | None = None,
     positions: Literal["all", "generation"] = "all",

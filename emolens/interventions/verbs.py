@@ -190,7 +190,7 @@ def _ablate(
 
 def basis_of(
     unit: Float[Tensor, "row d_model"], per_row: bool
-) -> Float[Tensor, "row component d_model"]:
+) -> Float[Tensor, "basis component d_model"]:
     """What is taken out: of each row its own direction, or of every row the subspace of all."""
     return rearrange(unit, "row d_model -> row 1 d_model") if per_row else orthonormal(unit)[None]
 

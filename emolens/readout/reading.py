@@ -40,7 +40,7 @@ def score(
     spans: Sequence[tuple[int, int] | str] | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Scores:
     """Score how strongly texts, or their tokens, read as each emotion.
 
@@ -63,7 +63,7 @@ def score(
         spans: Where to read each text, as for `char_span`: for directions that were made from spans, and only for them.
         prepend_bos: Whether a BOS token is put before each text; None is the model's own way.
         allow_other_model: Accept a model with other weights but the same width and tokenizer (base and instruct, checkpoints).
-        progress: Show a bar.
+        progress: Whether to show a bar; None shows one where it lasts and somebody can see it.
 
     Returns:
         `Scores` in standard deviations, of held-out stories or of neutral tokens; in Jupyter a view with coloured tokens.
@@ -144,6 +144,9 @@ def pooled_as(
         made_with: Their ``info``.
         skip: Tokens left out at the start of a mean; 1 leaves out the attention sink only.
         spans: Where to read each text, as for `char_span`, if they were made from spans.
+
+    Returns:
+        The `Pooling` of their corpus; of a mean over tokens with `skip` of one's own.
 
     Raises:
         ValueError: they were made from spans and none are given, or spans are given and they were not.

@@ -13,8 +13,9 @@ import math
 import numbers
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -168,7 +169,7 @@ def reader_of(path: Path, column: str) -> Callable[[], Iterator[Record]]:
     return read
 
 
-def records(raw: BinaryIO, name: str, column: str, ending: str) -> Iterator[Record]:
+def records(raw: BufferedIOBase, name: str, column: str, ending: str) -> Iterator[Record]:
     """The texts of an open file, plain or gzip; `name` and the line are in every error.
 
     Raises:
@@ -244,7 +245,7 @@ def _one_line(line: str, at: str) -> str:
     return line
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
+def _lines(file: BufferedIOBase, name: str) -> Iterator[tuple[str, str]]:
     """Each line with its place."""
     number = 0
     while True:

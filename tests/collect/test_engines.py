@@ -295,4 +295,4 @@ def test_a_worker_with_another_model_is_refused(tiny, tiny_model, toy_set, tmp_p
     collect_to(tmp_path / "c", tiny_model, toy, progress=False)
     other = em.load_model(tiny("llama", tokenizer="chat"), dtype="bfloat16")
     with pytest.raises(ValueError, match="was begun with another model, or in another precision"):
-        engines.joined(tmp_path / "c", other, toy, "resid_post")
+        engines.joined(tmp_path / "c", other, toy, "resid_post", {})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _answers import NO_MODEL
 
 import emolens as em
 from emolens.experiments import languages
@@ -83,7 +84,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shared_direction_is_read_in_the_other_language_and_a_private_one_is_not(
     planted: None,
 ) -> None:
-    found = em.compare_languages(None, [_set("en"), _set("de"), _set("xx")], n_shuffles=100)  # type: ignore[arg-type]
+    found = em.compare_languages(NO_MODEL, [_set("en"), _set("de"), _set("xx")], n_shuffles=100)
     accuracy = found.matrix()
     assert (accuracy[:2, :2] > 0.95).all()
     assert accuracy[2, 2] > 0.95
@@ -106,7 +107,7 @@ def test_a_shared_direction_is_read_in_the_other_language_and_a_private_one_is_n
 
 def test_plots_that_two_languages_share_are_no_direction_that_they_share(planted: None) -> None:
     """Both sides fitted on the same topics, the plots of parallel stories alone give a cosine."""
-    found = em.compare_languages(None, [_set("pa"), _set("pb")], n_shuffles=20)  # type: ignore[arg-type]
+    found = em.compare_languages(NO_MODEL, [_set("pa"), _set("pb")], n_shuffles=20)
     same = {r.split: r for r in found.rows if r.metric == "cosine of the same emotion"}
     across = same["pa -> pb"]
     assert across.value == pytest.approx(0, abs=0.1)
@@ -117,7 +118,7 @@ def test_plots_that_two_languages_share_are_no_direction_that_they_share(planted
 
 def test_concepts_line_up_whatever_the_order_of_the_emotions(planted: None) -> None:
     shuffled = _set("de", order=("anger", "joy", "fear"))
-    found = em.compare_languages(None, [_set("en"), shuffled], n_shuffles=20)  # type: ignore[arg-type]
+    found = em.compare_languages(NO_MODEL, [_set("en"), shuffled], n_shuffles=20)
     assert (found.matrix() > 0.95).all()
 
 
@@ -125,12 +126,12 @@ def test_sets_that_share_too_little_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"two or more sets of different languages, got \['en', 'en'\]"
     ):
-        em.compare_languages(None, [_set("en"), _set("en")])  # type: ignore[arg-type]
+        em.compare_languages(NO_MODEL, [_set("en"), _set("en")])
     with pytest.raises(ValueError, match="share 3 concepts and 2 topics"):
-        em.compare_languages(None, [_set("en"), _set("de", topics=TOPICS[:2])])  # type: ignore[arg-type]
+        em.compare_languages(NO_MODEL, [_set("en"), _set("de", topics=TOPICS[:2])])
     other = _set("de")
     other = replace(
         other, emotions=tuple(e.model_copy(update={"concept": None}) for e in other.emotions)
     )
     with pytest.raises(ValueError, match="share 0 concepts"):
-        em.compare_languages(None, [_set("en"), other])  # type: ignore[arg-type]
+        em.compare_languages(NO_MODEL, [_set("en"), other])

@@ -143,7 +143,7 @@ def _calls(model: Any, stories: em.EmotionSet, acts: em.Activations, v: Any) -> 
         "generate": lambda k: em.generate(model, PROMPT, max_new_tokens=1, read=v, layer=k).scores[0],
         "sweep": lambda k: em.sweep(model, PROMPT, v, layers=k, doses=[0.1], target_words=words, controls={}).change,
         "calibrate_dose": lambda k: em.calibrate_dose(model, one, [PROMPT] * 4, layer=k).layer,
-        "figure": lambda k: len(em.report.figures.cosine_matrix(v, layer=k).axes),
+        "figure": lambda k: len(em.report.cosine_matrix(v, layer=k).axes),
     }  # fmt: skip
 
 
