@@ -305,7 +305,7 @@ def import_texts(
         >>> folder, some = pathlib.Path(tempfile.mkdtemp()), {"topics": ["train"]}
         >>> answers = [json.dumps({"id": p.id, "text": "I am sorry."}) for p in em.story_prompts(stories, **some)]
         >>> _ = (folder / "texts.jsonl").write_text("\\n".join(answers), encoding="utf-8")
-        >>> em.import_texts(folder / "texts.jsonl", stories, folder / "own", writer="another model", **some).counts
+        >>> em.import_texts(folder / "texts.jsonl", stories, out=folder / "own", writer="another model", **some).counts
         {'asked': 4, 'refusal': 4}
     """
     s = load_emotion_set(s) if isinstance(s, str) else s

@@ -271,7 +271,7 @@ def test_the_lens_averages_the_emotions_that_can_be_judged():
 def test_the_shortest_words_of_each_emotion_are_the_fewest_tokens():
     class Letters:
         def __call__(self, text: str, **options: Any) -> Any:
-            return type("Ids", (), {"input_ids": list(text)})
+            return type("Ids", (), {"input_ids": [ord(c) for c in text]})
 
     assert sweeps.shortest_words(Letters(), {"joy": ["glad", "merry", "very"], "fear": []}) == {
         "joy": ["glad", "very"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from operator import index
 from typing import Any, Unpack
 
 import torch
@@ -211,7 +212,8 @@ def _batches(lengths: dict[int, int], batching: Batching, overhead: int) -> list
     >>> _batches({0: 100, 1: 9, 2: 90, 3: 10}, em.Batching(tokens=2048), 32)
     [[0, 2], [3, 1]]
     """
-    most = batching.tokens or math.inf
+    most = math.inf if batching.tokens is None else index(batching.tokens)
+    texts = len(lengths) if batching.texts is None else index(batching.texts)
     order = sorted(lengths, key=lambda i: (-lengths[i], i))
     cost, start = [0] + [0] * len(order), [0] * (len(order) + 1)
     for end in range(1, len(order) + 1):
@@ -219,7 +221,7 @@ def _batches(lengths: dict[int, int], batching: Batching, overhead: int) -> list
         # longest first: the width only grows as the batch does
         for begin in range(end - 1, -1, -1):
             n, width = end - begin, lengths[order[begin]]
-            if n > 1 and (n * width > most or n > (batching.texts or n)):
+            if n > 1 and (n * width > most or n > texts):
                 break
             found.append((cost[begin] + n * width + overhead, begin))
         cost[end], start[end] = min(found)

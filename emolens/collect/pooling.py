@@ -79,7 +79,7 @@ def last_token() -> Pooling:
     return Pooling("last")
 
 
-def char_span(spans: Sequence[tuple[int, int] | str]) -> Pooling:
+def char_span(spans: Sequence[tuple[SupportsIndex, SupportsIndex] | str]) -> Pooling:
     """Mean over the ordinary tokens that overlap a span of characters, one span for each text.
 
     Args:

@@ -6,8 +6,9 @@ import inspect
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from operator import index
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, SupportsIndex, TypedDict, TypeVar, get_args
 
 import psutil
 import torch
@@ -54,9 +55,9 @@ class Batching:
         Batching(tokens=4096, texts=None, shard=64)
     """
 
-    tokens: int | None = None
-    texts: int | None = None
-    shard: int | None = None
+    tokens: SupportsIndex | None = None
+    texts: SupportsIndex | None = None
+    shard: SupportsIndex | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -114,7 +115,7 @@ class Recipe:
     def shard(self) -> int:
         """Texts of a slice."""
         assert self.batching.shard is not None  # `make_recipe` has chosen
-        return self.batching.shard
+        return index(self.batching.shard)
 
     def of_texts(self, model: HookedModel, longest: int) -> Recipe:
         """The recipe for texts of so many tokens at most: a row of an attention pattern is as wide as the longest of them."""

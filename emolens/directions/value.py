@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emolens import __version__
 from emolens._table import Table
-from emolens._typing import Blocks, HookPoint, block_number, block_numbers, typed
+from emolens._typing import AnyPoint, Blocks, HookPoint, block_number, block_numbers, typed
 from emolens.directions.algebra import default_layer, project
 from emolens.directions.arithmetic import Number, combined, finite, scaled
 from emolens.directions.calibration import NO_NEUTRAL, UNCALIBRATED, Calibration, position_bin
@@ -65,7 +65,7 @@ class EmotionDirections:
     """
 
     emotions: tuple[str, ...]
-    hook_point: HookPoint
+    hook_point: AnyPoint
     layers: tuple[int, ...]
     vectors: Float[Tensor, "emotion layer d_model"]
     reference: Float[Tensor, "layer d_model"]

@@ -171,7 +171,7 @@ class Check:
 def check(
     model: HookedModel,
     hooks: Hooks,
-    prompt: Text,
+    prompt: Text | Sequence[Text],
     *,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,

@@ -14,7 +14,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from emolens._typing import HeadPoint, HookPoint, hook_name
+from emolens._typing import AnyPoint, hook_name
 from emolens.interventions.positions import Positions, Where, Window
 
 DoseUnit = Literal["median", "mean", "raw"]
@@ -37,7 +37,7 @@ class Spec:
     """
 
     kind: str
-    hook_point: HookPoint | HeadPoint
+    hook_point: AnyPoint
     layer: int
     hook_name: str
     what: tuple[str, ...]
@@ -234,7 +234,7 @@ EVERYWHERE = torch.ones(1, 1, dtype=torch.bool)
 
 
 def replacing(
-    hook_point: HookPoint | HeadPoint,
+    hook_point: AnyPoint,
     layer: int,
     source: Tensor,
     here: Tensor = EVERYWHERE,

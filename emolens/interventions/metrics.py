@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emolens import stats
 from emolens._table import Table
-from emolens._typing import HeadPoint, HookPoint, hook_name, typed
+from emolens._typing import AnyPoint, hook_name, typed
 from emolens.directions.value import EmotionDirections
 from emolens.models.tokens import following
 
@@ -86,7 +86,7 @@ class Projection:
     """
 
     emotion: str
-    hook_point: HookPoint
+    hook_point: AnyPoint
     layer: int
     unit: Float[Tensor, " d_model"] = field(repr=False)
     reference: Float[Tensor, " d_model"] = field(repr=False)
@@ -208,7 +208,7 @@ class Patching:
         ValueError: other layers or labels than there are rows and columns.
     """
 
-    hook_point: HookPoint | HeadPoint
+    hook_point: AnyPoint
     mode: Mode
     layers: tuple[int, ...]
     labels: tuple[str, ...]

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emolens._typing import (
+    AnyPoint,
     Blocks,
     HeadPoint,
     HookedModel,
@@ -158,7 +159,7 @@ def _depth(hook_point: str, layer: int) -> int:
 
 
 def _check_point(
-    model: HookedModel, hook_point: HookPoint | HeadPoint, layers: Blocks | None
+    model: HookedModel, hook_point: AnyPoint, layers: Blocks | None
 ) -> tuple[int, ...]:
     chosen = check_layers(model, hook_point, layers)
     # past where the skip branches off
@@ -256,7 +257,7 @@ class _Plan:
     """What a sweep does to each pair."""
 
     model: HookedModel
-    hook_point: HookPoint | HeadPoint
+    hook_point: AnyPoint
     layers: list[int]
     mode: Mode
     read: _Reader
@@ -279,7 +280,7 @@ _Cells = Callable[[_Plan, _Pair, float], tuple[tuple[str, ...], Float[Tensor, "l
 
 
 def _sweep(
-    cells: _Cells, model: HookedModel, hook_point: HookPoint | HeadPoint, *, clean: Prompts, corrupted: Prompts, metric: Metric,
+    cells: _Cells, model: HookedModel, hook_point: AnyPoint, *, clean: Prompts, corrupted: Prompts, metric: Metric,
     layers: Blocks | None = None, positions: Sequence[int | str] | None = None, mode: Mode = "denoise", min_gap: float = 0.0,
     progress: bool | None = None, approximate: bool = False,
 ) -> Patching:  # fmt: skip
@@ -370,7 +371,7 @@ def _by_gradient(
 
 
 def _patch(
-    hook_point: HookPoint | HeadPoint,
+    hook_point: AnyPoint,
     model: HookedModel,
     *,
     clean: Prompts,

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._typing import Blocks, HookPoint, block_numbers, hook_name
+from emolens._typing import AnyPoint, Blocks, block_numbers, hook_name
 from emolens.collect.pooling import SINK
 from emolens.directions.value import EmotionDirections
 from emolens.interventions.hooks import DoseUnit, Hook, Spec
@@ -35,7 +35,7 @@ class Place:
     """
 
     kind: str
-    hook_point: HookPoint
+    hook_point: AnyPoint
     layer: int
     unit: Tensor
     norm: dict[str, float] = field(default_factory=dict)
@@ -60,7 +60,9 @@ class Place:
             raise ValueError(
                 f"the mean at {self.hook_point} of layer {self.layer} is not known here: use directions collected there, or method='zero'"
             )
-        mean = getattr(self.directions, which)[self.slot].float()
+        if which == "reference":
+            return self.directions.centre(self.directions.layers[self.slot]).float()
+        mean = self.directions.neutral_mean[self.slot].float()
         if not torch.isfinite(mean).all():
             raise ValueError(
                 "method='mean' needs neutral texts, and these directions were made without any"
@@ -92,7 +94,7 @@ class Place:
 
 def resolve_places(
     kind: str,
-    hook_point: HookPoint,
+    hook_point: AnyPoint,
     direction: Direction,
     layer: Layers,
     direction_from: SupportsIndex | None,

@@ -18,7 +18,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from emolens._typing import Blocks, Cache, HeadPoint, HookPoint, at_hook_point, hook_name
+from emolens._typing import AnyPoint, Blocks, Cache, HookPoint, at_hook_point, hook_name
 from emolens.collect.activations import Activations
 from emolens.interventions.hooks import (
     EVERYWHERE,
@@ -71,7 +71,7 @@ def _text(values: Tensor) -> str:
 
 
 def _steer(
-    hook_point: HookPoint,
+    hook_point: AnyPoint,
     direction: Direction,
     *,
     dose: float | int | Sequence[float] | Tensor,
@@ -294,7 +294,7 @@ def _rotate(
 
 
 def _patch(
-    hook_point: HookPoint | HeadPoint,
+    hook_point: AnyPoint,
     source: Cache | Tensor,
     *,
     layer: Blocks,
@@ -404,7 +404,7 @@ patch_v = at_hook_point(_patch, "v")
 
 
 def steer_at(
-    hook_point: HookPoint,
+    hook_point: AnyPoint,
     direction: Direction,
     *,
     dose: float | int | Sequence[float] | Tensor,

@@ -37,7 +37,7 @@ def score(
     layer: SupportsIndex | None = None,
     skip: int = 1,
     long: Long = "raise",
-    spans: Sequence[tuple[int, int] | str] | None = None,
+    spans: Sequence[tuple[SupportsIndex, SupportsIndex] | str] | None = None,
     prepend_bos: bool | None = None,
     allow_other_model: bool = False,
     progress: bool | None = None,
@@ -131,7 +131,7 @@ def pooled_as(
     made_with: Mapping[str, Any],
     *,
     skip: int = 1,
-    spans: Sequence[tuple[int, int] | str] | None = None,
+    spans: Sequence[tuple[SupportsIndex, SupportsIndex] | str] | None = None,
 ) -> Pooling:
     """Choose how to pool a text that directions are to read: as the texts that they were made from.
 
