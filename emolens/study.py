@@ -14,9 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ from emolens.sets.external import Labelled, load_external
 from emolens.shards import (
     LOCK,
     MANIFEST,
+    Kept,
     code_digest,
     digest_of,
     vacant,
@@ -165,9 +164,7 @@ def run_experiment(
     others = load_external(external) if external is not None else {}
     _check_neutral(emotions, seed)
     loaded: HookedModel = load_model(model) if isinstance(model, str) else model
-    stories = Stories(
-        emotions, collect_resid_post(loaded, emotions, progress=progress is not False), seed
-    )
+    stories = Stories(emotions, collect_resid_post(loaded, emotions, progress=progress), seed)
     inputs = _inputs(loaded, stories, full, others)
     found: dict[str, Findings] = {}
     for each in chosen:
@@ -184,7 +181,7 @@ def run_study(
     external: str | Path | None = None,
     overwrite: bool = False,
     command: str | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     say: Callable[[str], None] | None = None,
     out: str | Path = "study",
 ) -> Study:
@@ -199,7 +196,7 @@ def run_study(
         external: A folder with goemotions_test.tsv and emobank.csv, for the transfer to other people's text.
         overwrite: Replace another study in the same folder.
         command: What to print in the report as the command that made it.
-        progress: Show a bar while the stories are read.
+        progress: Whether to show a bar while the stories are read; None shows one where it lasts and somebody can see it.
         say: Called with one line at each step.
         out: A folder; made if it does not exist.
 
@@ -238,10 +235,11 @@ def run_study(
         f"model {info.name}: {info.n_layers} layers, d_model {info.d_model}; set {emotions.name}: {len(emotions.names)} emotions"
     )
     # by an interrupted run of this very study, perhaps in part
-    collected, kept = folder / "activations", _Kept(folder / "experiments", f"{key} {_code()}")
+    collected, finished = folder / "activations", folder / "experiments"
+    kept = Kept(finished, f"{key} {_code()}")
     if overwrite:
         shutil.rmtree(collected, ignore_errors=True)
-        shutil.rmtree(kept.folder, ignore_errors=True)
+        shutil.rmtree(finished, ignore_errors=True)
     acts = collect_to(collected, loaded, emotions, progress=progress).load()
     say(
         f"collected {len(acts.texts)} texts at {len(acts.layers)} layers ({time.time() - started:.0f} s)"
@@ -255,7 +253,10 @@ def run_study(
     found: dict[str, Findings] = {}
     for experiment in chosen:
         given = replace(inputs, earlier=dict(found))
-        found[experiment.name] = kept.get(experiment.name, partial(experiment.run, given))
+        as_json = kept.get(
+            experiment.name, lambda e=experiment, given=given: e.run(given).to_dict()
+        )
+        found[experiment.name] = Findings.from_dict(as_json)
         say(f"{experiment.name} done ({time.time() - started:.0f} s)")
     rows = [r for findings in found.values() for r in findings.rows]
     samples = score(loaded, directions, list(SAMPLES), per="token")
@@ -288,7 +289,7 @@ def run_study(
     sections = [(e, View(found[e.name], directions, emotions)) for e in chosen]
     write_report(folder / "index.html", sections, provenance, samples=samples)
     shutil.rmtree(collected)
-    shutil.rmtree(kept.folder)
+    shutil.rmtree(finished)
     say(f"done in {time.time() - started:.0f} s: {folder / 'index.html'}")
     return Study(rows, provenance, directions, folder, chosen, found)
 
@@ -398,30 +399,6 @@ def _prepare(out: str | Path) -> Path:
             f"{folder}: cannot write there ({error.strerror or error}); choose another folder"
         ) from error
     return folder
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The experiments that an interrupted run of this study had finished: a file each, for the same code and options only."""
-
-    folder: Path
-    made_by: str
-
-    def get(self, name: str, make: Callable[[], Findings]) -> Findings:
-        """What was kept, or what is made now and kept."""
-        file = self.folder / f"{name}.json"
-        with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: made again
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if found["made_by"] == self.made_by:
-                return Findings.from_dict(found["findings"])
-        findings = make()
-        data = {"made_by": self.made_by, "findings": findings.to_dict()}
-        self.folder.mkdir(exist_ok=True)
-        with written_whole(file) as part:
-            part.write_text(
-                json.dumps(data, default=lambda number: number.item()), encoding="utf-8"
-            )
-        return findings
 
 
 def _code() -> str:
