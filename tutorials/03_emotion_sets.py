@@ -112,9 +112,9 @@ written.counts
 # %%
 import json
 
-for line in (folder.parent / "own" / "texts" / "00000.jsonl").read_text().splitlines()[:2]:
-    text = json.loads(line)
-    print(textwrap.fill(f"{text['id']}: {text['text'][:420]} ...", 110), end="\n\n")
+batch = json.loads((folder.parent / "own" / "texts" / "00000.json").read_text(encoding="utf-8"))
+for text in batch["result"][:2]:
+    print(textwrap.fill(f"{text[:420]} ...", 110), end="\n\n")
 
 # %% [markdown]
 # At 135 million parameters most texts name the feeling that they were asked not to name, or forget who tells the story, and few make sense. With a larger model the
