@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import emolens as em
+from emolens.collect import Collection
 from emolens.experiments.rows import Row
 from emolens.study import run_study
 
@@ -31,7 +32,7 @@ def test_directions_and_activations_are_read_and_belong_to_each_other():
 
 def test_a_collection_by_shards_is_opened_and_is_that_of_memory():
     acts = em.Activations.load(BEFORE / "activations.safetensors")
-    found = em.Collection.open(BEFORE / "shards").load()
+    found = Collection.open(BEFORE / "shards").load()
     assert torch.equal(found.rows, acts.rows)
     assert [t.id for t in found.texts] == [t.id for t in acts.texts]
 

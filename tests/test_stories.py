@@ -302,8 +302,8 @@ def test_smollm2_writes_english_to_a_prompt_of_core(real_model: Any, tmp_path: P
     assert made.counts["asked"] == 2
     assert sum(made.counts.values()) == 4  # each of the two has one fate
     (file,) = (tmp_path / "own" / "texts").iterdir()
-    for line in file.read_text(encoding="utf-8").splitlines():
-        assert len(json.loads(line)["text"].split()) > 10
+    for text in json.loads(file.read_text(encoding="utf-8"))["result"]:
+        assert len(text.split()) > 10
 
 
 def test_stories_are_not_gone_on_with_under_another_chat_template(
