@@ -36,7 +36,7 @@ study: install
 test: install
 	$(BIN)/python $(PYTEST)
 
-# while you work: what needs no real model, no notebook, no wheel and nothing that lasts; a minute and a half
+# while you work: what needs no real model, no notebook, no wheel and nothing that lasts; about two minutes
 quick: install
 	$(BIN)/python $(PYTEST) -m "not real and not notebook and not wheel and not slow"
 
