@@ -1,7 +1,7 @@
 """Check that every tutorial's .ipynb matches its .py; with --execute, run them and write their outputs.
 
 python tutorials/check.py              # the pair must have the same cells
-python tutorials/check.py --execute    # run, then write the notebooks
+python tutorials/check.py --execute    # run, then write the notebooks; with names, those only
 """
 
 import argparse
@@ -31,10 +31,13 @@ def execute(notebook, folder: Path):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="such as 04_doors; none takes all")
     parser.add_argument("--execute", action="store_true")
     arguments = parser.parse_args()
     bad = 0
     for script in sorted(Path(__file__).parent.glob("[0-9]*.py")):
+        if arguments.names and script.stem not in arguments.names:
+            continue
         source, target = jupytext.read(script), script.with_suffix(".ipynb")
         for i, cell in enumerate(source.cells):
             cell["id"] = f"cell-{i:02d}"

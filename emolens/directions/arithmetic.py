@@ -34,21 +34,11 @@ def combined(
     directions: EmotionDirections, other: EmotionDirections, sign: float, symbol: str
 ) -> EmotionDirections:
     """Add vectors to vectors of the same model, hook point and layers, one by one; `symbol` stands between their names."""
-    if not isinstance(other, type(directions)):
-        raise TypeError(f"only directions can be added to directions, not {type(other).__name__}")
-    for what, a, b in (
-        ("hook point", directions.hook_point, other.hook_point),
-        ("layers", directions.layers, other.layers),
-        ("width", directions.vectors.shape[-1], other.vectors.shape[-1]),
-    ):
-        if a != b:
-            raise ValueError(
-                f"these directions differ in their {what} ({a} and {b}) and cannot be combined"
-            )
-    mine, theirs = directions.info["model"], other.info["model"]
-    if not same_weights(mine, theirs):
-        names = f"{mine.get('name')} and {theirs.get('name')}"
-        raise ValueError(f"these directions differ in their model ({names}) and cannot be combined")
+    same_space(directions, other, "combined")
+    if directions.layers != other.layers:
+        raise ValueError(
+            f"these directions differ in their layers ({directions.layers} and {other.layers}) and cannot be combined"
+        )
     if len(directions.emotions) != len(other.emotions):
         raise ValueError(
             f"{len(directions.emotions)} and {len(other.emotions)} emotions cannot be combined one by one"
@@ -67,6 +57,24 @@ def combined(
             *(other.operands or other.emotions),
         ),
     )
+
+
+def same_space(directions: EmotionDirections, other: EmotionDirections, what: str) -> None:
+    """Refuse directions of another model, hook point or width; `what` says what cannot be done with both, such as "compared"."""
+    if not isinstance(other, type(directions)):
+        raise TypeError(f"directions are {what} with directions, not {type(other).__name__}")
+    mine, theirs = directions.info["model"], other.info["model"]
+    for name, a, b in (
+        ("hook point", directions.hook_point, other.hook_point),
+        ("width", directions.vectors.shape[-1], other.vectors.shape[-1]),
+    ):
+        if a != b:
+            raise ValueError(
+                f"these directions differ in their {name} ({a} and {b}) and cannot be {what}"
+            )
+    if not same_weights(mine, theirs):
+        names = f"{mine.get('name')} and {theirs.get('name')}"
+        raise ValueError(f"these directions differ in their model ({names}) and cannot be {what}")
 
 
 def finite(factor: Number) -> float:

@@ -22,7 +22,7 @@ from emolens import __version__
 from emolens._table import Table
 from emolens._typing import AnyPoint, Blocks, HookPoint, block_number, block_numbers, typed
 from emolens.directions.algebra import default_layer, project
-from emolens.directions.arithmetic import Number, combined, finite, scaled
+from emolens.directions.arithmetic import Number, combined, finite, same_space, scaled
 from emolens.directions.calibration import NO_NEUTRAL, UNCALIBRATED, Calibration, position_bin
 from emolens.directions.files import WRONG_HEADER, read_fields, same_directions, write_fields
 from emolens.directions.given import Described, Vector, described, given_fields
@@ -365,14 +365,21 @@ class EmotionDirections:
         return self.calibration
 
     def cosine(
-        self, *, layer: SupportsIndex | None = None, corrected: bool = False
-    ) -> Float[Tensor, "emotion emotion"]:
-        """Compare every pair of emotions at a layer by cosine.
+        self,
+        other: EmotionDirections | None = None,
+        *,
+        layer: SupportsIndex | None = None,
+        corrected: bool = False,
+    ) -> Float[Tensor, "emotion other"]:
+        """Compare every pair of emotions at a layer by cosine, or every one with every one of other directions.
 
         >>> directions.cosine(layer=1).diagonal().round().tolist()
         [1.0, 1.0, 1.0, 1.0]
+        >>> directions.cosine(directions["brindle"]).argmax(0)
+        tensor([2])
 
         Args:
+            other: Directions of the same model and hook point, of any method; None compares these with each other.
             layer: A block number; None is the default layer.
             corrected: Divide by the geometric mean of the two reliabilities (an estimate of the cosine without sampling noise; it
                 may exceed 1, and is NaN where a reliability is not positive).
@@ -381,14 +388,22 @@ class EmotionDirections:
             Cosines, in the order of `emotions`.
 
         Raises:
-            ValueError: a vector that is zero points nowhere.
+            TypeError: `other` is no directions.
+            ValueError: a vector that is zero points nowhere; directions of another model or hook point, or without this layer.
         """
-        u = self.unit(layer)
-        cosine = einsum(u, u, "e d_model, f d_model -> e f")
+        if other is not None:
+            same_space(self, other, "compared")
+        k = self.layers[self.slot(layer)]
+        whole = self if other is None else other
+        cosine = einsum(self.unit(k), whole.unit(k), "e d_model, f d_model -> e f")
         if corrected:
-            r = self.reliability[:, self.slot(layer)]
-            r = torch.where(r > 0, r, torch.nan).sqrt()
-            cosine = cosine / (r[:, None] * r[None]) * (1 - torch.eye(len(r))) + torch.eye(len(r))
+            mine, theirs = (
+                torch.where(r > 0, r, torch.nan).sqrt()
+                for r in (d.reliability[:, d.slot(k)] for d in (self, whole))
+            )
+            cosine = cosine / (mine[:, None] * theirs)
+            if other is None:
+                cosine.fill_diagonal_(1)
         return cosine
 
     def nearest(

@@ -791,6 +791,32 @@ def test_a_corrected_cosine_divides_by_the_reliabilities(v: EmotionDirections) -
     assert corrected[3, 0].isnan()  # no estimate where the reliability is not positive
     assert torch.equal(corrected.diagonal()[:3], torch.ones(3))
     assert torch.allclose(raw.diagonal(), torch.ones(len(EMOTIONS)))
+    across = replace(v, reliability=r).cosine(v["joy"], layer=5, corrected=True)
+    expected = (
+        raw[:, EMOTIONS.index("joy")] / (r[:, 1].clamp(min=0) * v["joy"].reliability[0, 1]).sqrt()
+    )
+    assert torch.allclose(across[:3, 0], expected[:3])
+
+
+def test_cosines_with_other_directions_are_of_the_same_layer_and_model(
+    v: EmotionDirections,
+) -> None:
+    about = v.info["model"] | {"d_model": v.vectors.shape[-1]}
+    probe = EmotionDirections.from_tensors(
+        {"a": v["fear"].tensor(5) * 3, "b": -v["joy"].tensor(5)}, model=about, hook_point=v.hook_point, layers=5,
+    )  # fmt: skip
+    across, own = v.cosine(probe, layer=5), v.cosine(layer=5)
+    assert across.shape == (len(EMOTIONS), 2)
+    assert torch.allclose(across[:, 0], own[:, EMOTIONS.index("fear")], atol=1e-6)
+    assert torch.allclose(across[:, 1], -own[:, EMOTIONS.index("joy")], atol=1e-6)
+    assert torch.allclose(probe.cosine(v), across.T)  # the layer of the one that asks
+    with pytest.raises(ValueError, match="layer 2 has no directions here"):
+        v.cosine(probe, layer=2)
+    elsewhere = replace(probe, info={"model": about | {"fingerprint": "another", "name": "other"}})
+    with pytest.raises(ValueError, match=r"differ in their model .* cannot be compared"):
+        v.cosine(elsewhere)
+    with pytest.raises(TypeError, match="directions are compared with directions, not Tensor"):
+        v.cosine(v.vectors)
 
 
 # --- taking parts -----------------------------------------------------------------------------------------------------
@@ -898,7 +924,7 @@ def test_directions_of_another_origin_cannot_be_combined(
 
 
 def test_what_is_not_a_direction_or_a_number_cannot_be_combined(v: EmotionDirections) -> None:
-    with pytest.raises(TypeError, match=r"only directions can be added to directions, not Tensor"):
+    with pytest.raises(TypeError, match=r"directions are combined with directions, not Tensor"):
         v["joy"] + torch.zeros(D)  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"1 and 2 emotions cannot be combined one by one"):
         v["joy"] + v[["fear", "joy"]]
