@@ -48,6 +48,7 @@ SLOW = {
     "test_languages_prints_the_matrix_and_writes_every_row",
     "test_processing_changes_no_log_probability_and_is_recorded",
     "test_study_runs_and_shows_its_primary_rows",
+    "test_the_shipped_materials_break_no_rule_in_any_edition",
     "test_the_command_prints_the_formulas",
 }  # fmt: skip
 TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
@@ -63,7 +64,7 @@ _NONE = types.SimpleNamespace(params={})
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: a file goes to one of them with its fixtures; the tutorials, which last longest, start first."""
+    """For several processes: a file goes to one of them with its fixtures, and all of the real model; the tutorials, which last longest, start first."""
     for item in items:
         if SLOW & {item.path.stem.removeprefix("test_"), item.name.split("[")[0]}:
             item.add_marker("slow")
@@ -75,8 +76,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ONCE & {item.path.parent.name, item.path.stem}:
             item.add_marker("once")
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            # one of the processes loads the real model, and only once
+            name = "real" if item.get_closest_marker("real") else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(name))
     items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A pytest in which pytest-xdist cannot rename tests (9.2 and 3.8) would take files apart without a word, and make their fixtures twice."""
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "the groups of xdist do not hold"
 
 
 @pytest.fixture(autouse=True)
