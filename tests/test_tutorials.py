@@ -12,13 +12,13 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
-SHARED = "acts/{MODEL}/core"  # in the scripts that collect it; the longest run, so first
+SHARED = "acts/{MODEL}/"  # in the scripts that collect into the same folder
 RUNS = [
     pytest.param(
         script,
         id=script.stem,
         marks=pytest.mark.xdist_group(
-            "tutorials of core" if SHARED in script.read_text(encoding="utf-8") else script.stem
+            "tutorials that share" if SHARED in script.read_text(encoding="utf-8") else script.stem
         ),
     )
     for script in SCRIPTS

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from emolens._typing import HookedModel
 from emolens.models import adapters
-from emolens.models.adapters import lora
+from emolens.models.adapters import gguf, lora
 from emolens.models.fingerprint import fingerprints, is_quantised
 from emolens.models.identity import (
     PROCESSING,
@@ -135,6 +135,7 @@ def load_model(
     return model
 
 
+@gguf.read_once()
 def open_hf(
     name_or_path: str | Path,
     *,

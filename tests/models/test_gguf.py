@@ -164,6 +164,29 @@ def test_the_rope_factors_of_llama_3_1_reach_the_model(
     assert off(write(tmp_path / "without.gguf", hf_model, keys=keys), hf_model) > 0.1
 
 
+def test_a_file_is_parsed_once_and_left_as_it_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    path, parsed, ours = tmp_path / "m.gguf", [], gguf.GGUFReader
+    write(path, hf_of())
+    parse = ours._build_fields
+
+    def counted(self: Any, *given: Any) -> Any:
+        parsed.append(self)
+        return parse(self, *given)
+
+    monkeypatch.setattr(ours, "_build_fields", counted)
+    em.load_model(path)
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is ours
+    path.write_bytes(b"GGUF, cut off")
+    with pytest.raises((OSError, ValueError)):
+        em.load_model(path)  # of this file, and not of what was there before
+    assert gguf.GGUFReader is ours
+
+
 def test_a_file_without_scaling_and_one_with_factors_of_one_have_none(tmp_path: Path) -> None:
     hf_model = hf_of(**PLAIN)
     agrees(write(tmp_path / "a.gguf", hf_model), hf_model)

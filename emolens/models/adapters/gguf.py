@@ -7,9 +7,12 @@ the config says already, or is refused by name. Hugging Face's model is built fr
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +160,31 @@ class Header:
                 "rope_theta": theta,
                 **_rope(self.file, keys, self.factors, theta, d_head),
             }
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within, a file is parsed once and the names of its tensors are laid out once.
+
+    transformers parses it anew for config, tokenizer and weights, and lays the names out once for every module: half of the time that a
+    small model takes to load.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        yield
+        return
+    import gguf
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    by_name = functools.cache(reader)
+
+    def opened(path: Path | str) -> gguf.GGUFReader:
+        return by_name(str(path))
+
+    gguf.GGUFReader, gguf.get_tensor_name_map = opened, functools.cache(names)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names  # type: ignore[misc]
 
 
 def read(path: Path) -> Header:
