@@ -25,7 +25,7 @@ from typing import (
     runtime_checkable,
 )
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import jaxtyped
 
 if TYPE_CHECKING:
@@ -56,9 +56,13 @@ _PLACES = {
 }
 
 
+# a whole number is a float, as for a type checker
+_CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
 def typed(function: F) -> F:
     """Check the annotations of `function`, tensor shapes included, at every call."""
-    return jaxtyped(typechecker=beartype)(function)
+    return jaxtyped(typechecker=_CHECKER)(function)
 
 
 def at_hook_point(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from emolens._typing import typed
 from emolens.collect.activations import Activations
 
 
@@ -17,3 +18,13 @@ def test_a_value_of_wrong_shapes_is_refused_while_the_suite_runs(example_acts):
 def test_what_is_given_wrongly_on_purpose_meets_our_own_error(example_acts):
     with pytest.raises(ValueError, match=r"'x'"):
         example_acts.at("x")
+
+
+def test_a_whole_number_is_a_float_as_it_is_for_a_type_checker():
+    @typed
+    def half(x: float) -> float:
+        return x / 2
+
+    assert half(1) == 0.5
+    with pytest.raises(TypeCheckError):
+        half("1")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emolens import stats
-from emolens.directions.algebra import class_means, project, remove_components
+from emolens.directions.algebra import mean_differences, project
 from emolens.experiments.base import Stories
 
 Array = NDArray[np.floating]
@@ -84,7 +84,7 @@ class Training:
                 choose_layer(self.train, y, self.topics, self.folds, self.components).argmax()
             )
         rows, components = self.train[:, [slot]], self.components and [self.components[slot]]
-        vectors, mu = fitted(rows, torch.from_numpy(y), components)
+        vectors, mu = mean_differences(rows, torch.from_numpy(y), components)
         held_out = self._left_out(rows[:, 0], torch.from_numpy(y), components)
         return Fit(slot, vectors[:, 0], mu[0], held_out.mean(0), held_out.std(0).clamp_min(1e-12))
 
@@ -112,18 +112,9 @@ class Training:
     def at(self, labels: Labels, slots: Sequence[int]) -> Tensor:
         """Vectors `[emotion layer d_model]` at some layers, whichever would have been chosen."""
         components = self.components and [self.components[k] for k in slots]
-        return fitted(
+        return mean_differences(
             self.train[:, list(slots)], torch.from_numpy(labels[~self.inside.numpy()]), components
         )[0]
-
-
-def fitted(
-    rows: Float[Tensor, "text layer d_model"], labels: Tensor, components: list[Tensor] | None
-) -> tuple[Float[Tensor, "emotion layer d_model"], Float[Tensor, "layer d_model"]]:
-    """v_e = (I - P)(m_e - mu), and mu."""
-    means = class_means(rows, labels)
-    mu = means.mean(0)
-    return (means - mu if components is None else remove_components(means - mu, components)), mu
 
 
 def choose_layer(
@@ -144,7 +135,7 @@ def choose_layer(
         inside = torch.from_numpy(np.isin(topic, list(held)))
         if not inside.any():
             continue
-        scores = project(rows[inside], *fitted(rows[~inside], y[~inside], components))
+        scores = project(rows[inside], *mean_differences(rows[~inside], y[~inside], components))
         right += (scores.argmax(1) == y[inside][:, None]).sum(0)
         n += int(inside.sum())
     return (right / max(n, 1)).numpy()

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from emolens import geometry, stats
-from emolens.directions.algebra import class_means
+from emolens.directions.algebra import mean_differences
 from emolens.experiments.base import Experiment, Findings, Inputs, Picture, Table, View
 from emolens.experiments.drawing import INK, RELIABLE, canvas, circumplex, cosine_matrix
 from emolens.experiments.rows import Row, find, judged, row
@@ -321,10 +321,8 @@ def _similarity(inputs: Inputs, say: dict) -> list[Row]:
 
 
 def _embed(inputs: Inputs) -> np.ndarray:
-    means = class_means(
-        inputs.stories.main.embed[:, None], torch.from_numpy(inputs.stories.labels)
-    )[:, 0]
-    return (means - means.mean(0)).numpy()
+    embed, labels = inputs.stories.main.embed, torch.from_numpy(inputs.stories.labels)
+    return mean_differences(embed[:, None], labels)[0][:, 0].numpy()
 
 
 def _component(r: Row, rows: Sequence[Row], k: int) -> str:

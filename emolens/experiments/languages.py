@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from emolens import stats
 from emolens._typing import Blocks, HookedModel
 from emolens.collect.forward import collect_resid_post
+from emolens.directions.algebra import mean_differences
 from emolens.experiments.base import Stories
-from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
+from emolens.experiments.fitting import Fit, Training, against_shuffled
 from emolens.experiments.rows import Row, judged, row
 from emolens.experiments.rules import RULES
 from emolens.sets import EmotionSet, load_emotion_set
@@ -174,7 +175,7 @@ class _Language:
         """Unit vectors `[emotion d_model]` from the stories and neutral texts of all topics but these."""
         rest = torch.from_numpy(~np.isin(np.asarray(self.stories.topics), list(topics)))
         components = self.stories.neutral_components(tuple(topics))
-        vectors = fitted(
+        vectors = mean_differences(
             self.rows[rest][:, [slot]],
             torch.from_numpy(self.y)[rest],
             components and [components[slot]],

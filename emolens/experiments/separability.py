@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emolens import stats
-from emolens.directions.algebra import project
+from emolens.directions.algebra import mean_differences, project
 from emolens.directions.estimators import lda, pca
 from emolens.experiments.base import Experiment, Findings, Inputs, Picture, Stories, Table, View
 from emolens.experiments.drawing import BLUE, GREEN, GREY, INK, ORANGE, canvas, known, margins
-from emolens.experiments.fitting import Fit, Training, against_shuffled, fitted
+from emolens.experiments.fitting import Fit, Training, against_shuffled
 from emolens.experiments.rows import Row, find, judged, row
 from emolens.experiments.rules import MAIN, Claim, interval, margin_claim, number, percent, rows_of
 
@@ -195,7 +195,7 @@ def _by_layer(
     y, layers = torch.from_numpy(labels), inputs.stories.acts.layers
     scores = np.zeros((len(labels), k, len(layers)))
     for fold in folds:
-        fit = fitted(fold.train, y[~fold.inside], fold.components)
+        fit = mean_differences(fold.train, y[~fold.inside], fold.components)
         scores[fold.inside.numpy()] = project(fold.test, *fit)
 
     def top1(read: Array) -> stats.Estimate:

@@ -17,12 +17,12 @@ from threadpoolctl import threadpool_limits
 
 import emolens as em
 from emolens import stats
-from emolens.directions.algebra import project
+from emolens.directions.algebra import mean_differences, project
 from emolens.experiments import causal, person, separability, validation
 from emolens.experiments import geometry as norms
 from emolens.experiments import logit_lens as lens
 from emolens.experiments.base import Findings
-from emolens.experiments.fitting import Training, fitted
+from emolens.experiments.fitting import Training
 from emolens.experiments.rows import Row, find, row
 from emolens.experiments.rules import Answer
 from emolens.sets import norms as norms_room
@@ -364,9 +364,9 @@ def test_scores_are_calibrated_on_stories_that_their_directions_did_not_see():
     left_out = torch.zeros(len(rows), 6)
     for topic in set(fold.topics):
         there = torch.tensor([t == topic for t in fold.topics])
-        left_out[there] = project(rows[there], *fitted(rows[~there], y[~there], components))[
-            :, :, 0
-        ]
+        left_out[there] = project(
+            rows[there], *mean_differences(rows[~there], y[~there], components)
+        )[:, :, 0]
     assert torch.allclose(fit.mean, left_out.mean(0), atol=1e-4)
     assert torch.allclose(fit.std, left_out.std(0), atol=1e-4)
 
