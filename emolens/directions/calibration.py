@@ -18,7 +18,7 @@ UNCALIBRATED = (
     "score with the ones they were made from, or use directions.project for raw projections"
 )
 NO_NEUTRAL = (
-    "these directions know too little neutral text to score single tokens (20 neutral texts and 20 tokens of them are needed): make "
+    "these directions know too little neutral text to score single tokens (20 neutral texts of two topics or more, and 20 tokens of them, are needed): make "
     "them from an emotion set that has more, score whole texts, or use directions.project for raw projections"
 )
 
