@@ -5,7 +5,7 @@
 Everything is of the set that is fitted: layer (cross-validated over its topics), neutral components, reference mean and spread. A cell is the top-1 and
 AUC over the emotions that both sets have, with a 95 % interval over the topics of the set that is read, and the same directions from labels
 shuffled within topic (the whole estimator again, layer and all; its 95 % point). Beside it TF-IDF and embeddings of the same stories, centred and
-scaled in the same way. On the diagonal topics are held out by fold.
+scaled in the same way. With --diagonal also each set by its own folds of topics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import emolens as em
 from emolens import stats
 from emolens.experiments.base import Stories
-from emolens.experiments.fitting import Training, against_shuffled, leave_out
+from emolens.experiments.fitting import Fit, Training, against_shuffled, leave_out
 from emolens.experiments.separability import held_out_scores
 
 
@@ -35,6 +35,14 @@ class Side:
         self.stories = Stories(self.emotions, acts)
         self.training, self.n_shuffles = Training(self.stories), n_shuffles
         self.concepts = [e.concept or e.name for e in self.emotions.emotions]
+        self.fits: dict[bytes, Fit] = {}
+
+    def fit(self, labels: np.ndarray) -> Fit:
+        """Each labelling is fitted once, and read in every other set."""
+        key = labels.tobytes()
+        if key not in self.fits:
+            self.fits[key] = self.training.fit(labels)
+        return self.fits[key]
 
     def figures(
         self, scores: np.ndarray, at: Side, rows: np.ndarray | slice = slice(None)
@@ -60,7 +68,7 @@ class Side:
         folds = [Training(mine, held) for held in mine.folds] if at is self else []
 
         def scores(labels: np.ndarray) -> np.ndarray:
-            return held_out_scores(folds, labels) if folds else self.training.fit(labels).z(there)
+            return held_out_scores(folds, labels) if folds else self.fit(labels).z(there)
 
         def cell(s: np.ndarray) -> dict[str, Any]:
             top1, auc = (
@@ -88,7 +96,7 @@ class Side:
         high = np.percentile(null, 95, axis=0).tolist()
         return cell(own) | {
             "fitted": self.name, "read": at.name, "emotions": len(self._shared(at)[0]), "stories": int(known.sum()),
-            "layer": "nested" if folds else mine.acts.layers[self.training.fit(mine.labels).slot],
+            "layer": "nested" if folds else mine.acts.layers[self.fit(mine.labels).slot],
             "null top1 95 %": high[0], "null auc 95 %": high[1], "draws": len(null), "twins": twins, "top1 minus": margins,
         }  # fmt: skip
 
@@ -135,6 +143,11 @@ def main() -> None:
         "--rows", type=Path, default=Path("editions"), help="folder for pooled rows, kept"
     )
     parser.add_argument("--shuffles", type=int, default=100)
+    parser.add_argument(
+        "--diagonal",
+        action="store_true",
+        help="also a set by its own folds, as a study has it: long",
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = em.load_model(args.model)
@@ -145,6 +158,8 @@ def main() -> None:
     )
     for a in sides:
         for b in sides:
+            if a is b and not args.diagonal:
+                continue
             c = a.read(b)
             cells.append(c)
             said = lambda x: f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"  # noqa: E731  (value, low, high)
