@@ -24,8 +24,8 @@
 # %% [markdown]
 # ## 1. Directions to work with
 #
-# Eight emotions, at two thirds of the depth. If you have run the first notebook, its activations of `core` are read; else they are collected, in about
-# three minutes. (With a study, `em.load_directions("study/vectors.safetensors")` is quicker.)
+# Eight emotions, at two thirds of the depth. If you have run the first notebook, its activations are read; else they are collected, in about
+# a minute. (With a study, `em.load_directions("study/vectors.safetensors")` is quicker.)
 
 # %%
 import emolens as em
@@ -34,10 +34,8 @@ MODEL = "smollm2-135m-instruct-q4"
 model = em.load_model(MODEL)
 emotions = em.load_emotion_set("plutchik8")
 LAYER = 2 * model.cfg.n_layers // 3
-core = em.collect_to(
-    f"acts/{MODEL}/core", model, em.load_emotion_set("core"), progress=False
-).load()
-acts = core.at(LAYER).select(lambda t: t.emotion in (None, *emotions.names))
+stories = em.collect_to(f"acts/{MODEL}/plutchik8", model, emotions, progress=False)
+acts = stories.load().at(LAYER)
 v = em.mean_difference(acts)
 v
 
@@ -88,7 +86,7 @@ for name, direction in (("joy", v["joy"]), ("sadness", v["sadness"]), ("random",
 
 # %%
 words = {e.name: e.target_words for e in emotions.emotions}
-stems = em.sets.load_stems().report[:4]
+stems = em.sets.load_stems().report[:3]
 neutral = [n.text for n in emotions.neutral[:4]]
 doses = (0.05, 0.1, 0.2, 0.4, 0.8)
 result = em.sweep(model, stems, v, doses=doses, target_words=words, neutral=neutral, progress=False)
@@ -146,7 +144,7 @@ written = em.sweep(
     model,
     stems,
     v[["joy", "sadness"]],
-    doses=(0.1, 0.2, 0.8),
+    doses=(0.1, 0.8),
     target_words=words,
     max_new_tokens=20,
     read=v,

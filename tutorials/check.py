@@ -11,6 +11,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a bar of progress, which is empty in a file
+
 
 def cells(notebook) -> list[tuple[str, str]]:
     return [(c.cell_type, c.source.strip()) for c in notebook.cells]
@@ -24,8 +26,14 @@ def execute(notebook, folder: Path):
     ).execute()
     for cell in notebook.cells:  # what differs from run to run says nothing
         cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":  # warnings of the machine that ran it, with its paths
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        if (
+            cell.cell_type == "code"
+        ):  # warnings of the machine that ran it, with its paths, and bars
+            cell.outputs = [
+                o
+                for o in cell.outputs
+                if o.get("name") != "stderr" and WIDGET not in o.get("data", {})
+            ]
     return notebook
 
 
