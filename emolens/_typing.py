@@ -103,8 +103,15 @@ class Weights(Protocol):
     def state_dict(self) -> Mapping[str, Any]: ...
 
 
+class _ByClass(type(Protocol)):  # type: ignore[misc]  # the metaclass of protocols has no public name
+    """Who asks whether something is a model looks at its class: at the object, a bridge would stack the weights of all blocks for `W_O`."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return issubclass(type(instance), cls)
+
+
 @runtime_checkable
-class HookedModel(Weights, Protocol):
+class HookedModel(Weights, Protocol, metaclass=_ByClass):
     """What emolens needs of a model: `HookedTransformer` and `TransformerBridge` both have it."""
 
     context_level: int
@@ -130,7 +137,6 @@ class HookedModel(Weights, Protocol):
 
     @classmethod
     def __subclasshook__(cls, subclass: type, /) -> bool:
-        """By methods of the class: a bridge computes `W_O` anew for whoever asks whether it is there."""
         return all(
             hasattr(subclass, name) for name in ("run_with_hooks", "run_with_cache", "hooks")
         )
