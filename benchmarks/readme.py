@@ -3,7 +3,8 @@
     emolens study --set core --external DATA --out study
     emolens study --set emotions171 --external DATA --out study171
     emolens study --set core2 --external DATA --out study2
-    python benchmarks/readme.py study study171 --second study2 [--write README.md]
+    emolens run geometry transfer --set emotions171v2 --external DATA --out run171v2
+    python benchmarks/readme.py study study171 --second study2 --plain run171v2 [--write README.md]
 
 With --write the text between a section's two marks in that file is replaced. Words that say what was found (up, down, not shown) are written
 here by hand: read them against the figures.
@@ -25,6 +26,10 @@ BOTH, BOTH_END = (
 WORDS, WORDS_END = (
     "<!-- benchmarks/readme.py writes this: 171 words -->\n",
     "<!-- end: 171 words -->",
+)
+PLAIN, PLAIN_END = (
+    "<!-- benchmarks/readme.py writes this: 171 words, second edition -->\n",
+    "<!-- end: 171 words, second edition -->",
 )
 
 
@@ -145,15 +150,9 @@ def core(s: Study) -> str:
     return "\n".join(lines)
 
 
-def words(s: Study) -> str:
-    """The same model and the paper's 171 words."""
-    top1 = "emotion top1"
-    reading = s.one(top1, readout="calibrated", **MD)
-    auc = s.one("emotion auc", readout="calibrated", **MD)
-    null = {
-        m: s.one(f"emotion {m}", control="shuffled labels", **MD) for m in ("top1", "top5", "auc")
-    }
-    ridge = []
+def norms(s: Study) -> list[str]:
+    """Rows of the table of human norms: ridge over held-out words, two axes in two tables."""
+    lines = []
     for axis, table, name in (
         ("valence", "glasgow_2019", "Glasgow"), ("arousal", "glasgow_2019", "Glasgow"),
         ("valence", "russell_mehrabian_1977", "Russell & Mehrabian"), ("arousal", "russell_mehrabian_1977", "Russell & Mehrabian"),
@@ -167,9 +166,21 @@ def words(s: Study) -> str:
         ]
         minus = s.one(f"ridge r with {axis} minus embed", split=f"{table}, exact form")
         r = found[0]
-        ridge.append(
+        lines.append(
             f"| {axis}, {name}, n = {r['n']} | {interval(r)} | {'' if minus['value'] < 0 else '+'}{interval(minus)} | {number(r['null_mean'])}, {number(r['null_high'])} |"
         )
+    return lines
+
+
+def words(s: Study) -> str:
+    """The same model and the paper's 171 words."""
+    top1 = "emotion top1"
+    reading = s.one(top1, readout="calibrated", **MD)
+    auc = s.one("emotion auc", readout="calibrated", **MD)
+    null = {
+        m: s.one(f"emotion {m}", control="shuffled labels", **MD) for m in ("top1", "top5", "auc")
+    }
+    ridge = norms(s)
     best = max(
         (
             r
@@ -205,6 +216,29 @@ def words(s: Study) -> str:
         f"reaches {number(best['null_high'])} in one of twenty permutations (p = {number(best['p'])}). On the words that both tables rate they agree with r = {agree[0]} in valence and {agree[1]} in arousal. Split-half reliability of a direction: median {number(s.one('split-half reliability, median')['value'])}. On other\n"
         f"people's text: GoEmotions zero-shot macro-AUC **{interval(comments)}** over {wide['n']} labels (with the labels resampled too {interval(wide).split(' ', 1)[1]}; shuffled: 95 % below {number(comments['null_high'], '{:.3f}')}; {signed(s, 'macro auc minus tfidf', **MD)} over TF-IDF); EmoBank's valence r = {interval(valence)} (shuffled: 95 % below {number(valence['null_high'])}),\n"
         f"its arousal {interval(arousal)} (below {number(arousal['null_high'])}). Six of them steered at block {steered['layer']}, dose {steered['dose']}: own words rise more than the mean of the others' in {interval(steered)} of cells, minus random {signed(s, 'share diag above off minus random')}; ablation of the whole stream costs {s.say(stream, PERCENT, control=None)} of the gap, minus random {signed(s, stream + ' minus random', PERCENT)}.",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def plain(s: Study) -> str:
+    """The 171 words told plainly: geometry and other people's text."""
+    comments = s.one("macro auc", control="shuffled labels", **MD)
+    wide = s.one("macro auc, labels resampled too", **MD)
+    valence, arousal = (
+        s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal")
+    )
+    first = [
+        s.one(f"r of PC1 with {axis}", split=f"{table}, exact form")
+        for axis, table in (("valence", "glasgow_2019"), ("arousal", "glasgow_2019"), ("arousal", "russell_mehrabian_1977"))
+    ]  # fmt: skip
+    lines = [
+        f"**The same words told plainly** (`emolens run geometry transfer --set emotions171v2`, 1,368 stories of the second edition, frozen at block {comments['layer']}):\n",
+        "| human norms, held-out words, ridge r | directions | minus embeddings | permuted words: mean, 95 % below |\n|---|---|---|---|",
+        *norms(s),
+        "",
+        f"GoEmotions zero-shot macro-AUC **{interval(comments)}** over {wide['n']} labels (with the labels resampled too {interval(wide).split(' ', 1)[1]}; shuffled: 95 % below {number(comments['null_high'], '{:.3f}')}; {signed(s, 'macro auc minus tfidf', **MD)} over TF-IDF); EmoBank's valence r = {interval(valence)}\n"
+        f"(shuffled: 95 % below {number(valence['null_high'])}; TF-IDF {number(s.one('r', control='tfidf', emotion='valence', **MD)['value'])}), its arousal {interval(arousal)} (below {number(arousal['null_high'])}). The first component goes with arousal (Glasgow {interval(first[1])}, p = {number(first[1]['p'])}; Russell & Mehrabian {interval(first[2])}, p = {number(first[2]['p'], '{:.3f}')} for the largest of three\n"
+        f"components, all layers and two tables) and not with valence ({interval(first[0])}): valence lies in the space, but on no single component.",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -253,24 +287,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Print the README's findings from the results of studies."
     )
-    parser.add_argument("core", type=Path, help="folder of a study of core")
+    parser.add_argument("core", type=Path, nargs="?", help="folder of a study of core")
     parser.add_argument("words", type=Path, nargs="?", help="folder of a study of emotions171")
     parser.add_argument("--second", type=Path, help="folder of a study of core2")
+    parser.add_argument(
+        "--plain", type=Path, help="folder of geometry and transfer of emotions171v2"
+    )
     parser.add_argument(
         "--write", type=Path, help="a file between whose marks the findings are put"
     )
     args = parser.parse_args()
-    first = core(Study(args.core))
+    first = core(Study(args.core)) if args.core else ""
     second = words(Study(args.words)) if args.words else ""
     third = editions(Study(args.core), Study(args.second)) if args.second else ""
+    fourth = plain(Study(args.plain)) if args.plain else ""
     if args.write is None:
-        print(first, second, third, sep="\n\n")
+        print(first, second, third, fourth, sep="\n\n")
         return
     text = args.write.read_text(encoding="utf-8")
     for begin, end, new in (
         (CORE, CORE_END, first),
         (WORDS, WORDS_END, second),
         (BOTH, BOTH_END, third),
+        (PLAIN, PLAIN_END, fourth),
     ):
         if new:
             before, rest = text.split(begin)
