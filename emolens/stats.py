@@ -398,7 +398,8 @@ QUOTED = re.compile(
 
 
 def form_features(texts: Sequence[str], language: str = "en") -> Array:
-    """How a text is built rather than what it says, `[text feature]` in the order of `FORM`: shares, counts a word, lengths.
+    """How a text is built rather than what it says, `[text feature]` in the order of `FORM`: shares, counts a word, lengths, and the
+    logarithm of the number of sentences.
 
     A baseline for texts written for a purpose: an emotion that is always told in short sentences can be read off the sentences. The features
     mean the same in every language; Chinese and Japanese are counted in characters. Speech may stand in double or in single quotes.

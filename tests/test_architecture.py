@@ -157,6 +157,37 @@ def test_every_name_of_the_face_exists_where_it_says():
         emolens.emotions  # noqa: B018  (the access is the test)
 
 
+def test_type_checkers_see_the_names_that_people_see():
+    import emolens
+
+    seen = {
+        alias.name: n.module
+        for block in _tree(MODULES[FACE]).body
+        if isinstance(block, ast.If)
+        for n in block.body
+        if isinstance(n, ast.ImportFrom)
+        for alias in n.names
+    }
+    assert seen == {name: f"emolens.{room}" for name, room in emolens._HOME.items()}, (
+        "in emolens/__init__.py a name is in _NAMES and below TYPE_CHECKING"
+    )
+
+
+def test_every_estimator_is_where_people_look_for_it():
+    import emolens
+    from emolens import directions
+    from emolens.cli.extract import METHODS
+
+    tree = _tree(MODULES["directions.estimators"])
+    written = {f.name for f in tree.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_"}
+    for where, names in {
+        "emolens/directions/__init__.py": directions.__all__,
+        "emolens/__init__.py": emolens.__all__,
+        "METHODS of emolens/cli/extract.py": METHODS,
+    }.items():
+        assert written <= set(names), f"not in {where}: {', '.join(written - set(names))}"
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_everything_public_has_a_docstring(name):
     tree = _tree(MODULES[name])

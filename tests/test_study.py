@@ -144,7 +144,7 @@ def results(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def no_experiments(monkeypatch) -> None:
     """Everything of a study but its experiments."""
-    patched(monkeypatch, **dict.fromkeys(ROWS, lambda inputs: Findings()))
+    patched(monkeypatch, **{e.name: lambda inputs: Findings() for e in EXPERIMENTS})
     monkeypatch.setattr("emolens.report.page.render", lambda *a, **k: "<!doctype html>")
 
 
@@ -187,8 +187,9 @@ def test_a_row_makes_what_is_not_a_number_absent():
 
 
 def test_each_experiment_has_exactly_one_primary_row(study):
-    assert Counter(r.experiment for r in study.primary()) == dict.fromkeys(ROWS, 1)
-    assert {r["experiment"] for r in results(study.out)["rows"]} == set(ROWS)
+    found = {r["experiment"] for r in results(study.out)["rows"]}
+    assert found >= set(ROWS)
+    assert Counter(r.experiment for r in study.primary()) == dict.fromkeys(found, 1)
 
 
 def test_no_two_rows_answer_the_same_question(study):
@@ -257,17 +258,19 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     study, tiny_model, stories, external, tmp_path, monkeypatch
 ):
     options: dict[str, Any] = {"out": tmp_path, "external": external, "progress": False}
+    names = [e.name for e in EXPERIMENTS]
+    last = names[-1]
     with monkeypatch.context() as patch:
 
         def interrupt(inputs: Inputs) -> Findings:
             raise KeyboardInterrupt
 
-        patched(patch, causal=interrupt)  # the last experiment
+        patched(patch, **{last: interrupt})
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny_model, stories, **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["activations", "experiments"]
     finished = {p.stem for p in (tmp_path / "experiments").iterdir()}
-    assert finished == set(ROWS) - {"causal"}
+    assert finished == set(names) - {last}
     (tmp_path / "experiments" / "geometry.json").write_text(
         "{", encoding="utf-8"
     )  # damaged: made again
@@ -278,8 +281,8 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
         assert corpus.info["set"] is None, "the stories were collected again"
         return collect_slice(model, recipe, corpus, *rest)
 
-    def again(*args: Any) -> Any:
-        raise AssertionError("an experiment was run again")
+    def again(name: str) -> Any:
+        return lambda inputs: pytest.fail(f"{name} was run again")
 
     monkeypatch.setattr(collection, "collect_slice", never)
     made_again: list[str] = []
@@ -287,11 +290,13 @@ def test_an_interrupted_study_resumes_with_what_it_had_and_ends_the_same(
     def counted(experiment: Any) -> Any:
         return lambda inputs: made_again.append(experiment.name) or experiment.run(inputs)
 
-    runs = {e.name: counted(e) if e.name in ("geometry", "causal") else again for e in EXPERIMENTS}
+    runs = {
+        e.name: counted(e) if e.name in ("geometry", last) else again(e.name) for e in EXPERIMENTS
+    }
     patched(monkeypatch, **runs)
     said: list[str] = []
     resumed = run_study(tiny_model, stories, say=said.append, **options)
-    assert made_again == ["geometry", "causal"]
+    assert made_again == ["geometry", last]
     assert results(resumed.out)["rows"] == results(study.out)["rows"]
     assert torch.equal(resumed.directions.vectors, study.directions.vectors)
     assert (tmp_path / "index.html").is_file()
@@ -664,7 +669,7 @@ def test_the_page_is_self_contained_and_well_formed(study):
 
 def test_the_page_has_its_figures_and_says_what_they_are(study):
     page = Page((study.out / "index.html").read_text(encoding="utf-8"))
-    assert page.tags["svg"] == len(page.labels) == 10
+    assert page.tags["svg"] == len(page.labels) >= 10
     assert {
         "Accuracy by layer",
         "Paired differences",

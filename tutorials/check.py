@@ -54,7 +54,8 @@ def main() -> int:
             nbformat.write(execute(source, script.parent), target)
             print(f"executed {target.name}")
         elif not target.is_file() or cells(nbformat.read(target, 4)) != cells(source):
-            print(f"{target.name} does not match {script.name}: run `make notebooks`")
+            mend = f"python tutorials/check.py --execute {script.stem}"
+            print(f"{target.name} does not match {script.name}: run `{mend}`")
             bad += 1
     return 1 if bad else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer import Option
@@ -40,7 +40,7 @@ def extract(
         ),
     ] = None,
     method: Annotated[
-        str, Option(help="mean_difference, antonym_contrast, pca, lda or logistic.")
+        str, Option(help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}.")
     ] = "mean_difference",
     remove_neutral: Annotated[
         float | None,
@@ -94,6 +94,7 @@ def extract(
     del seed  # the estimators draw nothing; the option is there so that every command takes it
     from emolens import directions
     from emolens._typing import HookPoint
+    from emolens.collect.collection import Collection
     from emolens.collect.engines import Request, collect_on
     from emolens.collect.recipe import Batching
     from emolens.sets.corpus import Long
@@ -104,8 +105,10 @@ def extract(
     if set is not None and texts is not None:
         raise ValueError("--set and --texts: give one of the two")
     policy = options.one_of("--long", long, get_args(Long))
-    by_weights = method in ("lda", "logistic")
-    if by_weights and remove_neutral:
+    estimate = getattr(directions, method)
+    takes = get_type_hints(estimate)  # what an estimator can take is in its signature
+    takes_out = "remove_neutral" in takes
+    if remove_neutral and not takes_out:
         raise ValueError(
             f"--remove-neutral {remove_neutral}: {method} takes nothing out; leave it away, or choose another method"
         )
@@ -114,7 +117,7 @@ def extract(
             "--remove-neutral 1 would leave nothing; give a share below 1, such as 0.5"
         )
     if remove_neutral is None:
-        remove_neutral = 0 if texts is not None or by_weights else 0.5
+        remove_neutral = 0.5 if texts is None and takes_out else 0
     request = Request(
         model, None if texts is not None else set or "core", None if texts is None else str(texts), column, point,
         layers=options.block_numbers(layers), batching=Batching(batch_tokens, shard=shard_texts), long=policy,
@@ -134,10 +137,9 @@ def extract(
     )
     if collection is None:  # a rank that is not the first
         return
-    by_means = method in ("mean_difference", "antonym_contrast")
-    acts: Any = collection if by_means else collection.load()
-    taken_out = {} if by_weights else {"remove_neutral": remove_neutral or None}
-    v = getattr(directions, method)(acts, **taken_out)
+    by_shard = Collection in get_args(takes["acts"])
+    taken_out = {"remove_neutral": remove_neutral or None} if takes_out else {}
+    v = estimate(collection if by_shard else collection.load(), **taken_out)
     v.save(out, overwrite=True)  # what may be replaced was asked before the first text was read
     typer.echo(f"{out}: {v!r}")
     if n := v.info["truncated_texts"]:

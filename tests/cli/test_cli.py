@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import emolens as em
 from emolens import cli
+from emolens.cli.extract import METHODS
 from emolens.models.catalogue import CATALOGUE
 from emolens.sets.check import Check
 
@@ -281,7 +282,7 @@ def test_a_hostile_name_in_a_set_is_shown_as_it_is(emolens, toy_set, tmp_path):
         (["sets", "check", "./nowhere"], "unknown emotion set './nowhere'"),
         (["extract", "--set", "nope"], "unknown emotion set 'nope'"),
         (["extract", "--model", "pythia-16m", "--out", "TMP/v.safetensors"], "unknown model 'pythia-16m'; did you mean pythia-1"),
-        (["extract", "--method", "median"], "--method median; allowed: mean_difference, antonym_contrast, pca, lda, logistic"),
+        (["extract", "--method", "median"], f"--method median; allowed: {', '.join(METHODS)}"),
         (["extract", "--hook-point", "hidden"], "--hook-point hidden; allowed: embed, resid_pre, resid_mid, resid_post, attn_out, mlp_out"),
         (["extract", "--layers", "3,x"], "--layers 3,x; give block numbers such as 10,15,20"),
         (["extract", "--layers", "3-5"], "--layers 3-5; give block numbers"),
@@ -553,7 +554,7 @@ def test_extract_leaves_no_shards_where_none_were_asked_for(emolens, tiny, toy_s
     assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
 
 
-@pytest.mark.parametrize("method", ["antonym_contrast", "pca", "lda", "logistic"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_extracts(emolens, tiny, toy_set, tmp_path, method):
     file = tmp_path / "v.safetensors"
     code, out, _ = emolens("extract", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "--layers", "1", "--method", method, "--hook-point", "mlp_out", "-o", file)  # fmt: skip
@@ -561,6 +562,17 @@ def test_every_method_extracts(emolens, tiny, toy_set, tmp_path, method):
     assert method in out
     v = em.load_directions(file)
     assert (v.info["method"], v.hook_point, v.layers) == (method, "mlp_out", (1,))
+
+
+@pytest.mark.parametrize(("method", "times"), [("mean_difference", 0), ("pca", 1)])
+def test_rows_are_read_into_memory_only_where_sums_are_not_enough(
+    emolens, tiny, toy_set, tmp_path, monkeypatch, method, times
+):
+    loaded = []
+    load = em.Collection.load
+    monkeypatch.setattr(em.Collection, "load", lambda self: loaded.append(self) or load(self))
+    code, _, _ = emolens("extract", "-m", tiny("llama", tokenizer="chat"), "-s", toy_set, "--layers", "1", "--method", method, "-o", tmp_path / "v.safetensors")  # fmt: skip
+    assert (code, len(loaded)) == (0, times)
 
 
 def test_score_reads_tokens_with_saved_vectors(emolens, vectors, tiny, tiny_model, tmp_path):

@@ -157,7 +157,9 @@ def the_answer(name: str, **changes: Any) -> Answer:
 
 
 def test_every_claim_is_tried_here():
-    assert set(ROWS) == {c.name for c in CLAIMS}
+    assert set(ROWS) == {c.name for c in CLAIMS}, (
+        "each claim has a line in ROWS, in this file: a row that shows it, and the rows that it needs beside it"
+    )
     assert len(CLAIMS) == len({c.name for c in CLAIMS})
 
 
@@ -321,7 +323,6 @@ def test_each_verdict_has_its_label_on_the_page(verdict, label, words):
 
 
 def test_a_confound_that_is_shown_has_not_the_colour_of_success():
-    assert [c.name for c in CLAIMS if c.confound] == ["form"]
     shown = the_answer("form")
     assert (shown.verdict, shown.confound) == ("shown", True)
     assert report._answer(shown).startswith("<li class='confound'>")
