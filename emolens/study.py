@@ -361,16 +361,17 @@ def _check_neutral(emotions: EmotionSet, seed: int) -> None:
             f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is"
         )
     persons = [
-        tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")
+        tuple(t for t, p in emotions.story_topics.items() if p == person)
+        for person in ("first", "third")
     ]
     persons = (
         persons if min(map(len, persons)) > 1 else []
     )  # of one person only, nothing is read across
     halves = []
-    for half in stats.topic_folds(emotions.told, n_folds=2, seed=seed):
-        rest = {t: p for t, p in emotions.told.items() if t not in half}
+    for half in stats.topic_folds(emotions.story_topics, n_folds=2, seed=seed):
+        rest = {t: p for t, p in emotions.story_topics.items() if t not in half}
         halves += [half + group for group in stats.topic_folds(rest, n_folds=min(FOLDS, len(rest)))]
-    for held in (*stats.topic_folds(emotions.told, seed=seed), *persons, *halves):
+    for held in (*stats.topic_folds(emotions.story_topics, seed=seed), *persons, *halves):
         if all(n.topic in held for n in emotions.neutral):
             raise ValueError(
                 f"set {emotions.name!r}: all neutral texts are of topics that are held out together ({', '.join(held)}), so nothing is left "

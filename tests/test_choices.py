@@ -142,7 +142,10 @@ def test_rows_are_found_by_every_field():
 @needs_hooked
 def test_patching_between_attention_and_mlp_is_not_patching_what_attention_writes(tiny_model):
     clean, corrupted = "He lost 3 cats today.", "He lost 7 cats today."
-    metric = lambda logits: logits[:, 5] - logits[:, 9]  # noqa: E731
+
+    def metric(logits):
+        return logits[:, 5] - logits[:, 9]
+
     r = em.patch_resid_mid(tiny_model, clean=clean, corrupted=corrupted, metric=metric)
     assert r.hook_point == "resid_mid"
     ids = [torch.tensor([e.ids]) for e in em.models.encode(tiny_model, [clean, corrupted])]

@@ -49,8 +49,8 @@ for name in ("annoyed", "indignant", "furious", "vengeful"):
 # `core_zh`, `core_ja` and `core_de` tell the stories of `core` as a native writer would. `concept` says which emotion of `core` a name stands for.
 
 # %%
-tongues = {name: em.load_emotion_set(name) for name in ("core", "core_de", "core_ja", "core_zh")}
-for s in tongues.values():
+languages = {name: em.load_emotion_set(name) for name in ("core", "core_de", "core_ja", "core_zh")}
+for s in languages.values():
     story = next(x for x in s.stories[s.concepts["anticipation"]] if x.topic == "supper")
     print(f"{s.language} ({s.concepts['anticipation']})\n{textwrap.fill(story.text, 110)}\n")
 
@@ -197,7 +197,7 @@ plt.show()
 
 # %%
 basic = em.load_emotion_set("plutchik8").names
-pair = [s.subset([s.concepts[c] for c in basic]) for s in (tongues["core"], tongues["core_de"])]
+pair = [s.subset([s.concepts[c] for c in basic]) for s in (languages["core"], languages["core_de"])]
 found = em.compare_languages(model, pair, layers=[LAYER], n_shuffles=100, progress=False)
 found
 

@@ -242,7 +242,7 @@ def collect_to(
         ...     em.collect_to(folder, model, stories, batching=em.Batching(shard=32), progress=False)
         Collection(resid_post, layers 0..2, ... texts in ... shards)
     """
-    with begun(folder, model, texts, hook_point, options) as job:
+    with open_job(folder, model, texts, hook_point, options) as job:
         job.run(job.folder.missing(), progress=progress)
         return job.result()
 
@@ -278,7 +278,7 @@ class Job:
 
 
 @contextmanager
-def begun(
+def open_job(
     folder: str | Path,
     model: HookedModel,
     texts: Texts,
@@ -289,12 +289,12 @@ def begun(
 ) -> Iterator[Job]:
     """Hold the folder of a collection while it is made; errors as of `collect_to`; `before` may refuse the manifest."""
     manifest = survey(folder, model, texts, hook_point, options)
-    with held(folder, manifest, before):
+    with lock_folder(folder, manifest, before):
         yield joined(folder, model, texts, hook_point, options)
 
 
 @contextmanager
-def held(
+def lock_folder(
     folder: str | Path,
     manifest: dict[str, Any],
     before: Callable[[dict[str, Any]], None] | None = None,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from emolens._typing import AnyPoint, HookedModel, whole_number
-from emolens.collect.collection import Collection, Job, begun, held, joined, survey
+from emolens.collect.collection import Collection, Job, joined, lock_folder, open_job, survey
 from emolens.collect.pooling import mean_over_tokens
 from emolens.collect.recipe import Batching, Options
 from emolens.models.loading import load_model
@@ -94,7 +94,7 @@ class Request:
 
     @property
     def options(self) -> Options:
-        """For `begun`, `survey` and `joined`."""
+        """For `open_job`, `survey` and `joined`."""
         return {
             "layers": self.layers,
             "pooling": mean_over_tokens(skip=self.skip),
@@ -161,7 +161,7 @@ def _local(
     texts = request.open_texts()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         asked = (folder, request.open_model(), texts, request.hook_point, request.options)
-        with begun(*asked, before=before) as job:
+        with open_job(*asked, before=before) as job:
             job.run(job.folder.missing(), progress=progress)
             return job.result()
     from accelerate import PartialState
@@ -192,7 +192,7 @@ def _local(
 
     def begin() -> list[int]:
         nonlocal holding
-        holding = begun(*asked, before=before)
+        holding = open_job(*asked, before=before)
         return holding.__enter__().folder.missing()
 
     try:
@@ -254,7 +254,7 @@ def _on_ray(
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = request.gpus(ray.cluster_resources().get("GPU", 0) > 0)
     manifest = ray.get(ray.remote(_survey).options(num_gpus=gpus).remote(plain, str(folder)))
-    with held(folder, manifest, before) as mine:
+    with lock_folder(folder, manifest, before) as mine:
         missing = mine.missing()
         if missing:
             numbers = [{"number": k} for k in missing]
@@ -297,7 +297,7 @@ def _on_slurm(
         raise RuntimeError(
             f"a job failed, what is done stays: {_last_of_trace(str(error))}"
         ) from error
-    with held(folder, manifest, before) as mine:
+    with lock_folder(folder, manifest, before) as mine:
         missing = mine.missing()
         errors: list[Any] = []
         for _ in range(ROUNDS):

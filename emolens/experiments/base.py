@@ -73,11 +73,11 @@ class Stories:
     @cached_property
     def folds(self) -> list[tuple[str, ...]]:
         """The outer folds: whole topics that have stories, stratified by person."""
-        return stats.topic_folds(self.emotions.told, seed=self.seed)
+        return stats.topic_folds(self.emotions.story_topics, seed=self.seed)
 
     def inner_folds(self, held_out: tuple[str, ...], n_folds: int = 3) -> list[tuple[str, ...]]:
         """Folds of the training topics, for choices that must not see the held-out ones."""
-        kept = {t: person for t, person in self.emotions.told.items() if t not in held_out}
+        kept = {t: person for t, person in self.emotions.story_topics.items() if t not in held_out}
         return stats.topic_folds(kept, n_folds=n_folds, seed=self.seed)
 
     def neutral_components(

@@ -121,8 +121,8 @@ def compare_languages(
     if len(loaded) < 2 or len(set(names)) < len(names):
         raise ValueError(f"give two or more sets of different languages, got {names}")
     concepts = [c for c in loaded[0].concepts if all(c in s.concepts for s in loaded)]
-    person = loaded[0].told
-    topics = [t for t in person if all(s.told.get(t) == person[t] for s in loaded)]
+    person = loaded[0].story_topics
+    topics = [t for t in person if all(s.story_topics.get(t) == person[t] for s in loaded)]
     if len(concepts) < 2 or len(topics) < 4:
         raise ValueError(
             f"the sets share {len(concepts)} concepts and {len(topics)} topics (of the same person); at least 2 and 4 are needed"
@@ -146,7 +146,7 @@ def _aligned(s: EmotionSet, concepts: Sequence[str], topics: Sequence[str]) -> E
         e: tuple(t for t in told if t.topic in topics and t.split == "main")
         for e, told in s.stories.items()
     }
-    apart = {t.name for t in s.topics} - set(s.told)  # of neutral texts alone: in no fold
+    apart = {t.name for t in s.topics} - set(s.story_topics)  # of neutral texts alone: in no fold
     wanted = {*topics, *apart}
     neutral = tuple(n for n in s.neutral if n.topic in wanted)
     return replace(

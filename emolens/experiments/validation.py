@@ -225,7 +225,7 @@ def _told_rows(curve: Sweep, told: Sweep, few: list[str], say: Say) -> list[Row]
 
 def _halves(inputs: Inputs) -> list[tuple[str, ...]]:
     """The topics in two halves, persons balanced."""
-    return stats.topic_folds(inputs.stories.emotions.told, n_folds=2, seed=inputs.seed)
+    return stats.topic_folds(inputs.stories.emotions.story_topics, n_folds=2, seed=inputs.seed)
 
 
 def _written(
@@ -236,7 +236,7 @@ def _written(
     A direction also holds the scenes of its stories. Read by directions of the same stories a text about those scenes is that emotion.
     """
     layers = sorted({*at["layers"], inputs.layer})
-    other = [t for t in inputs.stories.emotions.told if t not in half]
+    other = [t for t in inputs.stories.emotions.story_topics if t not in half]
     writes, reads = (
         mean_difference(inputs.stories.without(topics).at(layers)) for topics in (other, half)
     )

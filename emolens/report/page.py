@@ -92,7 +92,7 @@ def render(
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">",
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>",
         f"<p class='k'>emolens {escape(provenance['emolens'])}, set “{escape(emotions.name)}”, {len(emotions.names)} emotions, "
-        f"{len(emotions.texts())} stories on {len(emotions.told)} topics</p>",
+        f"{len(emotions.texts())} stories on {len(emotions.story_topics)} topics</p>",
         f"<h1>{escape(title)}</h1>",
         "<div class='answer'><ul>" + "".join(map(_answer, every)) + "</ul></div>",
         "<p>" + _limits(model) + "</p>",

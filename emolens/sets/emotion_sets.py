@@ -42,7 +42,7 @@ class Topic(Strict):
     length: Length | None = None
 
 
-class _Told(Strict):
+class _Text(Strict):
     id: Name
     topic: Name
 
@@ -52,7 +52,7 @@ class _Told(Strict):
         return self.topic.partition("/")[0] if "/" in self.topic else ""
 
 
-class Story(_Told):
+class Story(_Text):
     """One text, told in one person on one topic.
 
     Attributes:
@@ -73,7 +73,7 @@ class Turn(Strict):
     text: Annotated[str, Field(min_length=1), AfterValidator(not_blank)]
 
 
-class Dialogue(_Told):
+class Dialogue(_Text):
     """Two or more speakers in turn."""
 
     turns: Annotated[list[Turn], Field(min_length=2)]
@@ -175,7 +175,7 @@ class EmotionSet:
         return {e.name: e.family or e.name for e in self.emotions}
 
     @cached_property
-    def told(self) -> dict[str, Person]:
+    def story_topics(self) -> dict[str, Person]:
         """Person of each topic that has a main story, in order: what folds are dealt from. Others are of neutral texts alone."""
         used = {s.topic for _, s in self.texts()}
         return {t.name: t.person for t in self.topics if t.name in used}
