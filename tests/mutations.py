@@ -116,7 +116,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("perplexity upside down", "interventions/sweep.py", "(self.written.log_perplexity - self.unsteered.log_perplexity).exp()", "(self.unsteered.log_perplexity - self.written.log_perplexity).exp()", S),
     Edit("the longest words", "interventions/sweep.py", "count(w) == min(map(count, ws))", "count(w) == max(map(count, ws))", S),
     Edit("the rate counts in the spread of all tokens", "directions/fitting.py", "scale or _spread(others)", "scale or _spread(scores)", "directions/test_directions.py -k rate_of_single"),
-    Edit("the farthest directions are nearest", "directions/value.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
+    Edit("the farthest directions are nearest", "directions/comparing.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
     # --- statistics
     Edit("low and high swapped", "stats.py", "np.nanpercentile(np.stack(draws), [2.5, 97.5], axis=0)", "np.nanpercentile(np.stack(draws), [97.5, 2.5], axis=0)", STATS),
     Edit("rows are resampled, not their groups", "stats.py", "members = [np.flatnonzero(inverse == g) for g in range(len(names))]", "names = inverse\n    members = [np.array([i]) for i in range(len(names))]", STATS),

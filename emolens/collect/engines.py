@@ -69,11 +69,19 @@ class Request:
             object.__setattr__(self, "batching", Batching(**self.batching))
 
     def open_texts(self) -> Corpus:
-        """The set or the file.
+        """Open the set or the file.
+
+        Returns:
+            `Corpus`, which can be read any number of times.
 
         Raises:
             ValueError: both or neither were given; a file of a kind that is not read.
             FileNotFoundError: it is not there.
+
+        Example:
+            >>> from emolens.collect import Request
+            >>> Request("smollm2-135m-instruct", emotions="basic6").open_texts().has_neutral
+            True
         """
         if (self.emotions is None) == (self.texts is None):
             raise ValueError("give a set or a file of texts, one of the two")
@@ -82,7 +90,20 @@ class Request:
         return open_corpus(Path(str(self.texts)), column=self.column)
 
     def open_model(self, device: str | None = None) -> HookedModel:
-        """The model, on its own device or on this one."""
+        """Load the model.
+
+        Args:
+            device: Where to, if the request names no device of its own; None chooses as `load_model` does.
+
+        Returns:
+            The model.
+
+        Example:
+            >>> from emolens.collect import Request
+            >>> Request("no-such-model").open_model("cpu")
+            Traceback (most recent call last):
+            ValueError: ...
+        """
         return load_model(
             self.model,
             device=self.device or device,
@@ -103,7 +124,21 @@ class Request:
         }
 
     def gpus(self, found: bool) -> int:
-        """Devices that one worker needs (with a `device_map`, `n_devices` says how many); `found`: whether there are any where it runs."""
+        """How many GPUs one worker needs; with a `device_map`, `n_devices` says how many.
+
+        Args:
+            found: Whether there are any where it runs.
+
+        Returns:
+            Their number; 0 on a CPU.
+
+        Example:
+            >>> from emolens.collect import Request
+            >>> Request("smollm2-135m-instruct", n_devices=2).gpus(found=True)
+            2
+            >>> Request("smollm2-135m-instruct", device="cpu").gpus(found=True)
+            0
+        """
         on_gpu = found if self.device is None else torch.device(self.device).type == "cuda"
         return self.n_devices if on_gpu else 0
 

@@ -58,7 +58,18 @@ class Languages:
 
         Args:
             metric: "top1" or "auc".
+            readout: "language-centred" or "training reference", by which mean was subtracted.
             control: None for the directions; "embed", "form" or "tfidf" for a twin.
+
+        Returns:
+            `[fitted in, read in]`, in the order of `names`.
+
+        Example:
+            >>> import dataclasses
+            >>> other = dataclasses.replace(stories, name="other", language="de")
+            >>> found = em.compare_languages(model, [stories, other], layers=[1], n_shuffles=2, progress=False)
+            >>> found.matrix("auc").shape
+            (2, 2)
         """
         out = np.full((len(self.names), len(self.names)), np.nan)
         for r in self.rows:
@@ -103,9 +114,12 @@ def compare_languages(
     """Accuracy of emotion directions within and across languages, with controls.
 
     Args:
+        model: The loaded model; it should have been trained on all the languages.
         sets: Sets of different languages that share concepts (`Emotion.concept`, else the name) and topics.
         layers: Blocks to choose from; None is every one.
         n_shuffles: Label shuffles for the null of each cell; with fewer than 100 neither p nor a 95 % point is given.
+        seed: Of folds, resamples and shuffles.
+        progress: Show a bar while the stories are read; None shows one where it lasts and somebody can see it.
 
     Returns:
         `Languages`; print it for the matrix.
@@ -114,7 +128,12 @@ def compare_languages(
         ValueError: fewer than two sets, two of one language, or fewer than two shared concepts or four shared topics.
 
     Example:
-        ``em.compare_languages(em.load_model("qwen2.5-0.5b"))``
+        >>> import dataclasses
+        >>> other = dataclasses.replace(stories, name="other", language="de")
+        >>> em.compare_languages(model, [stories, other], layers=[1], n_shuffles=2, progress=False)
+        top-1 of 4 emotions (chance 0.25), fitted in a row's language, read in a column's, topics held out
+                en                        de
+        ...
     """
     loaded = [load_emotion_set(s) if isinstance(s, str) else s for s in sets]
     names = [s.language for s in loaded]
