@@ -43,8 +43,10 @@ class Work:
             (len(PROMPTS), self.model.cfg.d_model), generator=torch.Generator().manual_seed(0)
         )
         emotions = em.load_emotion_set("plutchik8")
-        # words of one token, which a plain run reads from its last logits
-        one = lambda w: len(self.model.tokenizer(" " + w, add_special_tokens=False).input_ids) == 1  # noqa: E731
+
+        def one(w):  # token, which a plain run reads from its last logits
+            return len(self.model.tokenizer(" " + w, add_special_tokens=False).input_ids) == 1
+
         words = {e.name: [w for w in e.target_words if one(w)] for e in emotions.emotions}
         self.words = {e: ws for e, ws in words.items() if ws}
         if (
@@ -120,7 +122,10 @@ class Work:
             self.model.tokenizer(w, add_special_tokens=False).input_ids[0]
             for w in (" happy", " sad")
         )
-        difference = lambda logits: logits[0, -1, happy] - logits[0, -1, sad]  # noqa: E731  (a metric, as there)
+
+        def difference(logits):  # a metric, as there
+            return logits[0, -1, happy] - logits[0, -1, sad]
+
         base, target = difference(self.model(corrupted)), difference(self.model(clean))
         _, cache = self.model.run_with_cache(
             clean, names_filter=lambda name: name.endswith("hook_resid_pre")

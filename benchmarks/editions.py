@@ -131,6 +131,10 @@ class Side:
         return {"tfidf": calibrated(words), "embed": calibrated(embeddings)}
 
 
+def said(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Directions of one set read the stories of another."
@@ -162,10 +166,9 @@ def main() -> None:
                 continue
             c = a.read(b)
             cells.append(c)
-            said = lambda x: f"{x[0]:.2f} [{x[1]:.2f}, {x[2]:.2f}]"  # noqa: E731  (value, low, high)
             print(
-                f"{a.name:<16}{b.name:<16}{said(c['top1']):<20}{c['null top1 95 %']:<7.2f}{said(c['auc']):<20}{c['null auc 95 %']:<7.2f}"
-                f"{said(c['twins']['tfidf']['top1']):<20}{said(c['twins']['embed']['top1']):<20}{said(c['top1 minus']['tfidf']):<20}",
+                f"{a.name:<16}{b.name:<16}{said(*c['top1']):<20}{c['null top1 95 %']:<7.2f}{said(*c['auc']):<20}{c['null auc 95 %']:<7.2f}"
+                f"{said(*c['twins']['tfidf']['top1']):<20}{said(*c['twins']['embed']['top1']):<20}{said(*c['top1 minus']['tfidf']):<20}",
                 flush=True,
             )
     if args.json:

@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def main() -> None:
 
 def throughput(model: Any, core: Any, options: argparse.Namespace, results: dict[str, Any]) -> None:
     hf = open_hf(ALIAS)[0]
-    collect = lambda texts: em.collect_resid_post(model, texts, progress=False)  # noqa: E731
+    collect = partial(em.collect_resid_post, model, progress=False)
     sample = [t.text for _, t in core.texts()][::16]  # 24 stories
     mixed = [
         text_of(model, n, i)

@@ -100,7 +100,10 @@ def core(s: Study) -> str:
     comments = s.one("macro auc", control="shuffled labels", **MD)
     labels = {r["emotion"]: r["value"] for r in s.rows if r["metric"] == "auc by label"}
     order = sorted(labels, key=lambda e: -labels[e])
-    named = lambda names: ", ".join(f"{e} ({number(labels[e])})" for e in names)  # noqa: E731
+
+    def named(names: list[str]) -> str:
+        return ", ".join(f"{e} ({number(labels[e])})" for e in names)
+
     valence, arousal = (
         s.one("r", control="shuffled labels", emotion=e, **MD) for e in ("valence", "arousal")
     )

@@ -35,7 +35,7 @@ def topic_folds(
 ) -> list[tuple[str, ...]]:
     """Held-out topics of each fold, stratified by grammatical person and, in a joined set, by source; of sizes that differ by one at most.
 
-    The source of a topic is what stands before a slash in its name (`emotion_sets.join_emotion_sets`). Give the topics that have stories (`EmotionSet.told`): one that only neutral texts have would take a story topic's place.
+    The source of a topic is what stands before a slash in its name (`emotion_sets.join_emotion_sets`). Give the topics that have stories (`EmotionSet.story_topics`): one that only neutral texts have would take a story topic's place.
 
     >>> [len(f) for f in topic_folds({f"t{i}": "first" if i % 2 else "third" for i in range(16)})]
     [4, 4, 4, 4]

@@ -86,11 +86,29 @@ class Study:
     findings: dict[str, Findings]
 
     def primary(self) -> list[Row]:
-        """The one row of each experiment that was named before it was run."""
+        """The one row of each experiment that was named before it was run.
+
+        Returns:
+            Rows, in the order of the experiments; an experiment that names none has none.
+
+        Example:
+            >>> study = em.run_study(model, stories, profile=["person"], progress=False)
+            >>> [row.metric for row in study.primary()]
+            ['top1 cross minus mixed']
+        """
         return [r for r in self.rows if r.primary]
 
     def answers(self) -> list[Answer]:
-        """What the study says of every claim, in the order of the report."""
+        """What the study says of every claim.
+
+        Returns:
+            Answers in the order of the report, with verdict and words.
+
+        Example:
+            >>> study = em.run_study(model, stories, profile=["person"], progress=False)
+            >>> [answer.name for answer in study.answers()]
+            ['person']
+        """
         k = len(self.directions.emotions)
         return [a for e in self.experiments for a in answers(e, self.findings[e.name], k)]
 
@@ -115,7 +133,16 @@ class Result:
         return list(self.findings.rows)
 
     def answers(self) -> list[Answer]:
-        """What it says of each of its claims, or why it cannot be asked."""
+        """What it says of each of its claims, or why it cannot be asked.
+
+        Returns:
+            Answers in the order of the claims, with verdict and words.
+
+        Example:
+            >>> found = em.run_experiment("logit_lens", model, stories, progress=False)
+            >>> found.answers()[0].verdict  # it has words of three emotions only
+            'not asked'
+        """
         return answers(self.experiment, self.findings, len(self.inputs.stories.emotions.names))
 
     def __repr__(self) -> str:
@@ -157,7 +184,10 @@ def run_experiment(
         FileNotFoundError: `external` has no file that is known.
 
     Example:
-        ``em.run_experiment("separability", model, stories)``
+        >>> found = em.run_experiment("person", model, stories, progress=False)
+        >>> print(found)
+        Does a direction learned from “I” read “she”, and the other way round?
+        ...
     """
     chosen = chosen_experiments([experiment])
     emotions = load_emotion_set(emotions) if isinstance(emotions, str) else emotions
@@ -210,7 +240,9 @@ def run_study(
         OSError: `out` cannot be written; checked before anything is computed.
 
     Example:
-        ``em.run_study("smollm2-135m-instruct-q4", "core", out="study")``
+        >>> study = em.run_study(model, stories, profile=["person"], progress=False, out="study")
+        >>> sorted(file.name for file in study.out.iterdir())
+        ['index.html', 'results.json', 'vectors.safetensors']
     """
     say = say or (lambda line: None)
     started = time.time()
@@ -361,16 +393,17 @@ def _check_neutral(emotions: EmotionSet, seed: int) -> None:
             f"set {emotions.name!r} has no neutral texts; a study needs them, to know what 'none' is"
         )
     persons = [
-        tuple(t for t, p in emotions.told.items() if p == person) for person in ("first", "third")
+        tuple(t for t, p in emotions.story_topics.items() if p == person)
+        for person in ("first", "third")
     ]
     persons = (
         persons if min(map(len, persons)) > 1 else []
     )  # of one person only, nothing is read across
     halves = []
-    for half in stats.topic_folds(emotions.told, n_folds=2, seed=seed):
-        rest = {t: p for t, p in emotions.told.items() if t not in half}
+    for half in stats.topic_folds(emotions.story_topics, n_folds=2, seed=seed):
+        rest = {t: p for t, p in emotions.story_topics.items() if t not in half}
         halves += [half + group for group in stats.topic_folds(rest, n_folds=min(FOLDS, len(rest)))]
-    for held in (*stats.topic_folds(emotions.told, seed=seed), *persons, *halves):
+    for held in (*stats.topic_folds(emotions.story_topics, seed=seed), *persons, *halves):
         if all(n.topic in held for n in emotions.neutral):
             raise ValueError(
                 f"set {emotions.name!r}: all neutral texts are of topics that are held out together ({', '.join(held)}), so nothing is left "

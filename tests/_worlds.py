@@ -143,7 +143,10 @@ def planted_model(seed: int, *, used: bool = True, scenes: bool = False) -> Any:
     )  # fmt: skip
     hf_model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
-    noise = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=generator)
+
     basis = torch.linalg.qr(noise(D, D)).Q.T
     common, u, w = (
         basis[:3],

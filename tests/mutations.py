@@ -116,7 +116,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("perplexity upside down", "interventions/sweep.py", "(self.written.log_perplexity - self.unsteered.log_perplexity).exp()", "(self.unsteered.log_perplexity - self.written.log_perplexity).exp()", S),
     Edit("the longest words", "interventions/sweep.py", "count(w) == min(map(count, ws))", "count(w) == max(map(count, ws))", S),
     Edit("the rate counts in the spread of all tokens", "directions/fitting.py", "scale or _spread(others)", "scale or _spread(scores)", "directions/test_directions.py -k rate_of_single"),
-    Edit("the farthest directions are nearest", "directions/value.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
+    Edit("the farthest directions are nearest", "directions/comparing.py", "key=lambda pair: -pair[1])", "key=lambda pair: pair[1])", S),
     # --- statistics
     Edit("low and high swapped", "stats.py", "np.nanpercentile(np.stack(draws), [2.5, 97.5], axis=0)", "np.nanpercentile(np.stack(draws), [97.5, 2.5], axis=0)", STATS),
     Edit("rows are resampled, not their groups", "stats.py", "members = [np.flatnonzero(inverse == g) for g in range(len(names))]", "names = inverse\n    members = [np.array([i]) for i in range(len(names))]", STATS),
@@ -185,8 +185,8 @@ EDITS: tuple[Edit, ...] = (
     # --- steering and dose
     Edit("the worst layer and dose", "experiments/validation.py", "return max(found)[2:]", "return min(found)[2:]", O),
     Edit("no budget for damage", "experiments/validation.py", "BUDGET = 0.1", "BUDGET = 99.0", O),
-    Edit("own words below the others", "experiments/validation.py", "return (margins > 0).astype(float)", "return (margins < 0).astype(float)", O),
-    Edit("every emotion has the first one's margin", "experiments/validation.py", "margins[directions.index(e), :, s.emotions.index(e)]", "margins[0, :, s.emotions.index(e)]", O),
+    Edit("own words below the others", "experiments/margins.py", "return (margins > 0).astype(float)", "return (margins < 0).astype(float)", O),
+    Edit("every emotion has the first one's margin", "experiments/margins.py", "margins[directions.index(e), :, s.emotions.index(e)]", "margins[0, :, s.emotions.index(e)]", O),
     Edit("nothing is subtracted for random directions", "experiments/validation.py", "(RANDOM, above(own) - above(null))", "(RANDOM, above(own)[None])", f"{C} -k difference_of_its_sides"),
     Edit("instruction minus direction", "experiments/validation.py", "stats.bootstrap_two_way(steered - words)", "stats.bootstrap_two_way(words - steered)", f"{C} -k what_was_planted"),
     Edit("reported where it was chosen", "experiments/validation.py", "main = sweep(inputs.model, stems.report", "main = sweep(inputs.model, stems.choose", f"{C} -k openings"),
@@ -196,10 +196,10 @@ EDITS: tuple[Edit, ...] = (
     Edit("a dose in units of one", "interventions/measure.py", "size = c.dose * float(directions.norm_median[directions.slot(c.layer)])", "size = c.dose", f"{SWEEPS} -k equals_one_run"),
     # --- causal tests
     Edit('ablation before the refit is nothing', "experiments/refitting.py", 'with model.hooks(fwd_hooks=hooks):\n                    rows', 'with model.hooks(fwd_hooks=[]):\n                    rows', f'{C} -k what_was_planted'),
-    Edit("clean and corrupted swapped in the map", "experiments/causal.py", "clean=[p.clean for p in here], corrupted=[p.corrupted for p in here]", "clean=[p.corrupted for p in here], corrupted=[p.clean for p in here]", f"{C} -k map_puts"),
-    Edit("the gap lost is the gap", "experiments/causal.py", 'return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))', "return gap", f"{C} -k what_was_planted"),
-    Edit('nothing is subtracted for random directions (pairs)', 'experiments/causal.py', 'share(own - null)', 'share(own)', f'{C} -k difference_of_its_sides'),
-    Edit('the corrupted stream is patched in', 'experiments/causal.py', 'patch_resid_post(kept["clean"]', 'patch_resid_post(kept["corrupted"]', f'{C} -k what_was_planted'),
+    Edit("clean and corrupted swapped in the map", "experiments/pairs.py", "clean=[p.clean for p in here], corrupted=[p.corrupted for p in here]", "clean=[p.corrupted for p in here], corrupted=[p.clean for p in here]", f"{C} -k map_puts"),
+    Edit("the gap lost is the gap", "experiments/pairs.py", 'return gap - (read(prompts["clean"], hooks) - read(prompts["corrupted"], hooks))', "return gap", f"{C} -k what_was_planted"),
+    Edit('nothing is subtracted for random directions (pairs)', 'experiments/pairs.py', 'share(own - null)', 'share(own)', f'{C} -k difference_of_its_sides'),
+    Edit('the corrupted stream is patched in', 'experiments/pairs.py', 'patch_resid_post(kept["clean"]', 'patch_resid_post(kept["corrupted"]', f'{C} -k what_was_planted'),
     Edit("resid_mid patches attn_out", "interventions/patching.py", 'at_hook_point(_patch, "resid_mid")', 'at_hook_point(_patch, "attn_out")', O),
 )  # fmt: skip
 

@@ -32,6 +32,10 @@ PAIRS = {"ablation", "ablation after blocks", "patching", "adding"}
 STEERING = {"steers", "steers: more than told", "writes", "vocabulary"}
 
 
+def share(n: int, of: int) -> str:
+    return f"{n}/{of} {100 * n / of:3.0f} %" if of else "-"
+
+
 def wrong(world: str, claim: str) -> bool:
     if claim == "valence":
         return world == "no valence"
@@ -82,7 +86,6 @@ def main() -> None:
         )
         if claim.name == "form":  # no world has any
             some.clear()
-        share = lambda n, of: f"{n}/{of} {100 * n / of:3.0f} %" if of else "-"  # noqa: E731
         n = none.total()
         print(
             f"{claim.name:<28}{share(none['shown'], n):>18}{none['opposite']:>10}{none['not asked']:>11}{share(some['shown'], some.total()):>16}"

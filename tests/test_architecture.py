@@ -17,7 +17,7 @@ MODULES = {
 
 PICTURE = PACKAGE.parent / "CONTRIBUTING.md"
 FACE = "__init__"  # loads everything lazily, and is the only place that may know every room; `__version__` lives there
-LONGEST = 520  # lines of one file
+LONGEST = 500  # lines of one file
 
 
 def _floors() -> list[list[str]]:

@@ -12,7 +12,7 @@ import emolens as em
 from emolens import stats
 from emolens._typing import hook_name
 from emolens.collect.activations import Activations
-from emolens.experiments import causal, transfer, validation
+from emolens.experiments import margins, pairs, transfer, validation
 from emolens.experiments.rows import Row, find
 from emolens.interventions.measure import Cell
 from emolens.interventions.sweep import Sweep
@@ -54,18 +54,18 @@ def test_the_gentlest_dose_is_chosen_where_none_is_within_the_budget():
 def test_own_margins_are_those_of_the_named_emotion():
     s = pilot({(5, 0.1): 2.0}, {(5, 0.1): 0.0})
     s.change[1, 0] = torch.tensor([4.0, 1.0])  # fear raises joy's words in the first prompt
-    assert validation.own_margins(s, ["joy", "fear"]).tolist() == [[2, -3], [2, 2], [2, 2]]
-    assert validation.own_margins(s, ["fear", "joy"]).tolist() == [[-3, 2], [2, 2], [2, 2]]
-    assert validation.own_highest(s, ["joy", "fear"]).tolist() == [[1, 0], [1, 1], [1, 1]]
-    assert validation.above(np.array([-1.0, 0.0, 2.0])).tolist() == [0, 0, 1]
+    assert margins.own_margins(s, ["joy", "fear"]).tolist() == [[2, -3], [2, 2], [2, 2]]
+    assert margins.own_margins(s, ["fear", "joy"]).tolist() == [[-3, 2], [2, 2], [2, 2]]
+    assert margins.own_highest(s, ["joy", "fear"]).tolist() == [[1, 0], [1, 1], [1, 1]]
+    assert margins.above(np.array([-1.0, 0.0, 2.0])).tolist() == [0, 0, 1]
 
 
 def test_a_share_of_the_gap_is_a_ratio_of_means_over_the_pairs_with_a_gap():
     effect, gap = torch.tensor([[1.0, 1.0, 50.0], [3.0, 1.0, 50.0]]), torch.tensor([1.0, 4.0, -1.0])
-    e = causal._share(effect, gap=gap, used=gap > 0, groups=["a", "b", "c"])
+    e = pairs._share(effect, gap=gap, used=gap > 0, groups=["a", "b", "c"])
     assert e.value == pytest.approx((2 / 5 + 4 / 5) / 2)  # not the mean of the ratios
     assert 0.2 <= e.low <= e.value <= e.high <= 3.0
-    together = causal._share(
+    together = pairs._share(
         effect[:1], gap=gap, used=gap > 0, groups=["a", "a", "c"]
     )  # one contrast: nothing to resample
     assert together.low == together.value == together.high == pytest.approx(2 / 5)
@@ -142,7 +142,10 @@ def test_rows_are_found_by_every_field():
 @needs_hooked
 def test_patching_between_attention_and_mlp_is_not_patching_what_attention_writes(tiny_model):
     clean, corrupted = "He lost 3 cats today.", "He lost 7 cats today."
-    metric = lambda logits: logits[:, 5] - logits[:, 9]  # noqa: E731
+
+    def metric(logits):
+        return logits[:, 5] - logits[:, 9]
+
     r = em.patch_resid_mid(tiny_model, clean=clean, corrupted=corrupted, metric=metric)
     assert r.hook_point == "resid_mid"
     ids = [torch.tensor([e.ids]) for e in em.models.encode(tiny_model, [clean, corrupted])]

@@ -978,7 +978,7 @@ def test_a_set_told_in_one_person_is_studied(stories, tmp_path):
     one = replace(
         stories, topics=tuple(t.model_copy(update={"person": "third"}) for t in stories.topics)
     )
-    assert set(one.told.values()) == {"third"}
+    assert set(one.story_topics.values()) == {"third"}
     inputs = planted(stories, signal=1.0)
     inputs = replace(inputs, stories=replace(inputs.stories, emotions=one))
     found = person.run(inputs)

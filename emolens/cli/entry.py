@@ -28,7 +28,16 @@ WRONG = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError, Mo
 
 
 def main() -> None:
-    """Run the command line; errors are one line, not a traceback (set EMOLENS_TRACEBACK=1 to see it)."""
+    """Run the command line; errors are one line, not a traceback (set EMOLENS_TRACEBACK=1 to see it).
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> from emolens.cli import main
+        >>> with patch("sys.argv", ["emolens", "sets", "list"]):
+        ...     main()
+        Traceback (most recent call last):
+        SystemExit: 0
+    """
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

@@ -6,7 +6,6 @@ Nothing is estimated here: see `directions/`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -25,13 +24,12 @@ from emolens._typing import (
     block_number,
     block_numbers,
 )
+from emolens.collect.files import PARTS, read_parts, write_parts, wrong_header
 from emolens.collect.given import given_model, given_rows, given_words, row_hash
 from emolens.collect.histogram import histogram_mean, histogram_median, norm_bins
 from emolens.collect.moments import Moments
 from emolens.collect.pooling import Pooling, mean_over_tokens
-from emolens.shards import read_safetensors, vacant, write_safetensors
-
-FORMATS = ("emolens.activations.2", "emolens.activations.1")  # written; read
+from emolens.shards import vacant
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,8 @@ class Activations:
     """Pooled activations of many texts at one hook point.
 
     Attributes:
+        hook_point: Where they were read: "resid_post", or another.
+        layers: The blocks, 0-based, in the order of the layer axis.
         rows: `[row layer d_model]`, float32. A row is a text, or a token when pooled by `every_token`.
         embed: `[row d_embed]`, the embedding output pooled in the same way: what words alone carry.
         row_text: `[row]` index into `texts`.
@@ -223,11 +223,27 @@ class Activations:
         return self.sinks.median(0).values
 
     def chunks(self) -> Iterator[Activations]:
-        """Itself: what a `Collection` gives piece by piece is here in one."""
+        """Itself: what a `Collection` gives piece by piece is here in one.
+
+        Returns:
+            One `Activations`, no copy.
+
+        Example:
+            >>> [chunk is acts for chunk in acts.chunks()]
+            [True]
+        """
         yield self
 
     def moments(self) -> Moments:
-        """Sums over the texts of each emotion and topic, in float64."""
+        """Sums over the texts of each emotion and topic, in float64.
+
+        Returns:
+            `Moments`.
+
+        Example:
+            >>> acts.moments().total.shape[1:]  # [group layer d_model]
+            torch.Size([3, 32])
+        """
         return Moments.of([self])
 
     def select(self, keep: Callable[[TextInfo], bool]) -> Activations:
@@ -313,7 +329,7 @@ class Activations:
         )
 
     def _parts(self, change: Callable[[Activations], Activations]) -> dict[str, Activations | None]:
-        parts = {name: getattr(self, name) for name in _PARTS}
+        parts = {name: getattr(self, name) for name in PARTS}
         return {k: None if part is None else change(part) for k, part in parts.items()}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -335,20 +351,7 @@ class Activations:
             (0, 1, 2)
         """
         vacant(path, self._other, overwrite=overwrite)
-        tensors: dict[str, Tensor] = {}
-        headers: dict[str, str] = {}
-        for prefix, part in (("", self), *((f"{name}.", getattr(self, name)) for name in _PARTS)):
-            if part is not None:
-                for name in _TENSORS:
-                    tensors[prefix + name] = getattr(part, name).clone(
-                        memory_format=torch.contiguous_format
-                    )
-                header = {"hook_point": part.hook_point, "layers": part.layers, "info": part.info}
-                header |= {} if part.heads is None else {"heads": part.heads}
-                headers[prefix or "self."] = json.dumps(
-                    header | {"texts": [asdict(t) for t in part.texts]}
-                )
-        write_safetensors(path, tensors, {"format": FORMATS[0], **headers})
+        write_parts(path, self)
 
     def _other(self, file: Path) -> str | None:
         """What a file holds, in words; None if it is these activations."""
@@ -374,37 +377,20 @@ class Activations:
 
         Raises:
             FileNotFoundError, ValueError: no such file, or not one of these, or a truncated or damaged one.
+
+        Example:
+            >>> acts.save("toy.safetensors")
+            >>> bool((em.Activations.load("toy.safetensors").rows == acts.rows).all())
+            True
         """
-        tensors, metadata = read_safetensors(path, *FORMATS)
-        parts: dict[str, Activations] = {}
+        parts = read_parts(path)
         try:
-            for prefix in (*(f"{name}." for name in _PARTS), ""):
-                if (prefix or "self.") in metadata:
-                    header = json.loads(metadata[prefix or "self."])
-                    texts = tuple(TextInfo(**t) for t in header["texts"])
-                    if (
-                        metadata["format"] == FORMATS[1]
-                    ):  # kept the median of the sinks only: it is that of every text
-                        tensors[prefix + "sinks"] = tensors[prefix + "sink_ratio"].repeat(
-                            len(texts), 1
-                        )
-                    parts[prefix] = Activations(
-                        hook_point=header["hook_point"],
-                        layers=tuple(header["layers"]),
-                        texts=texts,
-                        info=header["info"],
-                        heads=header.get("heads"),
-                        **{name: tensors[prefix + name] for name in _TENSORS},  # type: ignore[arg-type]  # no part among them
-                    )
-            whole, tokens, prefixes = (
-                parts.get(prefix) for prefix in ("", *(f"{name}." for name in _PARTS))
-            )
-            if whole is None:
-                raise KeyError("self.")
-            return replace(whole, neutral_tokens=tokens, neutral_prefixes=prefixes)
+            for fields in parts.values():
+                fields["texts"] = tuple(TextInfo(**t) for t in fields["texts"])
+            made = {name: Activations(**fields) for name, fields in parts.items()}
+            return replace(made[""], **{name: made.get(name) for name in PARTS})
         except (KeyError, TypeError, ValueError) as error:
-            said = repr(error).split("\\n")[0][:200]
-            raise ValueError(f"{path}: its header is not that of activations ({said})") from error
+            raise wrong_header(path, error) from error
 
 
 def is_main(text: TextInfo) -> bool:
@@ -412,8 +398,6 @@ def is_main(text: TextInfo) -> bool:
     return text.emotion is not None and text.split == "main"
 
 
-_PARTS = ("neutral_tokens", "neutral_prefixes")  # activations of their own, of the neutral texts
-_TENSORS = ("rows", "embed", "row_text", "row_position", "norm_histogram", "sinks")
 COUNTED = (
     "dropped_texts",
     "truncated_texts",
@@ -455,7 +439,7 @@ def join(parts: Iterable[Activations]) -> Activations:
         info=info,
         heads=first.heads,
     )
-    for name in _PARTS:
+    for name in PARTS:
         given = [(getattr(p, name), offset) for p, offset in zip(parts, offsets, strict=False)]
         if found := [(part, offset) for part, offset in given if part is not None]:
             joined_part = replace(
@@ -465,7 +449,7 @@ def join(parts: Iterable[Activations]) -> Activations:
                 row_text=torch.cat([part.row_text + offset for part, offset in found]),
                 row_position=torch.cat([part.row_position for part, _ in found]),
                 info=info | {"pooling": found[0][0].info["pooling"]},
-                **dict.fromkeys(_PARTS),
+                **dict.fromkeys(PARTS),
             )
             whole = replace(whole, **{name: joined_part})
     return whole

@@ -22,13 +22,13 @@ from emolens import __version__, shards
 from emolens._files import here
 from emolens._typing import AnyPoint, HookedModel, block_number
 from emolens.collect.activations import (
-    FORMATS,
     Activations,
     is_main,
     join,
     joined_info,
     text_hash,
 )
+from emolens.collect.files import FORMATS
 from emolens.collect.forward import collect_slice
 from emolens.collect.histogram import histogram_mean, histogram_median
 from emolens.collect.moments import Moments
@@ -60,6 +60,9 @@ class Collection:
     The shards are read one after the other, so that memory does not grow with the corpus.
 
     Attributes:
+        folder: Where the shards lie, with their manifest.
+        hook_point: Where they were read: "resid_post", or another.
+        layers: The blocks, 0-based, in the order of the layer axis.
         norm_histogram: As in `Activations`.
         info: As in `Activations`.
         n_texts: Texts that were pooled (of those read, `info["dropped_texts"]` were too short and left out by policy).
@@ -103,6 +106,11 @@ class Collection:
         Raises:
             FileNotFoundError: no such folder.
             ValueError: a shard is missing, cut short or damaged: the run that made it, started again, makes it anew.
+
+        Example:
+            >>> _ = em.collect_to("shards", model, stories, layers=[1], progress=False)
+            >>> em.Collection.open("shards")
+            Collection(resid_post, layers 1, 56 texts in 1 shards)
         """
         folder = shards.read_folder(path)
         histogram, infos, n_texts = None, [], 0
@@ -134,11 +142,30 @@ class Collection:
         return histogram_mean(self.norm_histogram)
 
     def chunks(self) -> Iterator[Activations]:
-        """The shards, one at a time."""
+        """The shards, one at a time.
+
+        Returns:
+            An iterator over `Activations` of consecutive texts; only one of them is in memory.
+
+        Example:
+            >>> shards = em.collect_to(
+            ...     "shards", model, stories, layers=[1], batching=em.Batching(shard=32), progress=False
+            ... )
+            >>> [len(chunk.texts) for chunk in shards.chunks()]
+            [32, 24]
+        """
         return (chunk for chunk in _shards_of(self.folder) if chunk.texts)
 
     def moments(self) -> Moments:
-        """Sums over the texts of each emotion and topic, in float64."""
+        """Sums over the texts of each emotion and topic, in float64.
+
+        Returns:
+            `Moments`, made when the folder was opened.
+
+        Example:
+            >>> em.collect_to("shards", model, stories, layers=[1], progress=False).moments().emotions
+            ['glimmer', 'gloamer', 'brindle', 'tarrow']
+        """
         return self._moments
 
     def second_moment(self, layer: SupportsIndex) -> Float64[Tensor, "d_model d_model"]:
@@ -152,6 +179,11 @@ class Collection:
 
         Raises:
             ValueError: a layer that was not collected.
+
+        Example:
+            >>> shards = em.collect_to("shards", model, stories, layers=[1], progress=False)
+            >>> shards.second_moment(1).shape
+            torch.Size([32, 32])
         """
         layer = block_number(layer)
         if layer not in self.layers:
@@ -175,6 +207,10 @@ class Collection:
 
         Raises:
             MemoryError: it does not fit.
+
+        Example:
+            >>> em.collect_to("shards", model, stories, layers=[1], progress=False).load()
+            Activations(resid_post, layers 1..., 56 rows x 32, 56 texts)
         """
         size = sum(
             self.folder.file(k).stat().st_size for k in range(len(self.folder.manifest["shards"]))
@@ -242,7 +278,7 @@ def collect_to(
         ...     em.collect_to(folder, model, stories, batching=em.Batching(shard=32), progress=False)
         Collection(resid_post, layers 0..2, ... texts in ... shards)
     """
-    with begun(folder, model, texts, hook_point, options) as job:
+    with open_job(folder, model, texts, hook_point, options) as job:
         job.run(job.folder.missing(), progress=progress)
         return job.result()
 
@@ -278,7 +314,7 @@ class Job:
 
 
 @contextmanager
-def begun(
+def open_job(
     folder: str | Path,
     model: HookedModel,
     texts: Texts,
@@ -289,12 +325,12 @@ def begun(
 ) -> Iterator[Job]:
     """Hold the folder of a collection while it is made; errors as of `collect_to`; `before` may refuse the manifest."""
     manifest = survey(folder, model, texts, hook_point, options)
-    with held(folder, manifest, before):
+    with lock_folder(folder, manifest, before):
         yield joined(folder, model, texts, hook_point, options)
 
 
 @contextmanager
-def held(
+def lock_folder(
     folder: str | Path,
     manifest: dict[str, Any],
     before: Callable[[dict[str, Any]], None] | None = None,

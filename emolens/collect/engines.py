@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from emolens._typing import AnyPoint, HookedModel, whole_number
-from emolens.collect.collection import Collection, Job, begun, held, joined, survey
+from emolens.collect.collection import Collection, Job, joined, lock_folder, open_job, survey
 from emolens.collect.pooling import mean_over_tokens
 from emolens.collect.recipe import Batching, Options
 from emolens.models.loading import load_model
@@ -69,11 +69,19 @@ class Request:
             object.__setattr__(self, "batching", Batching(**self.batching))
 
     def open_texts(self) -> Corpus:
-        """The set or the file.
+        """Open the set or the file.
+
+        Returns:
+            `Corpus`, which can be read any number of times.
 
         Raises:
             ValueError: both or neither were given; a file of a kind that is not read.
             FileNotFoundError: it is not there.
+
+        Example:
+            >>> from emolens.collect import Request
+            >>> Request("smollm2-135m-instruct", emotions="basic6").open_texts().has_neutral
+            True
         """
         if (self.emotions is None) == (self.texts is None):
             raise ValueError("give a set or a file of texts, one of the two")
@@ -82,7 +90,20 @@ class Request:
         return open_corpus(Path(str(self.texts)), column=self.column)
 
     def open_model(self, device: str | None = None) -> HookedModel:
-        """The model, on its own device or on this one."""
+        """Load the model.
+
+        Args:
+            device: Where to, if the request names no device of its own; None chooses as `load_model` does.
+
+        Returns:
+            The model.
+
+        Example:
+            >>> from emolens.collect import Request
+            >>> Request("no-such-model").open_model("cpu")
+            Traceback (most recent call last):
+            ValueError: ...
+        """
         return load_model(
             self.model,
             device=self.device or device,
@@ -94,7 +115,7 @@ class Request:
 
     @property
     def options(self) -> Options:
-        """For `begun`, `survey` and `joined`."""
+        """For `open_job`, `survey` and `joined`."""
         return {
             "layers": self.layers,
             "pooling": mean_over_tokens(skip=self.skip),
@@ -103,7 +124,21 @@ class Request:
         }
 
     def gpus(self, found: bool) -> int:
-        """Devices that one worker needs (with a `device_map`, `n_devices` says how many); `found`: whether there are any where it runs."""
+        """How many GPUs one worker needs; with a `device_map`, `n_devices` says how many.
+
+        Args:
+            found: Whether there are any where it runs.
+
+        Returns:
+            Their number; 0 on a CPU.
+
+        Example:
+            >>> from emolens.collect import Request
+            >>> Request("smollm2-135m-instruct", n_devices=2).gpus(found=True)
+            2
+            >>> Request("smollm2-135m-instruct", device="cpu").gpus(found=True)
+            0
+        """
         on_gpu = found if self.device is None else torch.device(self.device).type == "cuda"
         return self.n_devices if on_gpu else 0
 
@@ -161,7 +196,7 @@ def _local(
     texts = request.open_texts()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         asked = (folder, request.open_model(), texts, request.hook_point, request.options)
-        with begun(*asked, before=before) as job:
+        with open_job(*asked, before=before) as job:
             job.run(job.folder.missing(), progress=progress)
             return job.result()
     from accelerate import PartialState
@@ -192,7 +227,7 @@ def _local(
 
     def begin() -> list[int]:
         nonlocal holding
-        holding = begun(*asked, before=before)
+        holding = open_job(*asked, before=before)
         return holding.__enter__().folder.missing()
 
     try:
@@ -254,7 +289,7 @@ def _on_ray(
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = request.gpus(ray.cluster_resources().get("GPU", 0) > 0)
     manifest = ray.get(ray.remote(_survey).options(num_gpus=gpus).remote(plain, str(folder)))
-    with held(folder, manifest, before) as mine:
+    with lock_folder(folder, manifest, before) as mine:
         missing = mine.missing()
         if missing:
             numbers = [{"number": k} for k in missing]
@@ -297,7 +332,7 @@ def _on_slurm(
         raise RuntimeError(
             f"a job failed, what is done stays: {_last_of_trace(str(error))}"
         ) from error
-    with held(folder, manifest, before) as mine:
+    with lock_folder(folder, manifest, before) as mine:
         missing = mine.missing()
         errors: list[Any] = []
         for _ in range(ROUNDS):

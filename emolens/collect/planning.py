@@ -37,6 +37,21 @@ TOKENS_PER_WORD = 1.35  # where no tokenizer is at hand; SmolLM2 has 1.31 on the
 class Plan:
     """An estimate. `str(plan)` is the table with the formulas.
 
+    Attributes:
+        model: Its name.
+        n_texts: Stories and neutral texts.
+        n_neutral: Neutral texts among them, of which single tokens are kept too.
+        tokens_per_text: On average.
+        n_layers: Blocks to collect.
+        d_model: Width of the residual stream.
+        block_parameters: Parameters of the blocks that run, up to the deepest that is collected.
+        weight_bytes: Of the model, on each device.
+        batch_bytes: Of one batch of activations at most, on each device.
+        moment_bytes: Of the sums, in main memory.
+        tokens_per_second: Of one device.
+        speed_from: In words, where that speed is from.
+        devices: How many work side by side.
+
     Example:
         >>> from emolens.collect import plan_named
         >>> plan = plan_named("smollm2-135m-instruct", stories, "a100", layers=[10])
@@ -60,6 +75,7 @@ class Plan:
 
     @property
     def n_tokens(self) -> float:
+        """Tokens of all texts."""
         return self.n_texts * self.tokens_per_text
 
     @property
@@ -71,10 +87,12 @@ class Plan:
 
     @property
     def hours(self) -> float:
+        """Of the forward passes on all devices together; loading and fitting come on top."""
         return self.n_tokens / (self.tokens_per_second * self.devices) / 3600
 
     @property
     def disk(self) -> int:
+        """Bytes of the folder of shards."""
         return disk_bytes(self.n_texts, self.n_layers, self.d_model, self.n_neutral)
 
     def __str__(self) -> str:

@@ -26,6 +26,13 @@ LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 class Pooling:
     """How the tokens of a text become rows; made by `mean_over_tokens`, `last_token`, `char_span` and `every_token`.
 
+    Attributes:
+        kind: Mean over ordinary tokens, last token, mean over a span, or every token a row.
+        skip: Tokens left out at the start, counted over real tokens.
+        short: What is done with a text of which `skip` leaves less than half: see `mean_over_tokens`.
+        limit: Most rows of a text, where every token is one; None is all.
+        spans: One a text, `(start, end)` in characters or the words themselves.
+
     Example:
         >>> em.mean_over_tokens() == em.collect.Pooling("mean", skip=50)
         True

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emolens.shards import same_weights
+from emolens.directions.comparing import same_space
 
 if TYPE_CHECKING:
     from emolens.directions.value import EmotionDirections
@@ -57,24 +57,6 @@ def combined(
             *(other.operands or other.emotions),
         ),
     )
-
-
-def same_space(directions: EmotionDirections, other: EmotionDirections, what: str) -> None:
-    """Refuse directions of another model, hook point or width; `what` says what cannot be done with both, such as "compared"."""
-    if not isinstance(other, type(directions)):
-        raise TypeError(f"directions are {what} with directions, not {type(other).__name__}")
-    mine, theirs = directions.info["model"], other.info["model"]
-    for name, a, b in (
-        ("hook point", directions.hook_point, other.hook_point),
-        ("width", directions.vectors.shape[-1], other.vectors.shape[-1]),
-    ):
-        if a != b:
-            raise ValueError(
-                f"these directions differ in their {name} ({a} and {b}) and cannot be {what}"
-            )
-    if not same_weights(mine, theirs):
-        names = f"{mine.get('name')} and {theirs.get('name')}"
-        raise ValueError(f"these directions differ in their model ({names}) and cannot be {what}")
 
 
 def finite(factor: Number) -> float:

@@ -124,6 +124,9 @@ class Calibration:
         Args:
             parts: Tensors by the names of the fields.
 
+        Returns:
+            `Calibration`; no copy of the tensors.
+
         Raises:
             KeyError, jaxtyping.TypeCheckError: one is missing; shapes that do not fit.
         """

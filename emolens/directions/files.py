@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +64,22 @@ def read_fields(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {WRONG_HEADER} ({str(error)[:200]})") from error
 
 
-def same_directions(a: EmotionDirections, b: EmotionDirections) -> bool:
-    """Whether they are the same ones, made again."""
+def other_directions(
+    directions: EmotionDirections, load: Callable[[Path], EmotionDirections], file: Path
+) -> str | None:
+    """What a file holds, in words; None if it is these directions, made again."""
+    try:
+        found = load(file)
+    except ValueError:
+        return "something that is no directions of emolens"
     made = ("method", "remove_neutral", "set_sha256", "pooling", "training_texts")
     fields = ("emotions", "hook_point", "layers", "operands")
-    return (
-        all(getattr(a, k) == getattr(b, k) for k in fields)
-        and all(a.info.get(k) == b.info.get(k) for k in made)
-        and same_weights(a.info["model"], b.info["model"])
+    same = (
+        all(getattr(found, k) == getattr(directions, k) for k in fields)
+        and all(found.info.get(k) == directions.info.get(k) for k in made)
+        and same_weights(found.info["model"], directions.info["model"])
     )
+    return None if same else f"other directions ({found.origin})"
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], e: int, k: int) -> None:

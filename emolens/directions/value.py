@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,9 +22,10 @@ from emolens import __version__
 from emolens._table import Table
 from emolens._typing import AnyPoint, Blocks, HookPoint, block_number, block_numbers, typed
 from emolens.directions.algebra import default_layer, project
-from emolens.directions.arithmetic import Number, combined, finite, same_space, scaled
+from emolens.directions.arithmetic import Number, combined, finite, scaled
 from emolens.directions.calibration import NO_NEUTRAL, UNCALIBRATED, Calibration, position_bin
-from emolens.directions.files import WRONG_HEADER, read_fields, same_directions, write_fields
+from emolens.directions.comparing import cosines, only_one, ranked
+from emolens.directions.files import WRONG_HEADER, other_directions, read_fields, write_fields
 from emolens.directions.given import Described, Vector, described, given_fields
 from emolens.shards import vacant
 
@@ -184,6 +185,9 @@ class EmotionDirections:
         Args:
             emotion: Its name.
 
+        Returns:
+            Its place in `emotions`, 0-based.
+
         Raises:
             KeyError: unknown; the message names the nearest one.
         """
@@ -204,6 +208,9 @@ class EmotionDirections:
         Args:
             layer: A block number; None is the default layer.
 
+        Returns:
+            Its place in `layers`, 0-based.
+
         Raises:
             ValueError: no directions were computed there.
         """
@@ -222,6 +229,9 @@ class EmotionDirections:
 
         Args:
             layers: A block number, which becomes the default layer, or several; the default stays if it is among them.
+
+        Returns:
+            `EmotionDirections`, with copies of the tensors.
 
         Raises:
             ValueError: none, or one without directions.
@@ -259,7 +269,7 @@ class EmotionDirections:
         Raises:
             ValueError: several emotions are here, or none at this layer.
         """
-        self._one("tensor")
+        only_one(self, "tensor")
         return self.vectors[0, self.slot(layer)].clone()
 
     def unit(self, layer: SupportsIndex | None = None) -> Float[Tensor, "emotion d_model"]:
@@ -355,6 +365,9 @@ class EmotionDirections:
         Args:
             per: What is to be scored. The band of "none" is more than a text's score needs, and may be unknown.
 
+        Returns:
+            `Calibration`, in the units of a projection on unit directions.
+
         Raises:
             ValueError: directions made by arithmetic or from tensors; for tokens, those from too few neutral texts.
         """
@@ -391,20 +404,7 @@ class EmotionDirections:
             TypeError: `other` is no directions.
             ValueError: a vector that is zero points nowhere; directions of another model or hook point, or without this layer.
         """
-        if other is not None:
-            same_space(self, other, "compared")
-        k = self.layers[self.slot(layer)]
-        whole = self if other is None else other
-        cosine = einsum(self.unit(k), whole.unit(k), "e d_model, f d_model -> e f")
-        if corrected:
-            mine, theirs = (
-                torch.where(r > 0, r, torch.nan).sqrt()
-                for r in (d.reliability[:, d.slot(k)] for d in (self, whole))
-            )
-            cosine = cosine / (mine[:, None] * theirs)
-            if other is None:
-                cosine.fill_diagonal_(1)
-        return cosine
+        return cosines(self, other, self.layers[self.slot(layer)], corrected)
 
     def nearest(
         self,
@@ -431,21 +431,10 @@ class EmotionDirections:
         """
         if emotion is not None:
             return self[emotion].nearest(layer=layer, k=k)
-        self._one("nearest")
+        only_one(self, "nearest")
         if index(k) < 1:
             raise ValueError(f"k={k}; at least 1")
-        whole = self.among or self
-        one, every = self.unit(layer)[0], whole.unit(layer)
-        cosine = einsum(one, every, "d_model, emotion d_model -> emotion").tolist()
-        ranked = sorted(zip(whole, cosine, strict=True), key=lambda pair: -pair[1])
-        others = [pair for pair in ranked if pair[0] not in self.operands]
-        return Table(("emotion", "cosine"), tuple(others[:k]))
-
-    def _one(self, call: str) -> None:
-        if len(self) != 1:
-            raise ValueError(
-                f"{call}() is of one direction, here are {len(self)}; take one, as in directions[{self.emotions[0]!r}].{call}()"
-            )
+        return Table(("emotion", "cosine"), tuple(ranked(self, layer)[:k]))
 
     def __add__(self, other: EmotionDirections) -> EmotionDirections:
         return combined(self, other, 1.0, "+")
@@ -478,15 +467,8 @@ class EmotionDirections:
             FileExistsError: the file is there and holds other directions, or something else.
             FileNotFoundError: its folder is not there.
         """
-        write_fields(vacant(path, self._other, overwrite=overwrite), self)
-
-    def _other(self, file: Path) -> str | None:
-        """What a file holds, in words; None if it is these directions."""
-        try:
-            found = load_directions(file)
-        except ValueError:
-            return "something that is no directions of emolens"
-        return None if same_directions(found, self) else f"other directions ({found.origin})"
+        other = partial(other_directions, self, load_directions)
+        write_fields(vacant(path, other, overwrite=overwrite), self)
 
     @property
     def origin(self) -> str:
@@ -504,6 +486,9 @@ def load_directions(path: str | Path) -> EmotionDirections:
 
     Args:
         path: The file.
+
+    Returns:
+        `EmotionDirections`, on the CPU.
 
     Raises:
         FileNotFoundError: no such file.

@@ -73,11 +73,27 @@ class Stories:
     @cached_property
     def folds(self) -> list[tuple[str, ...]]:
         """The outer folds: whole topics that have stories, stratified by person."""
-        return stats.topic_folds(self.emotions.told, seed=self.seed)
+        return stats.topic_folds(self.emotions.story_topics, seed=self.seed)
 
     def inner_folds(self, held_out: tuple[str, ...], n_folds: int = 3) -> list[tuple[str, ...]]:
-        """Folds of the training topics, for choices that must not see the held-out ones."""
-        kept = {t: person for t, person in self.emotions.told.items() if t not in held_out}
+        """Folds of the training topics, for choices that must not see the held-out ones.
+
+        Args:
+            held_out: Topics of an outer fold, which are in none of these.
+            n_folds: How many.
+
+        Returns:
+            Held-out topics of each inner fold, stratified by person.
+
+        Raises:
+            ValueError: fewer topics are left than folds.
+
+        Example:
+            >>> from emolens.experiments import Stories
+            >>> [len(fold) for fold in Stories(stories, acts).inner_folds(("kitchen", "market"))]
+            [2, 2, 2]
+        """
+        kept = {t: person for t, person in self.emotions.story_topics.items() if t not in held_out}
         return stats.topic_folds(kept, n_folds=n_folds, seed=self.seed)
 
     def neutral_components(
@@ -85,8 +101,20 @@ class Stories:
     ) -> list[torch.Tensor] | None:
         """Neutral components from the neutral texts of every topic but these; one of a topic without stories is in no fold, so always used.
 
+        Args:
+            held_out: Topics whose neutral texts are left out.
+            share: Of the variance of single neutral tokens that the components explain, 0 to 1.
+
+        Returns:
+            `[d_model component]` for each layer, orthonormal; None where the set has no neutral texts.
+
         Raises:
             ValueError: there are neutral texts, and all of them are of these topics.
+
+        Example:
+            >>> from emolens.experiments import Stories
+            >>> len(Stories(stories, acts).neutral_components()) == len(acts.layers)
+            True
         """
         tokens = self.acts.neutral_tokens
         if tokens is None:
@@ -94,13 +122,40 @@ class Stories:
         return neutral_components(tokens.select(lambda t: t.topic not in held_out).rows, share)
 
     def without(self, topics: Sequence[str]) -> Activations:
-        """The collection without some topics, as `Activations.without`."""
+        """The collection without some topics, neutral texts of theirs included.
+
+        Args:
+            topics: Names of topics.
+
+        Returns:
+            `Activations`, a copy.
+
+        Raises:
+            KeyError: a topic that no text here has.
+
+        Example:
+            >>> from emolens.experiments import Stories
+            >>> "kitchen" in {t.topic for t in Stories(stories, acts).without(["kitchen"]).texts}
+            False
+        """
         return self.acts.without(topics)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A small table of words to be shown as it is: what was written, or what the vocabulary sees."""
+    """A small table of words to be shown as it is: what was written, or what the vocabulary sees.
+
+    Attributes:
+        title: Printed on the fold.
+        head: A word for each column.
+        rows: As many cells a line as `head` has.
+        open: Whether it is shown before anybody opens it.
+
+    Example:
+        >>> from emolens.experiments import Shown
+        >>> Shown("Written", ("dose", "text"), (("0.1", "The door was open."),)).open
+        False
+    """
 
     title: str
     head: tuple[str, ...]
@@ -123,7 +178,16 @@ class Findings:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; the inverse of `from_dict` through JSON."""
+        """As plain values; the inverse of `from_dict` through JSON.
+
+        Returns:
+            "rows" and "shown", a dict each, and "chosen". A figure that is no number stays NaN, which Python's JSON keeps.
+
+        Example:
+            >>> from emolens.experiments import Findings, row
+            >>> Findings([row("length", "top1", 0.25)]).to_dict()["rows"][0]["value"]
+            0.25
+        """
         rows, shown = [asdict(r) for r in self.rows], [asdict(s) for s in self.shown]
         return {"rows": rows, "shown": shown, "chosen": dict(self.chosen)}
 
@@ -131,8 +195,21 @@ class Findings:
     def from_dict(data: Mapping[str, Any]) -> Findings:
         """From what JSON made of `to_dict`.
 
+        Args:
+            data: A dict with "rows", "shown" and "chosen".
+
+        Returns:
+            `Findings`, as they were written.
+
         Raises:
             KeyError, TypeError: it is something else.
+
+        Example:
+            >>> import json
+            >>> from emolens.experiments import Findings, row
+            >>> found = Findings([row("length", "top1", 0.25)], [], {"layer": 1})
+            >>> Findings.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+            True
         """
         shown = [
             Shown(s["title"], tuple(s["head"]), tuple(map(tuple, s["rows"])), s["open"])
@@ -146,6 +223,8 @@ class Inputs:
     """Everything an experiment may use.
 
     Attributes:
+        model: The loaded model.
+        stories: The set as it was read, with its folds.
         directions: Fitted on all stories.
         layer: Frozen by cross-validation on the stories.
         full: More permutations and draws, every layer, all texts.
@@ -169,7 +248,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether a model can be asked at all; `reason` says why not, `smallest` the smallest effect that the design could have shown."""
+    """Whether a model can be asked at all; a gate is true where it can.
+
+    Attributes:
+        reason: Why not, after "cannot be asked:"; empty where it can.
+        smallest: A sentence on the smallest effect that the design could have shown.
+
+    Example:
+        >>> from emolens.experiments import Gate
+        >>> bool(Gate()), bool(Gate("only 3 of 24 pairs have a gap"))
+        (True, False)
+    """
 
     reason: str = ""
     smallest: str = ""
@@ -180,7 +269,13 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a picture or a table is made of: an experiment's findings, and what they are about."""
+    """What a picture or a table is made of: an experiment's findings, and what they are about.
+
+    Attributes:
+        findings: Rows, and words to be shown.
+        directions: Fitted on all stories, at the reported layer.
+        emotions: The set.
+    """
 
     findings: Findings
     directions: EmotionDirections
@@ -216,7 +311,9 @@ class Table:
     Attributes:
         title: Printed above it, or on the fold.
         rows: Which rows, to be laid out as all rows are.
-        cells: Lines of cells, under `head`; the columns `numeric` are set to the right.
+        cells: Lines of cells, under `head`, where there are no `rows`.
+        head: A word for each column of `cells`.
+        numeric: Columns that are set to the right, 0-based.
         note: A sentence above it.
         folded: Whether it is to be opened first.
     """

@@ -64,7 +64,25 @@ def margins(rows: Sequence[Row], metrics: Mapping[str, str]) -> Figure:
 
 
 def cosine_matrix(directions: EmotionDirections, *, layer: SupportsIndex | None = None) -> Figure:
-    """Cosines in the order of a cluster tree; emotions with unreliable directions have grey names. Of many emotions some names only."""
+    """Draw the cosines of all pairs of emotions, in the order of a cluster tree.
+
+    Emotions with unreliable directions have grey names; of many emotions only some are named.
+
+    Args:
+        directions: Two emotions or more.
+        layer: A block number; None is the default layer.
+
+    Returns:
+        A figure of matplotlib.
+
+    Raises:
+        ValueError: no directions were computed there.
+
+    Example:
+        >>> from emolens.report import cosine_matrix
+        >>> cosine_matrix(directions, layer=1).axes[0].images[0].get_array().shape
+        (4, 4)
+    """
     slot = directions.slot(layer)
     cosine = directions.cosine(layer=layer).numpy()
     order = (
@@ -96,7 +114,26 @@ def circumplex(
     *,
     layer: SupportsIndex | None = None,
 ) -> Figure:
-    """Components 1 and 2, rotated onto human valence and arousal: where the model's directions lie and where people put the words."""
+    """Draw where the model's directions lie, in components 1 and 2 rotated onto human valence and arousal, and where people put the words.
+
+    Args:
+        directions: Of emotions of which four or more have norms.
+        norms: Human ratings by word, as of `load_norms`.
+        keys: The word of each emotion; an emotion whose word is None or not in `norms` is left out.
+        layer: A block number; None is the default layer.
+
+    Returns:
+        A figure of matplotlib; both sides are standardised, so its axes have no unit. With fewer than four emotions it says so.
+
+    Raises:
+        ValueError: no directions were computed there.
+
+    Example:
+        >>> from emolens.report import circumplex
+        >>> words = dict(zip(directions.emotions, ("joy", "grief", "fear", "calm")))
+        >>> circumplex(directions, em.load_norms(), words).axes[0].get_xlabel()
+        'valence'
+    """
     from scipy.linalg import orthogonal_procrustes
 
     figure, axes = canvas(6.4, 5.8)

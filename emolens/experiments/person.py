@@ -29,7 +29,7 @@ def run(inputs: Inputs) -> Findings:
     """All rows; none if every topic has the same person."""
     s, seed = inputs.stories, inputs.seed
     first, third = (
-        sorted(t for t, p in s.emotions.told.items() if p == person)
+        sorted(t for t, p in s.emotions.story_topics.items() if p == person)
         for person in ("first", "third")
     )
     if min(len(first), len(third)) < 2:

@@ -27,10 +27,21 @@ PROFILES = {
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment of a name.
+    """Find the experiment of a name.
+
+    Args:
+        name: As `emolens run --list` prints it.
+
+    Returns:
+        `Experiment`.
 
     Raises:
         ValueError: there is none; the nearest names are said.
+
+    Example:
+        >>> from emolens.experiments import find_experiment
+        >>> find_experiment("separability").needs
+        ()
     """
     known = {e.name: e for e in EXPERIMENTS}
     if name not in known:
@@ -41,10 +52,21 @@ def find_experiment(name: str) -> Experiment:
 
 
 def chosen_experiments(profile: str | Sequence[str | Experiment]) -> tuple[Experiment, ...]:
-    """The experiments of a profile, or those that are named or given with what they need, in the order in which they run.
+    """Choose the experiments of a profile, or those that are named or given with what they need.
+
+    Args:
+        profile: "quick", "standard" or "full", or a list of names and `Experiment`s of one's own.
+
+    Returns:
+        Experiments in the order in which they run: one's own come last.
 
     Raises:
         ValueError: an unknown profile or name, or two experiments of one name.
+
+    Example:
+        >>> from emolens.experiments import chosen_experiments
+        >>> [e.name for e in chosen_experiments(["causal"])]
+        ['validation', 'causal']
     """
     if isinstance(profile, str):
         if profile not in PROFILES:
@@ -76,7 +98,22 @@ def asked(experiment: Experiment, findings: Findings) -> Gate:
 
 
 def answers(experiment: Experiment, findings: Findings, n_emotions: int) -> list[Answer]:
-    """What was found of each claim, in order; one answer, "not asked", where the gate is closed. A claim without rows is left out."""
+    """Say what was found of each claim.
+
+    Args:
+        experiment: What was asked.
+        findings: What it found.
+        n_emotions: Of the set, for chance.
+
+    Returns:
+        An answer for each row of each claim, in order, so that a claim without rows has none; one answer, "not asked", where the gate
+        is closed.
+
+    Example:
+        >>> from emolens.experiments import Findings, answers, find_experiment
+        >>> [answer.verdict for answer in answers(find_experiment("person"), Findings(), 24)]
+        ['not asked']
+    """
     gate = asked(experiment, findings)
     if not gate:
         text = f"cannot be asked: {gate.reason}." + (f" {gate.smallest}" if gate.smallest else "")

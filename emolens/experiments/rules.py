@@ -23,7 +23,19 @@ FEWEST = 6  # stories, words, pairs or openings; an interval over fewer is no in
 
 @dataclass(frozen=True)
 class Rule:
-    """When a row shows a claim and when it shows the opposite, from the fields that both need; `says` adds to the words of an outcome."""
+    """When a row shows a claim and when it shows the opposite.
+
+    Attributes:
+        needs: Fields of the row without which there is no verdict, beside `value`.
+        shown: Whether the row shows the claim.
+        opposite: Whether it shows the opposite as surely.
+        says: A sentence that is added to the words of a verdict; `{other}` stands for what `Claim.other` says.
+
+    Example:
+        >>> from emolens.experiments import RULES, row
+        >>> [RULES["above_zero"](row("length", "r", 0.2, low=low, high=0.3, n=32)) for low in (0.1, -0.1)]
+        ['shown', 'not shown']
+    """
 
     needs: tuple[str, ...]
     shown: Callable[[Any], bool]
@@ -31,7 +43,19 @@ class Rule:
     says: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self, r: Row) -> str:
-        """Why this row cannot answer; empty if it can."""
+        """Why this row cannot answer.
+
+        Args:
+            r: The row.
+
+        Returns:
+            The reason in words: too few units, or a figure that is absent or no number; empty if it can.
+
+        Example:
+            >>> from emolens.experiments import RULES, row
+            >>> RULES["above_zero"].missing(row("length", "r", 0.2, high=0.3))
+            'no low'
+        """
         if r.n is not None and r.n < FEWEST:
             return f"n = {r.n} {r.unit_of_n or ''}; at least {FEWEST} are needed"
         absent = [
@@ -134,7 +158,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Answer:
-    """A claim as a study answers it."""
+    """A claim as a study answers it.
+
+    Attributes:
+        name: The claim's.
+        words: The claim itself.
+        verdict: "shown", "not shown", "opposite" or "not asked".
+        text: The figures in words, or why it cannot be asked.
+        confound: Where shown, a reason to doubt the others.
+    """
 
     name: str
     words: str
@@ -144,7 +176,24 @@ class Answer:
 
 
 def judge(claim: Claim, r: Row, rows: Sequence[Row], k: int) -> Answer:
-    """The verdict of a claim on one of its rows, with its words."""
+    """Judge a claim on one of its rows.
+
+    Args:
+        claim: What may be said, and the name of its rule.
+        r: The row.
+        rows: All rows of the experiment: for gate, text and further controls.
+        k: Number of emotions.
+
+    Returns:
+        `Answer`. "not asked" where the gate is closed or a figure is missing; "not shown" where two controls disagree.
+
+    Example:
+        >>> from emolens.experiments import Claim, judge, row
+        >>> claim = Claim("length", "It is read", "above_zero", lambda rows, k: rows, lambda r, rows, k: f"r = {r.value}.")
+        >>> rows = [row("length", "r", 0.2, low=-0.1, high=0.3)]
+        >>> judge(claim, rows[0], rows, 24).text
+        'r = 0.2. The interval includes 0.'
+    """
     rule, judged = RULES[claim.rule], (r, *claim.also(rows, k))
     if reason := claim.gate(rows, k) or next(filter(None, map(rule.missing, judged)), ""):
         return Answer(

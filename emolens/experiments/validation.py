@@ -32,6 +32,7 @@ from emolens.directions.estimators import mean_difference
 from emolens.directions.value import EmotionDirections
 from emolens.experiments.base import Experiment, Findings, Gate, Inputs, Picture, Shown, Table, View
 from emolens.experiments.drawing import GREY, INK, ORANGE, canvas, known
+from emolens.experiments.margins import above, all_margins, own_highest, own_margins
 from emolens.experiments.rows import MIN_DRAWS, Row, find, judged, row
 from emolens.experiments.rules import Claim, interval, percent, rows_of
 from emolens.interventions.dose import prompt_baseline
@@ -225,7 +226,7 @@ def _told_rows(curve: Sweep, told: Sweep, few: list[str], say: Say) -> list[Row]
 
 def _halves(inputs: Inputs) -> list[tuple[str, ...]]:
     """The topics in two halves, persons balanced."""
-    return stats.topic_folds(inputs.stories.emotions.told, n_folds=2, seed=inputs.seed)
+    return stats.topic_folds(inputs.stories.emotions.story_topics, n_folds=2, seed=inputs.seed)
 
 
 def _written(
@@ -236,7 +237,7 @@ def _written(
     A direction also holds the scenes of its stories. Read by directions of the same stories a text about those scenes is that emotion.
     """
     layers = sorted({*at["layers"], inputs.layer})
-    other = [t for t in inputs.stories.emotions.told if t not in half]
+    other = [t for t in inputs.stories.emotions.story_topics if t not in half]
     writes, reads = (
         mean_difference(inputs.stories.without(topics).at(layers)) for topics in (other, half)
     )
@@ -290,34 +291,6 @@ def _choose(pilot: Sweep) -> tuple[int, float]:
             )
         )
     return max(found)[2:]
-
-
-def above(margins: np.ndarray) -> np.ndarray:
-    """Where the own words gain more than the others, 0 or 1."""
-    return (margins > 0).astype(float)
-
-
-def all_margins(s: Sweep, control: str | None) -> np.ndarray:
-    """`[direction prompt emotion]`: the change of each emotion's words minus the mean of the others'."""
-    return s.select(control=control).margin.double().numpy()
-
-
-def own_margins(s: Sweep, names: list[str], control: str | None = None) -> np.ndarray:
-    """`[prompt emotion]`: diag - off of the direction that is named for each emotion."""
-    margins, directions = (
-        all_margins(s, control),
-        [c.direction for c in s.select(control=control).cells],
-    )
-    return np.stack([margins[directions.index(e), :, s.emotions.index(e)] for e in names], 1)
-
-
-def own_highest(s: Sweep, names: list[str], control: str | None = None) -> np.ndarray:
-    """`[prompt emotion]`: whether the own words rose most of all, 0 or 1."""
-    at = s.select(control=control)
-    highest, directions = at.change.argmax(-1).numpy(), [c.direction for c in at.cells]
-    return np.stack([highest[directions.index(e)] == s.emotions.index(e) for e in names], 1).astype(
-        float
-    )
 
 
 def _texts(

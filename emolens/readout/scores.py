@@ -143,6 +143,9 @@ class Scores:
         Args:
             emotion: Its name.
 
+        Returns:
+            Its place on the emotion axis of `values`, 0-based.
+
         Raises:
             KeyError: unknown; the message names the known ones.
         """
@@ -165,6 +168,9 @@ class Scores:
 
         Args:
             rows: At most so many; None takes all.
+
+        Returns:
+            The lines, under one that says layer and band.
         """
         shown = len(self) if rows is None else min(rows, len(self))
         lines = [f"Scores per {self.per}, layer {self.layer}, z ({self.band_in_words})"]

@@ -74,6 +74,16 @@ def write_report(
         sections: Each experiment with what it found, in order.
         provenance: Where the figures come from, as in results.json.
         samples: Texts that are in no set, read token by token.
+
+    Raises:
+        FileNotFoundError: the folder of the file is not there.
+
+    Example:
+        >>> from emolens.experiments import View
+        >>> from emolens.report import write_report
+        >>> found = em.run_study(model, stories, profile=["person"], progress=False)
+        >>> sections = [(e, View(found.findings[e.name], found.directions, stories)) for e in found.experiments]
+        >>> write_report("page.html", sections, found.provenance)
     """
     with written_whole(path) as part:
         part.write_text(render(sections, provenance, samples=samples), encoding="utf-8")
@@ -92,7 +102,7 @@ def render(
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">",
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>",
         f"<p class='k'>emolens {escape(provenance['emolens'])}, set “{escape(emotions.name)}”, {len(emotions.names)} emotions, "
-        f"{len(emotions.texts())} stories on {len(emotions.told)} topics</p>",
+        f"{len(emotions.texts())} stories on {len(emotions.story_topics)} topics</p>",
         f"<h1>{escape(title)}</h1>",
         "<div class='answer'><ul>" + "".join(map(_answer, every)) + "</ul></div>",
         "<p>" + _limits(model) + "</p>",
@@ -109,7 +119,22 @@ def render(
 
 
 def section(experiment: Experiment, view: View) -> str:
-    """The part of a page that is one experiment's: question, pictures and tables in its order, and words to be shown; or why it cannot be asked."""
+    """Lay out one experiment: question, pictures and tables in its order, and words to be shown; or why it cannot be asked.
+
+    Args:
+        experiment: What was asked, with what shows it.
+        view: What it found, and what that is about.
+
+    Returns:
+        HTML, with pictures in it; everything that a model or a file says is escaped.
+
+    Example:
+        >>> from emolens.experiments import View
+        >>> from emolens.report import section
+        >>> found = em.run_experiment("person", model, stories, progress=False)
+        >>> section(found.experiment, View(found.findings, directions, stories))[:4]
+        '<h2>'
+    """
     head = f"<h2>{escape(experiment.question)}</h2>"
     head += f"<p class='k'>{escape(experiment.paper)}</p>" if experiment.paper else ""
     gate = asked(experiment, view.findings)

@@ -19,6 +19,19 @@ def explore_tokens(
         scores: From ``em.score(..., per="token")``.
         text: Which text.
         emotions: Which emotions, in order; None takes all of them.
+
+    Returns:
+        A view that a notebook shows, with its JavaScript in it; colours are z, in spreads of single neutral tokens.
+
+    Raises:
+        ValueError: scores of whole texts.
+        IndexError: no such text.
+        KeyError: no such emotion.
+
+    Example:
+        >>> scores = em.score(model, directions, ["The door was open."], per="token")
+        >>> "The" in em.explore_tokens(scores)._repr_html_()
+        True
     """
     from circuitsvis.tokens import colored_tokens_multi
 

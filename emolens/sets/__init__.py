@@ -16,22 +16,18 @@ from emolens.sets.emotion_sets import (
     join_emotion_sets,
 )
 from emolens.sets.external import Labelled, load_emobank, load_external, load_goemotions
+from emolens.sets.items import Negation, Negators, PersonBinding, Prefix, load_items
 from emolens.sets.materials import (
     Activity,
     Intensity,
     IntensityPair,
-    Negation,
-    Negators,
     Pair,
-    PersonBinding,
-    Prefix,
     Scenario,
     Snippet,
     Stems,
     load_activities,
     load_intensities,
     load_intensity_pairs,
-    load_items,
     load_pairs,
     load_scenarios,
     load_snippets,

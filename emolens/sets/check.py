@@ -237,7 +237,7 @@ def _tfidf(s: EmotionSet, seed: int) -> dict[str, str]:
     topics = [t.topic for _, t in main]
     if len(set(topics)) < 4:
         return {"TF-IDF accuracy": "not computed (fewer than four topics)"}
-    folds = stats.topic_folds(s.told, n_folds=4)
+    folds = stats.topic_folds(s.story_topics, n_folds=4)
     labels = {"emotions": [e for e, _ in main]}
     if len(set(s.families.values())) > 1 and set(s.families.values()) != set(s.names):
         labels["families"] = [s.families[e] for e, _ in main]

@@ -40,9 +40,13 @@ class FeltDialogue(Strict):
     """Two speakers in turn, each with an emotion: whose turn it is, by whose emotion it is.
 
     Attributes:
+        id: Unique in its file.
+        topic: What they talk about.
         emotions: What each speaker feels at the beginning.
+        turns: What is said, each with the emotion of both.
         kind: "grid", a cell of emotion x emotion that lasts; "change", in which one emotion becomes another
             (`changes`); "exchange", one message and one reply.
+        changes: Who feels what from which turn on, where `kind` is "change".
     """
 
     id: Word
@@ -105,7 +109,12 @@ class Deflection(Strict):
     """A dialogue in which one speaker feels one thing and shows another.
 
     Attributes:
-        felt: What `speaker` feels; `displayed` is what they show.
+        id: Unique in its file.
+        topic: What they talk about.
+        speaker: The one of the two who hides something.
+        felt: What they feel.
+        displayed: What they show.
+        turns: What is said, in order.
         spans: The clauses in which the mask speaks.
         kind: "hidden"; "shown", where felt and displayed are the same, and `spans` are the clauses in which it
             speaks; "none", where nobody feels anything, so that both are None and there are no spans.

@@ -42,7 +42,7 @@ class Topic(Strict):
     length: Length | None = None
 
 
-class _Told(Strict):
+class _Text(Strict):
     id: Name
     topic: Name
 
@@ -52,10 +52,14 @@ class _Told(Strict):
         return self.topic.partition("/")[0] if "/" in self.topic else ""
 
 
-class Story(_Told):
+class Story(_Text):
     """One text, told in one person on one topic.
 
     Attributes:
+        id: Unique in its set.
+        topic: Name of one of the set's topics.
+        person: Grammatical person of the text: "first", "third" or "mixed".
+        text: The story.
         split: "main", "other_person" for a topic told in the person that is not its own, or "test".
         may_name: The text was asked for as people write it, and may name its emotion.
     """
@@ -67,14 +71,25 @@ class Story(_Told):
 
 
 class Turn(Strict):
-    """What one speaker says before the other answers."""
+    """What one speaker says before the other answers.
+
+    Attributes:
+        speaker: A name.
+        text: What is said.
+    """
 
     speaker: Word
     text: Annotated[str, Field(min_length=1), AfterValidator(not_blank)]
 
 
-class Dialogue(_Told):
-    """Two or more speakers in turn."""
+class Dialogue(_Text):
+    """Two or more speakers in turn.
+
+    Attributes:
+        id: Unique in its set.
+        topic: Name of one of the set's topics.
+        turns: What is said, in order.
+    """
 
     turns: Annotated[list[Turn], Field(min_length=2)]
 
@@ -92,7 +107,8 @@ class Emotion(Strict):
         concept: The same emotion by its name in `core`, where the name here is another word or another language:
             it lines sets up.
         adjective: For prompts: someone is ...
-        antonym: An opposite in feeling; `opposite` is Plutchik's partner across the wheel.
+        antonym: An opposite in feeling.
+        opposite: Plutchik's partner across the wheel, where that is another emotion.
         family: What near emotions have in common; an emotion without one is its own.
         intensity: The ring of Plutchik's wheel: 1 as serenity, 2 as joy, 3 as ecstasy.
         target_words: Words whose log-probability stands for the emotion.
@@ -124,8 +140,14 @@ class EmotionSet:
     """A validated set: emotions, topics, stories and neutral texts.
 
     Attributes:
+        name: What it is loaded and reported by; of a joined set the names with "+" between.
+        language: Of the texts, as a code: "en", "zh", "ja", "de".
+        emotions: In the order of the file, which is that of every emotion axis.
+        topics: What the stories are about; also those of neutral texts alone.
         stories: The texts of each emotion, in the order of the topics.
         neutral: Stories and dialogues in which nobody feels anything.
+        description: What it is for, in a sentence.
+        source: Who wrote the texts, and how.
         sha256: The `fingerprint` that the texts had when they were frozen, where the file says so.
         length: What a story may have, in words (in characters for Chinese and Japanese), where the set says so.
         edition: 2 says that form was drawn by lot and plots were assigned, so that the texts keep the rules for
@@ -175,7 +197,7 @@ class EmotionSet:
         return {e.name: e.family or e.name for e in self.emotions}
 
     @cached_property
-    def told(self) -> dict[str, Person]:
+    def story_topics(self) -> dict[str, Person]:
         """Person of each topic that has a main story, in order: what folds are dealt from. Others are of neutral texts alone."""
         used = {s.topic for _, s in self.texts()}
         return {t.name: t.person for t in self.topics if t.name in used}

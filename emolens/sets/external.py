@@ -50,7 +50,18 @@ GOEMOTIONS = [
 
 @dataclass(frozen=True)
 class Labelled:
-    """Other people's texts: with labels (GoEmotions) or with ratings (EmoBank)."""
+    """Other people's texts: with labels (GoEmotions) or with ratings (EmoBank).
+
+    Attributes:
+        texts: As they were written.
+        labels: The emotions of each text, none for a text that is only rated.
+        valence: Of each text, on the scale of its source; None where texts have labels.
+        arousal: As `valence`.
+
+    Example:
+        >>> em.sets.Labelled(["What a day!", "No."], [{"joy"}, {"anger", "fear"}]).labels[0]
+        {'joy'}
+    """
 
     texts: list[str]
     labels: list[set[str]]
@@ -69,10 +80,27 @@ class Labelled:
 
 
 def load_goemotions(path: str | Path | None = None) -> Labelled:
-    """The test split of GoEmotions (Demszky et al. 2020, CC BY 4.0).
+    r"""Load the test split of GoEmotions, comments with the labels that their readers gave (CC BY 4.0).
 
     Args:
         path: A file with text, comma-separated label ids and comment id, separated by tabs; None loads it from the hub (extra `data`).
+
+    Returns:
+        `Labelled`, with names of `GOEMOTIONS` as labels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is not of that form, which is named; no line at all.
+        ModuleNotFoundError: no path, and the extra is not installed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("some.tsv").write_text("What a day!\t17\tc1\n", encoding="utf-8")
+        >>> em.sets.load_goemotions("some.tsv")
+        Labelled(texts=['What a day!'], labels=[{'joy'}], valence=None, arousal=None)
+
+    Reference:
+        Demszky et al. 2020, *GoEmotions: A Dataset of Fine-Grained Emotions*.
     """
     if path is None:
         from datasets import load_dataset
@@ -99,7 +127,27 @@ def load_goemotions(path: str | Path | None = None) -> Labelled:
 
 
 def load_emobank(path: str | Path) -> Labelled:
-    """EmoBank (Buechel & Hahn 2017, CC BY-SA 4.0): a CSV file with the columns split, V, A, text. The test split is used."""
+    r"""Load the test split of EmoBank, sentences with ratings of valence and arousal (CC BY-SA 4.0).
+
+    Args:
+        path: A CSV file with the columns split, V, A, text.
+
+    Returns:
+        `Labelled`, with valence and arousal on EmoBank's scale of 1 to 5, and no labels.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another form, no row of the test split, or a rating that is no finite number.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("some.csv").write_text("split,V,A,text\ntest,4.2,3.1,What a day!\n", encoding="utf-8")
+        >>> em.sets.load_emobank("some.csv").valence
+        array([4.2])
+
+    Reference:
+        Buechel & Hahn 2017, *EmoBank: Studying the Impact of Annotation Perspective and Representation Format*.
+    """
     wanted = f"{path}: expected a CSV file with the columns split, V, A and text, and rows of the test split"
     header, *lines = _table(path) or [[]]
     try:
@@ -129,11 +177,23 @@ READERS: dict[str, Callable[[Path], Labelled]] = {
 
 
 def load_external(folder: str | Path) -> dict[str, Labelled]:
-    """What a folder holds of goemotions_test.tsv and emobank.csv, by file name.
+    r"""Load what a folder holds of goemotions_test.tsv and emobank.csv.
+
+    Args:
+        folder: With one of these files, or both.
+
+    Returns:
+        `Labelled` by file name.
 
     Raises:
         FileNotFoundError: no such folder, or neither file is in it.
         ValueError: a file is not what its name says.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("emobank.csv").write_text("split,V,A,text\ntest,4.2,3.1,What a day!\n", encoding="utf-8")
+        >>> em.sets.load_external(".")["emobank.csv"].texts
+        ['What a day!']
     """
     try:
         folder = existing(folder, "folder")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emolens import stats
-from emolens.sets import dialogues, materials, prompts
+from emolens.sets import dialogues, items, materials, prompts
 from emolens.sets.check import Check, chance, check_emotion_set, checked
 from emolens.sets.emotion_sets import EmotionSet
 from emolens.sets.set_files import list_emotion_sets, load_emotion_set
@@ -175,7 +175,7 @@ def _intensity_pairs(name: str, core: EmotionSet) -> Check:
 
 
 def _items(name: str, core: EmotionSet) -> Check:
-    rows = materials.load_items(name)
+    rows = items.load_items(name)
     felt: dict[str, list[str]] = {}
     implied: list[tuple[str, str, str]] = []  # a negation names its emotion on purpose
     for r in rows:
@@ -184,7 +184,7 @@ def _items(name: str, core: EmotionSet) -> Check:
             implied += [(r.id, r.text, e) for e in felt[r.id]]
         if r.kind == "prefix":
             implied.append((r.id, f"{r.prefix} {r.control} {r.text}", r.emotion))
-    editions = (r for n in materials.editions("items") for r in materials.load_items(n))
+    editions = (r for n in materials.editions("items") for r in items.load_items(n))
     people = {r.id: r for r in editions if r.kind == "person"}
     twins = [r for r in rows if r.kind == "person" and r.twin_of]
     rules = {
@@ -210,7 +210,7 @@ def _items(name: str, core: EmotionSet) -> Check:
     return checked(numbers, rules)
 
 
-def _felt(item: materials.PersonBinding | None) -> dict[str, str]:
+def _felt(item: items.PersonBinding | None) -> dict[str, str]:
     return {p.name: p.emotion for p in item.persons} if item else {}
 
 

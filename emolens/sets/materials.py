@@ -1,8 +1,8 @@
 """Materials of the experiments besides stories: small files of prompts, each checked when it is read.
 
 Pairs and openings for causal tests; scenarios that imply an emotion; sentences in which only a number changes,
-or only what it counts; negation, carried-over prefixes and who feels what; activities to prefer; passages of
-natural text. Dialogues are `dialogues`', prompts of users `prompts`'. Emotions are named as in `core`; an
+or only what it counts; activities to prefer; passages of natural text. Negation, prefixes and who feels what
+are `items`', dialogues `dialogues`', prompts of users `prompts`'. Emotions are named as in `core`; an
 `EmotionSet.concepts` joins its names with others. Each loader reads the shipped file, a shipped one by name
 (``load_pairs("pairs2")``: what a name with a 2 holds was written later, and stands beside the first), or one of
 your own of the same form.
@@ -38,7 +38,15 @@ Category = Literal[
 class Pair(Strict):
     """A clean and a corrupted prompt that differ in one fact, and so in what someone feels.
 
-    Each prompt ends where the word for the feeling would come. `control` changes a fact that does not matter.
+    Each prompt ends where the word for the feeling would come.
+
+    Attributes:
+        id: Unique in its file.
+        clean: The prompt from which activations are patched.
+        corrupted: The prompt with the fact changed.
+        control: The clean prompt with a fact changed that does not matter.
+        emotion_clean: What someone feels in `clean`, by its name in `core`.
+        emotion_corrupted: What they feel in `corrupted`.
     """
 
     id: Word
@@ -50,7 +58,12 @@ class Pair(Strict):
 
 
 class Stems(Strict):
-    """Openings whose next word could name a feeling: some to choose a layer and a dose on, others to report."""
+    """Openings whose next word could name a feeling.
+
+    Attributes:
+        choose: To choose a layer and a dose on.
+        report: Others, to report.
+    """
 
     choose: Annotated[list[Prompt], Field(min_length=1)]
     report: Annotated[list[Prompt], Field(min_length=1)]
@@ -60,6 +73,9 @@ class Scenario(Strict):
     """What someone writes about their day, from which an emotion follows that is never named.
 
     Attributes:
+        id: Unique in its file.
+        emotion: What follows, by its name in `core`.
+        text: What is written.
         split: Layers are chosen on "main" and results reported on "test".
         form: Of the second edition: it asks something at its end, tells of somebody else, or is a statement of
             one's own.
@@ -76,8 +92,10 @@ class Intensity(Strict):
     """A sentence in which only a number changes, and how emotions change as it grows.
 
     Attributes:
+        id: Unique in its file.
         text: With {x} where the number stands.
         values: Growing.
+        unit: What the number counts, in a word.
         expected: +1 for an emotion that grows with the number, -1 for one that falls; empty for a control, in
             which nothing is at stake, so that what moves with it is the number itself.
     """
@@ -103,7 +121,12 @@ class Intensity(Strict):
 class IntensityPair(Strict):
     """Two sentences with the same number, in one of which it is grave.
 
-    `expected` is +1 for an emotion that the grave one has more of, -1 for one that it has less of.
+    Attributes:
+        id: Unique in its file.
+        value: The number.
+        grave: The sentence in which it is grave.
+        harmless: The one in which it is not.
+        expected: +1 for an emotion that the grave one has more of, -1 for one that it has less of.
     """
 
     id: Word
@@ -125,90 +148,13 @@ def written(value: float) -> str:
     return f"{value:,}" if value >= 10_000 else f"{value:g}"
 
 
-class Negation(Strict):
-    """One sentence that affirms an emotion, and the same one negated."""
-
-    id: Word
-    kind: Literal["negation"]
-    emotion: Word
-    affirmed: Prompt
-    negated: Prompt
-
-
-class Negators(Strict):
-    """One sentence that affirms an emotion, and the same one with several negators.
-
-    `controls` has for each of them one of its length that does not negate.
-    """
-
-    id: Word
-    kind: Literal["negators"]
-    emotion: Word
-    affirmed: Prompt
-    negated: Annotated[list[Prompt], Field(min_length=1)]
-    controls: Annotated[list[Prompt], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _of_one_length(self) -> Negators:
-        sizes = [[len(text.split()) for text in texts] for texts in (self.negated, self.controls)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"every negated sentence needs a control of as many words, found {sizes[0]} and {sizes[1]} words"
-            )
-        return self
-
-
-class Prefix(Strict):
-    """A neutral text behind an emotional prefix, or behind a flat one (`control`) of like length."""
-
-    id: Word
-    kind: Literal["prefix"]
-    emotion: Word
-    prefix: Prompt
-    control: Prompt
-    text: Prompt
-
-
-class Feeler(Strict):
-    """Someone in a text, and what they feel."""
-
-    name: Word
-    emotion: Word
-
-
-class PersonBinding(Strict):
-    """A text in which two people feel different things.
-
-    Its twin, in which they have exchanged what happens to them, is named after it.
-    """
-
-    id: Word
-    kind: Literal["person"]
-    text: Prompt
-    persons: Annotated[list[Feeler], Field(min_length=2, max_length=2)]
-
-    @model_validator(mode="after")
-    def _there(self) -> PersonBinding:
-        absent = [p.name for p in self.persons if p.name not in self.text]
-        if absent or self.persons[0].emotion == self.persons[1].emotion:
-            raise ValueError(
-                f"both people must be in the text, with different emotions (not in the text: {absent})"
-            )
-        return self
-
-    @property
-    def twin_of(self) -> str | None:
-        """The id of the item that this one swaps, if it ends in "-swapped"."""
-        return self.id.removesuffix("-swapped") if self.id.endswith("-swapped") else None
-
-
-Item = Annotated[Negation | Negators | Prefix | PersonBinding, Field(discriminator="kind")]
-
-
 class Activity(Strict):
     """Something one could be asked to do.
 
-    Fits "Would you prefer to {text}" and "How would you feel about being asked to {text}?".
+    Attributes:
+        id: Unique in its file.
+        category: What kind of thing, from "helpful" to "unsafe".
+        text: Fits "Would you prefer to {text}" and "How would you feel about being asked to {text}?".
     """
 
     id: Word
@@ -217,7 +163,14 @@ class Activity(Strict):
 
 
 class Snippet(Strict):
-    """A passage of 60 to 120 words of a text that somebody wrote, with where it is from."""
+    """A passage of a text that somebody wrote.
+
+    Attributes:
+        text: 60 to 120 words.
+        source: Author, title and where it was found.
+        year: When it was written or published.
+        kind: Of text, in a word.
+    """
 
     text: Prompt
     source: Annotated[str, Field(min_length=1, max_length=300), AfterValidator(not_blank)]
@@ -354,29 +307,6 @@ def load_intensity_pairs(name_or_path: str | Path | None = None) -> tuple[Intens
         (15000, 1)
     """
     return load_records("intensity_pairs", name_or_path, IntensityPair)
-
-
-def load_items(
-    name_or_path: str | Path | None = None,
-) -> tuple[Negation | Negators | Prefix | PersonBinding, ...]:
-    """Load negation, carried-over prefixes and person binding.
-
-    Args:
-        name_or_path: None for the 40 shipped ones; "items2" by name, in which the people of the first ones are swapped
-            and every emotion has three negators; or a JSON-lines file of one's own.
-
-    Returns:
-        Items, told apart by `kind`: "negation", "negators", "prefix" or "person".
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: what is wrong in which line; two records of one id.
-
-    Example:
-        >>> sorted({item.kind for item in em.sets.load_items()})
-        ['negation', 'person', 'prefix']
-    """
-    return load_records("items", name_or_path, Item)
 
 
 def load_activities(name_or_path: str | Path | None = None) -> tuple[Activity, ...]:

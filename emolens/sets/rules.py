@@ -106,11 +106,13 @@ def form_accuracy(
     """
     other = read or s
     shared = [c for c in s.concepts if c in other.concepts]
-    if len(s.told) < 4 or len(shared) < 2:
+    if len(s.story_topics) < 4 or len(shared) < 2:
         return None
     (x, y, topics), (z, truth, theirs) = (_form(v, shared) for v in (s, other))
     scores = np.full((len(truth), len(shared)), np.nan)
-    for fold in stats.topic_folds({t: p for v in (s, other) for t, p in v.told.items()}, seed=seed):
+    for fold in stats.topic_folds(
+        {t: p for v in (s, other) for t, p in v.story_topics.items()}, seed=seed
+    ):
         train, test = ~np.isin(topics, fold), np.isin(theirs, fold)
         if test.any():
             scores[test] = stats.centroid_scores(x[train], y[train], z[test], len(shared))

@@ -26,7 +26,7 @@ from emolens.collect.activations import (
     Activations,
     join,
 )
-from emolens.collect.collection import begun, joined
+from emolens.collect.collection import joined, open_job
 from emolens.collect.forward import collect
 from emolens.collect.histogram import NORM_BINS, histogram_mean, histogram_median, norm_bins
 from emolens.collect.pooling import SINK
@@ -579,9 +579,9 @@ def test_texts_that_cannot_be_read_are_named(tiny, tiny_model):
 
 
 def test_a_model_without_a_tokenizer_asks_for_one(tiny_model):
-    untold: Any = SimpleNamespace(tokenizer=None, cfg=tiny_model.cfg)
+    silent: Any = SimpleNamespace(tokenizer=None, cfg=tiny_model.cfg)
     with pytest.raises(ValueError, match="no tokenizer: load it with tokenizer="):
-        encode(untold, TEXTS)
+        encode(silent, TEXTS)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -1156,7 +1156,7 @@ def test_a_run_is_not_resumed_with_other_tokens(tiny, tmp_path, change, what):
     model = em.load_model(tiny("llama", tokenizer="chat"))
     options: Any = {"pooling": em.last_token(), "batching": em.Batching(shard=2)}
     texts = [*CHATS, "The door was open."]
-    with begun(tmp_path / "run", model, texts, "resid_post", options) as job:
+    with open_job(tmp_path / "run", model, texts, "resid_post", options) as job:
         job.run([0], progress=False)
     change(model.tokenizer)
     with pytest.raises(

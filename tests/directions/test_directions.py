@@ -559,7 +559,10 @@ def test_neutral_texts_are_mostly_inside_the_neutral_band_and_emotional_ones_are
 def test_the_band_holds_for_every_length_on_topics_that_the_calibration_never_saw() -> None:
     """Texts of one token or of 128: about 5 % of unseen neutral texts lie above their band, and the calibration had said so."""
     whole = planted(seed=11, n_topics=120)
-    at = lambda t: int((t.topic or "t0")[1:])  # noqa: E731
+
+    def at(t):
+        return int((t.topic or "t0")[1:])
+
     train = replace(
         whole.acts.select(lambda t: at(t) < 60),
         neutral_tokens=whole.acts.neutral_tokens.select(lambda t: at(t) < 60),

@@ -13,6 +13,7 @@ from _planted import EMOTIONS, planted_inputs, planted_model, planted_pairs, pla
 
 import emolens as em
 from emolens.experiments import causal, refitting, validation
+from emolens.experiments import pairs as pairs_room
 from emolens.experiments.base import Inputs, Stories
 from emolens.experiments.rows import Row, row
 from emolens.interventions.measure import Cell
@@ -29,13 +30,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch) -> None:
     for room, name, n in (
-        (causal, "N_PATCHED", 6),
-        (causal, "N_ABLATED", 4),
+        (pairs_room, "N_PATCHED", 6),
+        (pairs_room, "N_ABLATED", 4),
         (refitting, "N_SHUFFLED", 2),
         (refitting, "N_SUBSPACES", 1),
     ):
         monkeypatch.setattr(room, name, n)
-    monkeypatch.setattr(causal, "load_pairs", planted_pairs)
+    monkeypatch.setattr(pairs_room, "load_pairs", planted_pairs)
     stems = load_stems()
     few = stems.model_copy(update={"choose": stems.choose[:4], "report": stems.report[:6]})
     monkeypatch.setattr(validation, "load_stems", lambda: few)
@@ -62,7 +63,7 @@ def meaningless(used) -> Inputs:
 
 
 def triad(inputs: Inputs) -> tuple[list[Row], Any]:
-    return causal.triad(inputs, causal.read_stream(inputs, EMOTIONS), LAYER, DOSE)
+    return pairs_room.triad(inputs, causal.read_stream(inputs, EMOTIONS), LAYER, DOSE)
 
 
 def refit(inputs: Inputs) -> list[Row]:
@@ -112,14 +113,14 @@ def test_pairs_whose_gap_points_the_other_way_take_no_part(used, monkeypatch):
         for p in pairs[:8]
     )
     expected, _ = triad(used)
-    monkeypatch.setattr(causal, "load_pairs", lambda: (*pairs[8:], *turned))
+    monkeypatch.setattr(pairs_room, "load_pairs", lambda: (*pairs[8:], *turned))
     rows, kept = triad(used)
     assert [p.id for p in kept] == [p.id for p in pairs[8:]]
     assert the(rows, "pairs with a gap").value == 16
     assert the(rows, "pairs with a gap").n == 24
     one, other = (the(r, "ablate loss", control=None) for r in (rows, expected))
     assert one.value == pytest.approx(other.value, abs=0.05)
-    mapped = causal.where(used, kept)
+    mapped = pairs_room.where(used, kept)
     assert {r.n for r in mapped if r.split == "last"} == {16}
     assert the(
         mapped, "patch recovery by layer and span", layer=0, split="last"

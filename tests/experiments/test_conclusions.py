@@ -22,6 +22,7 @@ from emolens.directions.algebra import mean_differences, project
 from emolens.experiments import causal, person, separability, validation
 from emolens.experiments import geometry as norms
 from emolens.experiments import logit_lens as lens
+from emolens.experiments import pairs as pairs_room
 from emolens.experiments.base import Findings
 from emolens.experiments.fitting import Training
 from emolens.experiments.protocol import EXPERIMENTS
@@ -454,13 +455,13 @@ def test_steering_is_reported_on_openings_that_nothing_was_chosen_on(monkeypatch
 
 def test_the_map_puts_clean_into_corrupted(monkeypatch):
     seen: list[tuple[str, str]] = []
-    real = causal.patch_resid_pre
+    real = pairs_room.patch_resid_pre
 
     def spy(model, *, clean, corrupted, **options):
         seen.extend(zip(clean, corrupted, strict=True))
         return real(model, clean=clean, corrupted=corrupted, **options)
 
-    monkeypatch.setattr(causal, "patch_resid_pre", spy)
+    monkeypatch.setattr(pairs_room, "patch_resid_pre", spy)
     inputs = planted("effect")
     chosen = {"layer": 1, "dose": 0.1, "emotions": EMOTIONS}
     causal.run(replace(inputs, earlier={"validation": Findings(chosen=chosen)}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from _answers import patched
 from toy_experiment import TOY
@@ -13,7 +14,7 @@ import emolens as em
 from emolens.experiments import protocol
 from emolens.experiments.base import Findings, Shown
 from emolens.experiments.protocol import EXPERIMENTS, answers, chosen_experiments, find_experiment
-from emolens.experiments.rows import Row
+from emolens.experiments.rows import Row, row
 from emolens.experiments.rules import RULES
 from emolens.study import run_experiment, run_study
 
@@ -56,6 +57,15 @@ def test_findings_are_the_same_after_json():
     )  # fmt: skip
     again = Findings.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again == found
+
+
+def test_a_figure_that_could_not_be_computed_is_nan_and_null_in_a_file():
+    found = row("toy", "m", float("nan"), n=3)
+    [again] = Findings.from_dict(json.loads(json.dumps(Findings([found]).to_dict()))).rows
+    assert np.isnan(again.value)
+    assert found.to_dict()["value"] is None
+    with pytest.raises(TypeError):
+        row("toy", "m", None)
 
 
 def test_one_file_is_an_experiment(tiny_model, toy_set, tmp_path, monkeypatch):

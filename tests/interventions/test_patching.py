@@ -217,7 +217,10 @@ def test_a_projection_tells_what_lies_before_it_from_itself_and_what_lies_behind
     assert list(r.trivial) == trivial
     clean, corrupted = both(model)
     name = "blocks.{}.hook_resid_post".format
-    put = lambda layer: (name(layer), lambda act, hook: clean_act[layer])  # noqa: E731
+
+    def put(layer):
+        return name(layer), lambda act, hook: clean_act[layer]
+
     _, cache = model.run_with_cache(clean)
     clean_act = {layer: cache[name(layer)] for layer in (0, 1, 2)}
     seen: list[torch.Tensor] = []

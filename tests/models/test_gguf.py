@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -373,8 +372,16 @@ def _llama3_factors(
 ) -> np.ndarray:
     """As llama.cpp's converter makes them."""
     wavelengths = 2 * np.pi * theta ** (np.arange(0, d, 2) / d)
-    rows: Callable[[float], float] = lambda w: (1.0 if w < original / high else factor if w > original / low else 1 / ((1 - (s := (original / w - low) / (high - low))) / factor + s))  # noqa: E731  # fmt: skip
-    return np.array([rows(w) for w in wavelengths], dtype=np.float32).astype(np.float64)
+
+    def divisor(w: float) -> float:
+        if w < original / high:
+            return 1.0
+        if w > original / low:
+            return factor
+        smooth = (original / w - low) / (high - low)
+        return 1 / ((1 - smooth) / factor + smooth)
+
+    return np.array([divisor(w) for w in wavelengths], dtype=np.float32).astype(np.float64)
 
 
 @pytest.mark.parametrize("name", LLAMA3)

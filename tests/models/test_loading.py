@@ -513,7 +513,10 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor_are_refused(
     monkeypatch.setattr(adapter, "parameters", rename)
     with pytest.raises(adapters.ConversionError, match=r"no tensor for blocks\.0\.ln1\.w"):
         em.load_model(tiny("llama"))
-    add = lambda hf_model: [*faithful(hf_model), ("blocks.0.q_norm.w", torch.ones(8))]  # noqa: E731  (beside its twins)
+
+    def add(hf_model: Any) -> list[tuple[str, Tensor]]:
+        return [*faithful(hf_model), ("blocks.0.q_norm.w", torch.ones(8))]
+
     monkeypatch.setattr(adapter, "parameters", add)
     with pytest.raises(adapters.ConversionError, match=r"without a place .*: blocks\.0\.q_norm\.w"):
         em.load_model(tiny("llama"))

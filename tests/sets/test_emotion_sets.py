@@ -114,8 +114,8 @@ def test_the_fingerprint_changes_with_any_text_and_with_whose_it_is(
 def test_told_are_the_topics_that_have_stories(toy_set: Path) -> None:
     s = es.load_emotion_set(toy_set)
     more = replace(s, topics=(es.Topic(name="apart", person="third"), *s.topics))
-    assert list(more.told) == [t.name for t in s.topics]
-    assert more.told["kitchen"] == "first"
+    assert list(more.story_topics) == [t.name for t in s.topics]
+    assert more.story_topics["kitchen"] == "first"
 
 
 def _messages(folder: Path, **change: Any) -> Path:
@@ -139,7 +139,7 @@ def test_joined_sets_keep_their_topics_apart_and_say_where_a_text_is_from(
 ) -> None:
     both = es.load_emotion_set([tmp_path / "small", _messages(tmp_path / "messages")])
     assert (both.name, both.names, both.sha256) == ("small+messages", small.names, None)
-    assert both.told == {
+    assert both.story_topics == {
         "small/kitchen": "first", "small/train": "third", "small/garden": "first", "small/office": "third",
         "messages/chat": "mixed", "messages/diary": "mixed", "messages/train": "mixed",
     }  # fmt: skip
@@ -153,7 +153,7 @@ def test_joined_sets_keep_their_topics_apart_and_say_where_a_text_is_from(
 
 
 def test_folds_of_a_joined_set_take_topics_of_every_source() -> None:
-    folds = stats.topic_folds(es.load_emotion_set("core2+core").told)
+    folds = stats.topic_folds(es.load_emotion_set("core2+core").story_topics)
     for fold in folds:
         assert Counter(t.partition("/")[0] for t in fold) == {"core2": 4, "core": 4}
 

@@ -10,6 +10,7 @@ import pytest
 import emolens as em
 from emolens import sets as es
 from emolens.sets import dialogues as talks
+from emolens.sets import items as items_room
 from emolens.sets import materials
 from emolens.sets.wording import leaks
 
@@ -141,7 +142,7 @@ def test_what_is_shipped_has_the_shape_that_the_data_card_says() -> None:
     assert len(scenarios) == 96
     intensities = materials.load_intensities()
     assert (len(intensities), {len(r.values) for r in intensities}) == (16, {8})
-    items = materials.load_items()
+    items = items_room.load_items()
     assert len(items) == 40
     assert {r.kind for r in items} == {"negation", "prefix", "person"}
     activities = materials.load_activities()
@@ -327,7 +328,7 @@ def test_a_control_expects_nothing_and_a_swapped_item_knows_its_twin() -> None:
     row = materials.Intensity(id="a", text="The label says {x}.", values=[5, 6, 7])
     assert row.expected == {}
     people = [{"name": "Ann", "emotion": "joy"}, {"name": "Bo", "emotion": "fear"}]
-    twin = materials.PersonBinding(
+    twin = items_room.PersonBinding(
         id="person-1-swapped", kind="person", text="Ann, Bo", persons=people
     )  # pyright: ignore[reportArgumentType]  # pydantic makes Feelers
     assert twin.twin_of == "person-1"

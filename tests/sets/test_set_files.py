@@ -539,12 +539,12 @@ def test_a_joined_set_is_loaded_by_the_names_with_a_plus_and_survives_a_file(
 ) -> None:
     joined = es.load_emotion_set("core2+core")
     assert joined.name == "core2+core"
-    assert (len(joined.texts()), len(joined.told), joined.edition) == (768, 32, 1)
+    assert (len(joined.texts()), len(joined.story_topics), joined.edition) == (768, 32, 1)
     copy = es.load_emotion_set(es.save_emotion_set(joined, tmp_path / "copy"))
-    assert (copy.fingerprint, copy.topics, copy.told) == (
+    assert (copy.fingerprint, copy.topics, copy.story_topics) == (
         joined.fingerprint,
         joined.topics,
-        joined.told,
+        joined.story_topics,
     )
     assert copy.stories["joy"][0].source == "core2"
 

@@ -151,7 +151,9 @@ def test_form_is_read_on_topics_that_it_was_not_fitted_on(tmp_path: Path) -> Non
 
 
 def test_form_is_read_from_one_set_to_another_by_concept(tmp_path: Path) -> None:
-    telling = lambda i, k: plain(i, k) + " Is it so?" * i  # noqa: E731  (given twice)
+    def telling(i, k):
+        return plain(i, k) + " Is it so?" * i
+
     one = made(tmp_path / "one", telling)
     spec = spec_of(lambda i, k: telling(i, k + 100))
     for e, name in zip(spec["emotions"], ("Freude", "Trauer", "Angst", "Wut"), strict=True):
