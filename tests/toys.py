@@ -64,7 +64,7 @@ _NONE = types.SimpleNamespace(params={})
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: a file goes to one of them with its fixtures, and all of the real model; the tutorials, which last longest, start first."""
+    """For several processes: a file goes to one of them with its fixtures, and all of the real model; the tutorials start first, then what lasts."""
     for item in items:
         if SLOW & {item.path.stem.removeprefix("test_"), item.name.split("[")[0]}:
             item.add_marker("slow")
@@ -79,7 +79,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             # one of the processes loads the real model, and only once
             name = "real" if item.get_closest_marker("real") else item.path.stem
             item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+    long = {
+        _group(item) for item in items if {"real", "slow"} & {m.name for m in item.iter_markers()}
+    }
+    items.sort(
+        key=lambda item: (item.get_closest_marker("notebook") is None, _group(item) not in long)
+    )
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return marker.args[0]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

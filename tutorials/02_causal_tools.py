@@ -86,7 +86,7 @@ for name, direction in (("joy", v["joy"]), ("sadness", v["sadness"]), ("random",
 
 # %%
 words = {e.name: e.target_words for e in emotions.emotions}
-stems = em.sets.load_stems().report[:3]
+stems = em.sets.load_stems().report[:2]
 neutral = [n.text for n in emotions.neutral[:4]]
 doses = (0.05, 0.1, 0.2, 0.4, 0.8)
 result = em.sweep(model, stems, v, doses=doses, target_words=words, neutral=neutral, progress=False)

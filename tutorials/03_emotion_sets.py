@@ -125,31 +125,35 @@ for text in batch["result"][:2]:
 # %% [markdown]
 # ## 5. 171 words and human ratings
 #
-# Where do the directions lie? Here at one layer and with two of the eight topics, to be quick; `emolens study --set emotions171v2` does the whole protocol, with every
-# layer, nulls and intervals.
+# Where do the directions lie? Here for the 76 words that people have rated in just this form, at one layer and with two of the eight topics, to be quick;
+# `emolens study --set emotions171v2` does the whole protocol, with every word and layer, nulls and intervals.
 
 # %%
+from emolens.sets.norms import norm_of
+
+ratings = {e: norm_of(pool[e], "glasgow_2019") for e in pool.names}
+known = pool.subset([e for e, (_, how) in ratings.items() if how == "exact"])
 LAYER = model.cfg.n_layers // 2
 few = ("walk", "cafe")
 small = replace(
-    pool,
-    topics=tuple(t for t in pool.topics if t.name in few),
-    stories={e: tuple(s for s in told if s.topic in few) for e, told in pool.stories.items()},
-    neutral=tuple(n for n in pool.neutral if n.topic in few)[::2],
+    known,
+    topics=tuple(t for t in known.topics if t.name in few),
+    stories={e: tuple(s for s in told if s.topic in few) for e, told in known.stories.items()},
+    neutral=tuple(n for n in known.neutral if n.topic in few)[::2],
 )
 acts = em.collect_resid_post(model, small, layers=[LAYER], progress=False)
 v = em.mean_difference(acts)
 v
 
 # %%
-for emotion in ("nostalgic", "smug", "on edge"):
+for emotion in ("grateful", "jealous", "nervous"):
     print(emotion, "->", ", ".join(f"{n} {c:+.2f}" for n, c in v[emotion].nearest(k=4)))
 
 # %% [markdown]
 # What such directions find in a sentence that is in no set, token by token. Hover over a token for its scores. (One layer, two topics: a glance, not a result.)
 
 # %%
-five = v[["nostalgic", "relieved", "on edge", "proud", "lonely"]]
+five = v[["grateful", "relieved", "nervous", "proud", "lonely"]]
 TEXT = "He found the key where she had always kept it, under the blue pot, and stood there with the door open."
 em.explore_tokens(em.score(model, five, TEXT, per="token"))
 
@@ -162,12 +166,9 @@ em.explore_tokens(em.score(model, five, TEXT, per="token"))
 import numpy as np
 
 from emolens import geometry, stats
-from emolens.sets.norms import norm_of
 
-rated = {e: norm_of(pool[e], "glasgow_2019") for e in pool.names}
-known = [k for k, e in enumerate(v.emotions) if rated[e][1] == "exact"]
-valence = np.array([rated[v.emotions[k]][0].valence for k in known])
-vectors = v.vectors[known, 0].numpy()
+valence = np.array([ratings[e][0].valence for e in v])
+vectors = v.vectors[:, 0].numpy()
 predicted = geometry.ridge_heldout(vectors, valence)
 rng = np.random.default_rng(0)
 chance = []
@@ -177,8 +178,8 @@ for _ in range(20):
 r = np.corrcoef(predicted, valence)[0, 1]
 texts = [s.text for e in v.emotions for s in small.stories[e]]
 words = stats.tfidf(texts, texts)[0].reshape(len(v), len(few), -1).mean(1)
-by_words = geometry.ridge_heldout((words - words.mean(0))[known], valence)
-print(f"{len(known)} words: r = {r:.2f}; by TF-IDF {np.corrcoef(by_words, valence)[0, 1]:.2f}")
+by_words = geometry.ridge_heldout(words - words.mean(0), valence)
+print(f"{len(v)} words: r = {r:.2f}; by TF-IDF {np.corrcoef(by_words, valence)[0, 1]:.2f}")
 print(f"permuted ratings {np.mean(chance):.2f}, highest of 20 {max(chance):.2f}")
 
 # %%
@@ -186,9 +187,9 @@ import matplotlib.pyplot as plt
 
 fig, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
 ax.scatter(valence, predicted, s=14, color="#d9622b")
-for k, x, y in zip(known, valence, predicted, strict=True):
-    if (len(v.emotions[k]) + k) % 3 == 0:  # a third of the names, or nothing can be read
-        ax.annotate(v.emotions[k], (x, y), xytext=(3, 2), textcoords="offset points", fontsize=7)
+for k, (e, x, y) in enumerate(zip(v, valence, predicted, strict=True)):
+    if (len(e) + k) % 3 == 0:  # a third of the names, or nothing can be read
+        ax.annotate(e, (x, y), xytext=(3, 2), textcoords="offset points", fontsize=7)
 ax.set(xlabel="human valence (Glasgow norms, 1 to 9)", ylabel="predicted for a word never seen")
 for side in ("top", "right"):
     ax.spines[side].set_visible(False)
