@@ -24,6 +24,8 @@ class _NoModel:
 
 NO_MODEL: Any = _NoModel()
 NO_ACTS = object.__new__(Activations)
+# of which the suite knows every claim and picture; an experiment that is added has a file of its own
+SHIPPED = ("separability", "person", "transfer", "geometry", "logit_lens", "validation", "causal")
 CLAIMS = tuple(c for e in protocol.EXPERIMENTS for c in e.claims)
 
 

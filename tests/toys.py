@@ -55,7 +55,7 @@ TokenizerKind = Literal["bos", "no_bos", "chat", "eos", "sentencepiece"]
 Tiny = Callable[..., Path]
 # folders and files whose tests ask nothing of TransformerLens, or ask it through rooms that have tests of their own
 ONCE = {
-    "cli", "directions", "report", "sets", "test_architecture", "test_engines", "test_choices", "test_conclusions", "test_contributing", "test_docstrings",
+    "cli", "directions", "report", "sets", "test_architecture", "test_choices", "test_conclusions", "test_contributing", "test_docstrings",
     "test_fuzz", "test_geometry", "test_languages", "test_mutations_listed", "test_packaging", "test_reading", "test_stats", "test_stories",
     "test_shards", "test_summaries", "test_table", "test_tutorials", "test_verdict_rules",
 }  # fmt: skip

@@ -48,7 +48,7 @@ def cosines(
         )
         cosine = cosine / (mine[:, None] * theirs)
         if other is None:
-            cosine.fill_diagonal_(1)
+            cosine.diagonal()[cosine.diagonal().isfinite()] = 1
     return cosine
 
 

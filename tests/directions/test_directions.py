@@ -806,6 +806,7 @@ def test_a_corrected_cosine_divides_by_the_reliabilities(v: EmotionDirections) -
     assert torch.allclose(corrected[0, 1], raw[0, 1] / 0.25)
     assert torch.allclose(corrected[0, 2], raw[0, 2] / 0.5)
     assert corrected[3, 0].isnan()  # no estimate where the reliability is not positive
+    assert corrected[3, 3].isnan()
     assert torch.equal(corrected.diagonal()[:3], torch.ones(3))
     assert torch.allclose(raw.diagonal(), torch.ones(len(EMOTIONS)))
     across = replace(v, reliability=r).cosine(v["joy"], layer=5, corrected=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _answers import CLAIMS, answers
+from _answers import CLAIMS, SHIPPED, answers
 
 from emolens.experiments import rows as rows_room
 from emolens.experiments import rules as verdicts
+from emolens.experiments.protocol import find_experiment
 from emolens.experiments.rows import Row
 from emolens.experiments.rules import FEWEST, RULES, Answer
 from emolens.report import page as report
@@ -323,6 +324,7 @@ def test_each_verdict_has_its_label_on_the_page(verdict, label, words):
 
 
 def test_a_confound_that_is_shown_has_not_the_colour_of_success():
+    assert [c.name for e in SHIPPED for c in find_experiment(e).claims if c.confound] == ["form"]
     shown = the_answer("form")
     assert (shown.verdict, shown.confound) == ("shown", True)
     assert report._answer(shown).startswith("<li class='confound'>")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from toys import randomise, tiny_config, tiny_tokenizer
 
 import emolens as em
 from emolens.models import adapters
-from emolens.models.adapters.gguf import llama3
+from emolens.models.adapters.gguf import llama3, read_once
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed: pip install gguf")
 
@@ -183,6 +184,30 @@ def test_a_file_is_parsed_once_and_left_as_it_was_found(
     path.write_bytes(b"GGUF, cut off")
     with pytest.raises((OSError, ValueError)):
         em.load_model(path)  # of this file, and not of what was there before
+    assert gguf.GGUFReader is ours
+
+
+def test_two_threads_that_load_at_once_leave_the_reader_as_it_was() -> None:
+    import gguf
+
+    ours, first, second = gguf.GGUFReader, threading.Event(), threading.Event()
+
+    def enter_first() -> None:
+        with read_once():
+            first.set()
+            second.wait(0.5)  # the other has come; it is inside only if nothing keeps it out
+
+    def enter_second() -> None:
+        first.wait()
+        second.set()
+        with read_once():
+            one.join(0.5)
+
+    one, other = threading.Thread(target=enter_first), threading.Thread(target=enter_second)
+    for thread in (one, other):
+        thread.start()
+    for thread in (one, other):
+        thread.join()
     assert gguf.GGUFReader is ours
 
 

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,29 +163,38 @@ class Header:
             }
 
 
+_ALONE = threading.RLock()
+
+
 @contextmanager
 def read_once() -> Iterator[None]:
     """Within, a file is parsed once and the names of its tensors are laid out once.
 
     transformers parses it anew for config, tokenizer and weights, and lays the names out once for every module: half of the time that a
-    small model takes to load.
+    small model takes to load. What it calls is replaced for everybody, so one thread at a time is in here: another would put back a
+    replacement, which remembers files that may have changed since.
     """
     if importlib.util.find_spec("gguf") is None:
         yield
         return
     import gguf
 
+    with _ALONE:
+        yield from _replaced(gguf)
+
+
+def _replaced(gguf: Any) -> Iterator[None]:
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
     by_name = functools.cache(reader)
 
-    def opened(path: Path | str) -> gguf.GGUFReader:
+    def opened(path: Path | str) -> Any:
         return by_name(str(path))
 
-    gguf.GGUFReader, gguf.get_tensor_name_map = opened, functools.cache(names)  # type: ignore[assignment,misc]
+    gguf.GGUFReader, gguf.get_tensor_name_map = opened, functools.cache(names)
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names  # type: ignore[misc]
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 def read(path: Path) -> Header:
